@@ -1,0 +1,250 @@
+"""Every setting of a recipe, on one page.
+
+A recipe is a TOML file with one table per class below; any key can be overridden on the command
+line (`--train.steps 200`). The attribute docstrings are what `--help` prints. A key that no
+shipped recipe sets is not here.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen table of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where the text comes from, how it is cleaned and how it is split."""
+
+    corpus: str = "folk-tunes"
+    """A built-in (folk-tunes, aws-api, python-stdlib), a .txt, .jsonl or .parquet file, a folder of
+    them, or the name of a dataset on the Hugging Face hub."""
+    text_field: str = "text"
+    """Column that holds the text in .jsonl, .parquet and hub datasets."""
+    group_field: str = ""
+    """Column whose equal values stay together in one split (an author, a project); "file" keeps
+    each file of a folder together; empty splits document by document."""
+    section_chars: int = Field(2000, ge=1)
+    """A .txt file is cut at line ends into documents of about this many characters (a twentieth of
+    the file if that is less)."""
+    min_chars: int = Field(16, ge=1)
+    """Documents with fewer characters after cleaning are dropped."""
+    drop_similarity: float = Field(0.8, gt=0, le=1)
+    """A document whose estimated Jaccard similarity to an earlier one reaches this is dropped."""
+    straddle_similarity: float = Field(0.5, gt=0, le=1)
+    """A held-out document at least this similar to a document of another split is dropped."""
+    validation_fraction: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the characters held out to make choices on."""
+    test_fraction: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the characters held out to be read once."""
+    split_seed: int = 0
+    """Changes which documents are held out."""
+    cache_dir: str = "cache"
+    """Where prepared documents, tokenizers and token shards are kept, by content hash."""
+
+
+class TokenizerConfig(Section):
+    """A byte-level BPE tokenizer trained on the train split."""
+
+    vocab_size: int = Field(4096, ge=257)
+    """Entries in the vocabulary: 256 bytes, the special tokens, and merges."""
+    digits: Literal["single", "triple", "any"] = "single"
+    """How many digits may share a token: one, up to three, or any number."""
+    newlines: Literal["own", "attach"] = "own"
+    """Whether line breaks are tokens of their own or may merge with other whitespace."""
+    whitespace: Literal["word", "own", "merge"] = "word"
+    """A space leads the next word (GPT-2), is a token of its own, or may stand inside a token, so
+    that tokens span words."""
+    special_tokens: list[str] = Field(["<|endoftext|>"], min_length=1)
+    """The first one separates documents and starts every generation."""
+
+
+class ModelConfig(Section):
+    """The one decoder-only transformer (Llama's names and layout)."""
+
+    dim: int = Field(256, ge=8)
+    """Width of the residual stream."""
+    n_layers: int = Field(4, ge=1)
+    """Number of blocks."""
+    n_heads: int = Field(4, ge=1)
+    """Query heads."""
+    n_kv_heads: int = Field(4, ge=1)
+    """Key/value heads; fewer than n_heads is grouped-query attention."""
+    head_dim: int = Field(64, ge=2)
+    """Width of one head, even (rotary pairs)."""
+    hidden_dim: int = Field(768, ge=1)
+    """Width inside the feed-forward block."""
+    max_seq_len: int = Field(512, ge=2)
+    """Context length in tokens; also the length of a training window."""
+    activation: Literal["swiglu", "relu2"] = "swiglu"
+    """Feed-forward: gated SiLU (three matrices) or squared ReLU (two)."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys per head before the rotary embedding."""
+    tie_embeddings: bool = True
+    """Use the input embedding as the output projection."""
+    rope_theta: float = Field(10000.0, gt=0)
+    """Base of the rotary frequencies."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Added to the mean square inside RMSNorm."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self):
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} is odd: rotary embeddings need pairs")
+        return self
+
+
+class TrainConfig(Section):
+    """One run of the training loop."""
+
+    seed: int = 0
+    """Seeds the weights and the order of the data."""
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
+    max_seconds: float = Field(0.0, ge=0)
+    """If not 0: train for this many seconds instead of `steps`; the schedule follows the clock.
+    Evaluation and saving do not count."""
+    batch_size: int = Field(32, ge=1)
+    """Windows (or examples) per optimiser step, over all ranks."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Windows per forward pass on one rank; changes memory and speed, never the result."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Cosine decay, or warm-up, stable, decay (linear)."""
+    warmup: float = Field(0.05, ge=0, le=1)
+    """Share of the run in which the learning rate rises."""
+    cooldown: float = Field(0.2, ge=0, le=1)
+    """Share of the run in which wsd decays."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW decay of matrices; gains are not decayed."""
+    beta2: float = Field(0.95, gt=0, lt=1)
+    """AdamW's second-moment decay (beta1 is 0.9)."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the matrix products (weights stay float32); auto is bfloat16 where the device
+    computes in it and the model is wide enough for it to pay, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is CUDA where there is a GPU."""
+    log_every: int = Field(10, ge=1)
+    """Steps between printed lines; metrics.jsonl gets every step."""
+    eval_every: int = Field(100, ge=1)
+    """Steps between evaluations on the whole validation split."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = Field(2, ge=1)
+    """Newest checkpoints kept, beside the best one by validation."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Also log to Weights & Biases."""
+
+
+class SampleConfig(Section):
+    """What to generate when a run ends."""
+
+    prompt: str = ""
+    """Text to continue; empty starts a new document."""
+    max_new_tokens: int = Field(200, ge=1)
+    """Tokens to generate at most."""
+    num_samples: int = Field(2, ge=1)
+    """How many continuations."""
+    temperature: float = Field(0.8, ge=0)
+    """0 takes the likeliest token."""
+
+
+class Recipe(Section):
+    """Pretraining from scratch: a corpus, a tokenizer, a model and a training run."""
+
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the linear layers (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(8, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(16.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    targets: list[Literal["wq", "wk", "wv", "wo", "w1", "w2", "w3"]] = Field(
+        ["wq", "wk", "wv", "wo", "w1", "w2", "w3"], min_length=1
+    )
+    """Which linear layers of every block get an adapter."""
+
+
+class TaskConfig(Section):
+    """A labelled task made from the corpus."""
+
+    name: Literal["tune-key"] = "tune-key"
+    """tune-key: the notes of a tune -> its key."""
+    max_chars: int = Field(200, ge=16)
+    """Longer inputs are cut to this many characters, for every arm alike."""
+    train_items: int = Field(1000, ge=1)
+    """Labelled items that may be trained on or retrieved."""
+    test_items: int = Field(200, ge=1)
+    """Held-out items that are scored."""
+
+
+class FinetuneRecipe(Section):
+    """LoRA on a foundation model or a run: domain text, or a task if there is a [task] table."""
+
+    base: str = "smollm2-135m"
+    """A foundation model's name, a .gguf file, or a run directory."""
+    data: DataConfig = DataConfig()
+    seq_len: int = Field(256, ge=2)
+    """Length of a training window of domain text, in tokens."""
+    lora: LoraConfig = LoraConfig()
+    task: TaskConfig | None = None
+    train: TrainConfig = TrainConfig()
+
+
+class ScratchArm(Section):
+    """From scratch: own tokenizer and model; pretrained on the text, then tuned on the task."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    text: TrainConfig = TrainConfig()
+    task: TrainConfig = TrainConfig()
+
+
+class LoraArm(Section):
+    """Fine-tuning: one adapter tuned on the text, another one tuned further on the task."""
+
+    lora: LoraConfig = LoraConfig()
+    seq_len: int = Field(256, ge=2)
+    """Length of a training window of domain text, in tokens."""
+    text: TrainConfig = TrainConfig()
+    task: TrainConfig = TrainConfig()
+
+
+class StudyRecipe(Section):
+    """From scratch, fine-tune or prompt: the same corpus, task and seconds for every arm."""
+
+    data: DataConfig = DataConfig()
+    task: TaskConfig = TaskConfig()
+    foundation: str = "smollm2-135m"
+    """The pretrained model that is prompted and fine-tuned."""
+    seeds: list[int] = Field([0], min_length=1)
+    """Trained arms run once per seed."""
+    budget_seconds: float = Field(240.0, gt=0)
+    """Wall-clock seconds of training per trained arm, text and task together."""
+    task_share: float = Field(0.4, gt=0, lt=1)
+    """Share of the budget spent on the task's items."""
+    shots: int = Field(4, ge=1)
+    """Examples in a few-shot prompt."""
+    test_documents: int = Field(120, ge=1)
+    """Held-out documents scored in bits per byte."""
+    scratch: ScratchArm = ScratchArm()
+    lora: LoraArm = LoraArm()

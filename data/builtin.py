@@ -1,0 +1,150 @@
+"""The built-in corpora: text that sits inside packages and is read in place.
+
+| name          | package            | text                                       | licence          |
+| folk-tunes    | music21            | three 19th-century tune books in ABC       | public domain    |
+| aws-api       | botocore           | documentation of every AWS operation       | Apache-2.0       |
+| python-stdlib | the interpreter    | the standard library's own source          | PSF              |
+
+aws-api and python-stdlib were surely in the pretraining text of any recent foundation model.
+"""
+
+import gzip
+import hashlib
+import html
+import importlib.util
+import json
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.cli import UserError
+from data.corpora import Corpus, Document, fingerprint_files
+
+
+def _package(name: str, requirement: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f'the package "{name}" is not installed; run: pip install --no-deps {requirement}'
+        )
+    return Path(spec.origin).parent
+
+
+def folk_tunes() -> Corpus:
+    """4,000-odd fiddle tunes: Ryan's Mammoth Collection, O'Neill's 1850, Aird's Airs.
+
+    Each document is one tune: the header lines M, L, R, K and the notes. The same melody often
+    stands in two books, so the group is the first 24 note letters, and near-duplicates are judged
+    by the melody's steps, which do not change with the key.
+    """
+    root = _package("music21", "music21==10.5.1") / "corpus"
+    files = sorted(p for book in ("ryansMammoth", "oneills1850", "airdsAirs")
+                   for p in (root / book).glob("*.abc"))  # fmt: skip
+
+    def read() -> Iterator[Document]:
+        for path in files:
+            raw = path.read_bytes()
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                text = raw.decode("latin-1")
+            for number, tune in enumerate(re.split(r"(?m)^(?=X:)", text.replace("\r\n", "\n"))):
+                if not tune.startswith("X:"):
+                    continue
+                body = abc_body(tune)
+                letters = melody(body)
+                if letters:
+                    steps = [chr(ord("a") + (b - a) % 7) for a, b in zip(letters, letters[1:])]
+                    yield Document(
+                        id=f"{path.parent.name}/{path.stem}/{number}",
+                        text=body,
+                        group="".join("abcdefg"[i] for i in letters[:24]),
+                        near=" ".join(steps),
+                    )
+
+    return Corpus("folk-tunes", fingerprint_files(files), read, grouped=True)
+
+
+def abc_body(tune: str) -> str:
+    """One ABC tune without its titles, credits, comments, fingerings and words."""
+    lines = []
+    for line in tune.split("\n"):
+        line = line.split("%")[0].rstrip()
+        if not line or re.match(r"[A-Zw]:", line) and line[0] not in "MLRK":
+            continue
+        if line[1:2] == ":":
+            line = f"{line[:2]}{line[2:].strip()}"
+        else:
+            line = re.sub(r'"[^"]*"', "", line).replace("`", "")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def melody(body: str) -> list[int]:
+    """Note letters of an ABC body as 0–6 (a–g), without octaves, accidentals and grace notes."""
+    notes = "".join(line for line in body.split("\n") if line[1:2] != ":")
+    notes = re.sub(r"\{[^}]*\}|![^!]*!|\[[A-Z]:[^\]]*\]", "", notes)
+    return [ord(letter.lower()) - ord("a") for letter in re.findall(r"[A-Ga-g]", notes)]
+
+
+def aws_api() -> Corpus:
+    """Documentation of the operations and data types of AWS, one document each, HTML stripped.
+
+    Sibling entries of a service share boilerplate, so a service is never split.
+    """
+    root = _package("botocore", "botocore==1.44.5") / "data"
+    files = sorted([*root.glob("*/*/service-2.json"), *root.glob("*/*/service-2.json.gz")])
+
+    def read() -> Iterator[Document]:
+        seen: set[bytes] = set()
+
+        def entry(documentation: str) -> str:
+            text = re.sub(r"<[^>]+>", " ", documentation)
+            text = re.sub(r"\s+", " ", html.unescape(text)).strip()
+            key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if not text or key in seen:
+                return ""
+            seen.add(key)
+            return text
+
+        for path in files:
+            opened = gzip.open if path.suffix == ".gz" else open
+            with opened(path, "rt", encoding="utf-8") as file:
+                api = json.load(file)
+            service = path.parent.parent.name
+            for kind in ("operations", "shapes"):
+                for name, item in api.get(kind, {}).items():
+                    lines = [entry(item.get("documentation", ""))]
+                    for member, details in item.get("members", {}).items():
+                        text = entry(details.get("documentation", ""))
+                        lines += [f"{member}: {text}"] if text else []
+                    text = "\n".join(line for line in lines if line)
+                    if text:
+                        version = path.parent.name
+                        yield Document(f"{service}/{version}/{name}", f"{name}\n{text}", service)
+
+    return Corpus("aws-api", fingerprint_files(files), read, grouped=True)
+
+
+def python_stdlib() -> Corpus:
+    """The standard library's modules, without tests and installed packages, one file each.
+
+    The group is the top-level package, so that a package's files stay in one split.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
+    files = sorted(
+        p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts[:-1])
+    )
+
+    def read() -> Iterator[Document]:
+        for path in files:
+            name = path.relative_to(root)
+            text = path.read_bytes().decode("utf-8", errors="replace")
+            yield Document(str(name), text, name.parts[0])
+
+    return Corpus("python-stdlib", fingerprint_files(files), read, grouped=True)
+
+
+BUILTIN = {"folk-tunes": folk_tunes, "aws-api": aws_api, "python-stdlib": python_stdlib}

@@ -1,0 +1,238 @@
+"""From a corpus to three splits of clean documents: the first step of every run.
+
+    python -m data.prepare RECIPE [--data.corpus my-notes.txt …]
+
+1. clean      NFC, line ends, control characters, invalid UTF-8; too short is dropped
+2. exact      a document with the same text as an earlier one is dropped
+3. near       so is one whose MinHash similarity to an earlier one is high (Broder 1997)
+4. split      whole groups go to test, validation or train, in an order drawn from the seed
+5. straddle   a held-out document still similar to one of another split is dropped
+
+Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} per line) and
+`manifest.json`, which counts what came in and what was dropped and why, into a folder of the cache
+named by content; a second run returns at once. Memory holds one signature per document, not text.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.cli import Parser, UserError, parse, run_command
+from configs.console import say, track
+from configs.schema import DataConfig, Recipe
+from data.corpora import Corpus, Document, open_corpus
+
+SPLITS = ("train", "validation", "test")
+VERSION = 1  # raise it when the steps above change, so that stale caches are not used
+_PERMUTATIONS, _BANDS, _SHINGLE_WORDS = 96, 32, 5
+# Tab and line feed stay; BOM, other C0/C1 controls, DEL, U+FFFD and lone surrogates go.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
+_INVALID = re.compile("[\ufffd\ud800-\udfff]")
+
+
+def clean(text: str, changed: Counter | None = None) -> str:
+    """`text` in NFC, with \\n line ends, without control characters and invalid UTF-8.
+
+    Outer blank lines and line-end spaces of the whole are stripped. `changed` counts, per reason,
+    the documents that it touched.
+    """
+    changed = Counter() if changed is None else changed
+    cleaned = text.replace("\r\n", "\n").replace("\r", "\n")
+    for reason, pattern in (("invalid_utf8", _INVALID), ("control_characters", _CONTROL)):
+        cleaned, count = pattern.subn("", cleaned)
+        changed[reason] += bool(count)
+    if not unicodedata.is_normalized("NFC", cleaned):
+        cleaned = unicodedata.normalize("NFC", cleaned)
+        changed["not_nfc"] += 1
+    return cleaned.strip("\n").rstrip()
+
+
+def prepare(config: DataConfig) -> Path:
+    """The folder with the three splits of `config.corpus`, made if it is not cached.
+
+    Raises UserError if the corpus cannot be read, is empty, or is too small to split.
+    """
+    corpus = open_corpus(config)
+    settings = config.model_dump(exclude={"cache_dir"}) | {"version": VERSION}
+    key = json.dumps([corpus.fingerprint, settings], sort_keys=True)
+    folder = Path(config.cache_dir) / "documents" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if (folder / "manifest.json").exists():
+        say(f"documents: cached in {folder}")
+        return folder
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    try:
+        manifest = _prepare(corpus, config, aside)
+        manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def documents(folder: Path, split: str) -> Iterator[dict]:
+    """Stream one split of a prepared folder as {"id", "text", "group"}."""
+    with open(folder / f"{split}.jsonl", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _prepare(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
+    from rensa import RMinHash, RMinHashLSH
+
+    counts, changed = Counter(), Counter()
+    seen: set[bytes] = set()
+    signatures: list[RMinHash] = []
+    index = RMinHashLSH(config.straddle_similarity, _PERMUTATIONS, _BANDS)
+    similar = array("q")  # flat pairs (later, earlier) of kept documents that resemble each other
+    groups: list[str] = []
+    sizes = array("q")
+
+    everything = folder / "all.jsonl"
+    with open(everything, "w", encoding="utf-8") as file:
+        for document in track(corpus.read(), f"reading {corpus.name}"):
+            counts["documents_read"] += 1
+            counts["characters_read"] += len(document.text)
+            text = clean(document.text, changed)
+            if len(text) < config.min_chars:
+                counts["dropped_too_short"] += 1
+                continue
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if digest in seen:
+                counts["dropped_exact_duplicate"] += 1
+                continue
+            seen.add(digest)
+            signature = RMinHash(_PERMUTATIONS, 0)
+            signature.update(_shingles(document.near or text))
+            near = [(i, signature.jaccard(signatures[i])) for i in index.query(signature)]
+            if any(similarity >= config.drop_similarity for _, similarity in near):
+                counts["dropped_near_duplicate"] += 1
+                continue
+            number = len(groups)
+            for i, similarity in near:
+                if similarity >= config.straddle_similarity:
+                    similar.extend((number, i))
+            index.insert(number, signature)
+            signatures.append(signature)
+            groups.append(document.group or document.id)
+            sizes.append(len(text))
+            row = Document(document.id, text, groups[-1])
+            file.write(json.dumps({"id": row.id, "text": text, "group": row.group}) + "\n")
+    if not groups:
+        raise UserError(
+            f"{config.corpus}: empty corpus: {counts['documents_read']} documents read, none with "
+            f"data.min_chars = {config.min_chars} characters or more left"
+        )
+    split_of = _assign(groups, sizes, config)
+    straddling = _straddlers(similar, split_of)
+    counts["dropped_straddles_split"] = len(straddling)
+    return _write_splits(everything, folder, split_of, straddling, counts, changed)
+
+
+def _shingles(text: str) -> list[str]:
+    words = text.split()
+    last = max(1, len(words) - _SHINGLE_WORDS + 1)
+    return [" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(last)]
+
+
+def _assign(groups: list[str], sizes: array, config: DataConfig) -> list[str]:
+    size_of: Counter = Counter()
+    for group, size in zip(groups, sizes, strict=True):
+        size_of[group] += size
+
+    def drawn(group: str) -> bytes:
+        return hashlib.sha256(f"{config.split_seed}:{group}".encode()).digest()
+
+    total = sum(sizes)
+    wanted = {"test": config.test_fraction, "validation": config.validation_fraction}
+    filled: Counter = Counter()
+    split_of: dict[str, str] = {}
+    for group in sorted(size_of, key=drawn):
+        split_of[group] = "train"
+        for split, fraction in wanted.items():
+            # A group of more than twice the share would make the split mostly that group.
+            if filled[split] < fraction * total and size_of[group] <= 2 * fraction * total:
+                split_of[group] = split
+                break
+        filled[split_of[group]] += size_of[group]
+    for split in SPLITS:
+        if not filled[split]:
+            raise UserError(
+                f"{config.corpus}: too small to hold out a {split} split: {len(size_of)} groups in "
+                f"{len(groups)} documents; add text, or lower data.section_chars"
+            )
+    return [split_of[group] for group in groups]
+
+
+def _straddlers(similar: array, split_of: list[str]) -> set[int]:
+    # Train keeps its documents; test loses to train, validation to both.
+    rank = {"train": 0, "test": 1, "validation": 2}
+    dropped = set()
+    for a, b in zip(similar[::2], similar[1::2], strict=True):
+        if split_of[a] != split_of[b]:
+            dropped.add(max(a, b, key=lambda i: rank[split_of[i]]))
+    return dropped
+
+
+def _write_splits(
+    everything: Path,
+    folder: Path,
+    split_of: list[str],
+    dropped: set[int],
+    counts: Counter,
+    changed: Counter,
+) -> dict:
+    splits = {split: Counter(documents=0, characters=0, bytes=0) for split in SPLITS}
+    digests = {split: hashlib.sha256() for split in SPLITS}
+    files = {split: open(folder / f"{split}.jsonl", "w", encoding="utf-8") for split in SPLITS}
+    with open(everything, encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            if number in dropped:
+                continue
+            text = json.loads(line)["text"]
+            split = split_of[number]
+            files[split].write(line)
+            digests[split].update(line.encode())
+            splits[split].update(documents=1, characters=len(text), bytes=len(text.encode()))
+    for file in files.values():
+        file.close()
+    everything.unlink()
+    for split in SPLITS:
+        if not splits[split]["documents"]:
+            raise UserError(
+                f"every {split} document resembles one of another split; raise "
+                "data.straddle_similarity or add text"
+            )
+    joined = "".join(digests[split].hexdigest() for split in SPLITS)
+    counts["documents_kept"] = sum(splits[split]["documents"] for split in SPLITS)
+    return {
+        "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
+        "counts": dict(counts),
+        "documents_cleaned": dict(changed),
+        "splits": {split: dict(splits[split]) for split in SPLITS},
+    }
+
+
+def main() -> None:
+    """Entry point of `python -m data.prepare`."""
+    recipe, _ = parse(Recipe, Parser(__doc__, add_help=False))
+    folder = prepare(recipe.data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for table in ("counts", "documents_cleaned"):
+        print("  ".join(f"{name} {count:,}" for name, count in manifest[table].items()))
+    for split, numbers in manifest["splits"].items():
+        print(f"{split:10}  " + "  ".join(f"{name} {count:,}" for name, count in numbers.items()))
+    print(folder)
+
+
+if __name__ == "__main__":
+    run_command(main)

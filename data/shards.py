@@ -1,0 +1,164 @@
+"""Token shards: one memory-mapped file of ids per split, and the windows cut from it.
+
+Layout of a shard folder (in the cache, named by documents + tokenizer):
+
+    train.bin              little-endian uint16 (uint32 above 65,536 ids): separator, document,
+                           separator, document, …, separator
+    train.documents.npy    int64, where each document's separator stands
+    manifest.json          dtype, tokens, documents, bytes per split; tokenizer hash; fingerprint
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs.cli import UserError
+from configs.console import say, track
+from configs.schema import TokenizerConfig
+from data.prepare import SPLITS, documents
+from tokenizer.bpe import Tokenizer
+from tokenizer.train import train_tokenizer
+
+IGNORE = -100  # a target that is not scored (torch's cross_entropy default)
+
+
+def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
+    """Path of the tokenizer of a folder made by `data.prepare`, trained if it is not cached.
+
+    Raises UserError if the corpus does not support `config.vocab_size`.
+    """
+    fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
+    key = json.dumps([fingerprint, config.model_dump()], sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = folder.parent.parent / "tokenizers" / f"{name}.json"
+    if path.exists():
+        say(f"tokenizer: cached in {path}")
+        return path
+    say(f"tokenizer: learning {config.vocab_size:,} tokens")
+    learned = train_tokenizer((d["text"] for d in documents(folder, "train")), config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(learned.to_json(), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
+    """Tokenise the splits of a prepared folder, unless that is cached; returns the shard folder."""
+    fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
+    name = hashlib.sha256((fingerprint + tokenizer.hash).encode()).hexdigest()
+    shards = folder.parent.parent / "tokens" / name[:16]
+    if (shards / "manifest.json").exists():
+        say(f"tokens: cached in {shards}")
+        return shards
+    aside = shards.with_name(f"{shards.name}.{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    manifest = {"fingerprint": name, "tokenizer": tokenizer.hash, "dtype": dtype.str, "splits": {}}
+    separator = np.array([tokenizer.separator_id], dtype)
+    try:
+        for split in SPLITS:
+            starts, position, size = [], 0, 0
+            with open(aside / f"{split}.bin", "wb") as file:
+                for batch in _batches(track(documents(folder, split), f"tokenising {split}")):
+                    for row, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+                        starts.append(position)
+                        position += 1 + len(ids)
+                        size += len(row.encode())
+                        separator.tofile(file)
+                        np.array(ids, dtype).tofile(file)
+                separator.tofile(file)
+            np.save(aside / f"{split}.documents.npy", np.array(starts, np.int64))
+            counts = {"tokens": position + 1, "documents": len(starts), "bytes": size}
+            manifest["splits"][split] = counts
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(shards, ignore_errors=True)
+        aside.rename(shards)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return shards
+
+
+class Windows:
+    """A split as windows of `seq_len` tokens: consecutive, none left out, the last one padded.
+
+    Windows start at every multiple of `seq_len`, so each token after the first is a target once.
+    """
+
+    def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer):
+        """Raises UserError if the train split is shorter than one window."""
+        manifest = json.loads((shards / "manifest.json").read_text())
+        self.fingerprint = f"{manifest['fingerprint']}:{split}:{seq_len}"
+        self.seq_len = seq_len
+        self.ids = np.memmap(shards / f"{split}.bin", manifest["dtype"], mode="r")
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        if split == "train" and len(self.ids) <= seq_len:
+            raise UserError(
+                f"sequences of {seq_len} tokens are longer than the corpus: its train split has "
+                f"{len(self.ids)}; lower model.max_seq_len or add text"
+            )
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return -(-(len(self.ids) - 1) // self.seq_len)
+
+    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and next-token targets of the windows, each (len(indices), seq_len) int64."""
+        rows = np.full((len(indices), self.seq_len + 1), IGNORE, np.int64)
+        for row, index in zip(rows, indices, strict=True):
+            window = self.ids[index * self.seq_len : (index + 1) * self.seq_len + 1]
+            row[: len(window)] = window
+        tokens = torch.from_numpy(rows)
+        return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
+
+
+class Examples:
+    """Prompts with completions: one padded row each, scored on the completion only."""
+
+    def __init__(self, pairs: list[tuple[str, str]], seq_len: int, tokenizer: Tokenizer):
+        """Raises UserError if a pair is longer than `seq_len` tokens."""
+        self.seq_len = seq_len
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
+        completions = tokenizer.encode_batch([completion for _, completion in pairs])
+        self.rows = [
+            ([tokenizer.separator_id, *prompt], completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        for number, (prompt, completion) in enumerate(self.rows):
+            if len(prompt) + len(completion) > seq_len + 1:
+                raise UserError(
+                    f"example {number} has {len(prompt) + len(completion)} tokens, more than the "
+                    f"context of {seq_len}; shorten it or raise the context"
+                )
+        digest = hashlib.sha256(json.dumps([self.rows, seq_len]).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets, each (len(indices), longest of them) int64, padded on the right."""
+        rows = [self.rows[i] for i in indices]
+        longest = max(len(prompt) + len(completion) for prompt, completion in rows)
+        inputs = torch.zeros(len(rows), longest - 1, dtype=torch.int64)
+        targets = torch.full_like(inputs, IGNORE)
+        for row, (prompt, completion) in enumerate(rows):
+            ids = torch.tensor(prompt + completion)
+            inputs[row, : len(ids) - 1] = ids[:-1]
+            targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
+        return inputs, targets
+
+
+def _batches(rows: Iterable[dict], size: int = 256) -> Iterator[list[str]]:
+    texts = (row["text"] for row in rows)
+    while batch := list(islice(texts, size)):
+        yield batch

@@ -1,0 +1,140 @@
+"""Reads a Llama-family GGUF file: weights, configuration and tokenizer, all from the file.
+
+Weights are dequantised to float32. GGUF stores q and k with interleaved rotary pairs; the rows are
+put back in half-split order. Everything comes from the file's metadata, nothing from a table.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from configs.cli import UserError
+from configs.schema import ModelConfig
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+
+SEPARATOR = "<|endoftext|>"
+
+_NAMES = {
+    "attn_q": "attention.wq",
+    "attn_k": "attention.wk",
+    "attn_v": "attention.wv",
+    "attn_output": "attention.wo",
+    "attn_norm": "attention_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_down": "feed_forward.w2",
+    "ffn_up": "feed_forward.w3",
+    "ffn_norm": "ffn_norm",
+}
+_TOP = {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output"}
+
+
+def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
+    """The model in float32 and its tokenizer.
+
+    Raises UserError if the file is missing, not GGUF, or not of the Llama architecture.
+    """
+    reader = _open(path)
+    architecture = _field(reader, "general.architecture")
+    if architecture != "llama":
+        raise UserError(f'{path}: architecture "{architecture}"; only llama is supported')
+
+    def value(key: str) -> Any:
+        return _field(reader, f"llama.{key}")
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    n_heads, dim = value("attention.head_count"), value("embedding_length")
+    config = ModelConfig(
+        dim=dim,
+        n_layers=value("block_count"),
+        n_heads=n_heads,
+        n_kv_heads=value("attention.head_count_kv"),
+        head_dim=value("rope.dimension_count"),
+        hidden_dim=value("feed_forward_length"),
+        max_seq_len=value("context_length"),
+        activation="swiglu",
+        qk_norm=False,
+        tie_embeddings="output.weight" not in tensors,
+        rope_theta=value("rope.freq_base"),
+        norm_eps=value("attention.layer_norm_rms_epsilon"),
+    )
+    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+    state = {}
+    for name, tensor in tensors.items():
+        key, kind = _key(name, path)
+        state[key] = torch.from_numpy(_dequantize(tensor, heads.get(kind)))
+    model = Transformer.from_state(config, state).eval()
+    return model, _tokenizer(reader, path, split_digits=True)
+
+
+def gguf_tokenizer(path: Path, split_digits: bool = True) -> Tokenizer:
+    """The byte-level BPE tokenizer stored in the file.
+
+    `split_digits=False` leaves out the digit cut that `tokenizer.ggml.pre` asks for, as the
+    conversion in `transformers` does; only a comparison with it wants that.
+    """
+    return _tokenizer(_open(path), path, split_digits)
+
+
+def _tokenizer(reader: Any, path: Path, split_digits: bool) -> Tokenizer:
+    model, pre = (_field(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if (model, pre) != ("gpt2", "smollm"):
+        raise UserError(f'{path}: tokenizer "{model}/{pre}"; only gpt2/smollm is supported')
+    tokens = _field(reader, "tokenizer.ggml.tokens")
+    kinds = _field(reader, "tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    cuts: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if split_digits:
+        cuts.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    backend.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    backend.add_special_tokens([AddedToken(token, special=True) for token in control])
+    return Tokenizer(backend, SEPARATOR)
+
+
+def _open(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise UserError('reading .gguf files needs: pip install "homegrown[compare]"') from None
+    try:
+        return gguf.GGUFReader(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{path}: not a readable GGUF file: {error}") from None
+
+
+def _field(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    if field is None:
+        raise UserError(f'{reader.data.filename}: no "{key}" in the file')
+    return field.contents()
+
+
+def _key(name: str, path: Path) -> tuple[str, str]:
+    parts = name.split(".")
+    try:
+        if parts[0] == "blk":
+            return f"layers.{parts[1]}.{_NAMES[parts[2]]}.{parts[3]}", parts[2]
+        return f"{_TOP[parts[0]]}.{parts[1]}", parts[0]
+    except (KeyError, IndexError):
+        raise UserError(f'{path}: unknown tensor "{name}"') from None
+
+
+def _dequantize(tensor: Any, heads: int | None) -> np.ndarray:
+    from gguf.quants import dequantize
+
+    weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=True)
+    if heads:  # rows (head, pair, 2) -> (head, 2, pair)
+        rows, columns = weight.shape
+        weight = weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2)
+        weight = np.ascontiguousarray(weight).reshape(rows, columns)
+    return weight

@@ -1,0 +1,79 @@
+"""Autoregressive generation with a KV cache."""
+
+from collections.abc import Iterator
+
+import torch
+
+from model.transformer import KVCache, Transformer
+
+
+def choose(
+    logits: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Draw one token per row.
+
+    Args:
+        logits: (B, V), any float dtype.
+        temperature: 0 takes the likeliest token and ignores the rest.
+        top_k: keep exactly the k likeliest tokens; 0 keeps all.
+        top_p: keep the fewest likeliest tokens that hold this probability (Holtzman et al. 2020).
+        min_p: drop tokens below this share of the likeliest one's probability (Nguyen et al. 2024).
+        generator: source of randomness, on the device of `logits`.
+
+    Returns:
+        (B,) int64 ids.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, ids = torch.softmax(logits.float() / temperature, -1).sort(-1, descending=True)
+    keep = torch.ones_like(probabilities, dtype=torch.bool)
+    if top_k:
+        keep[:, top_k:] = False
+    keep &= probabilities.cumsum(-1) - probabilities < top_p
+    keep &= probabilities >= min_p * probabilities[:, :1]
+    keep[:, 0] = True
+    drawn = torch.multinomial(probabilities * keep, 1, generator=generator)
+    return ids.gather(1, drawn)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    use_cache: bool = True,
+    seed: int = 0,
+    **how,
+) -> Iterator[torch.Tensor]:
+    """Yield (num_samples,) int64 ids, one step at a time, each row a continuation of `prompt`.
+
+    Ends after `max_new_tokens` steps or at the end of the context. `how` goes to `choose`.
+    `use_cache=False` runs the whole text at every step: slow, the same tokens.
+    """
+    device = model.tok_embeddings.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    room = model.config.max_seq_len - len(prompt)
+    tokens = torch.tensor([prompt], device=device)
+    cache = None
+    if use_cache:
+        length = len(prompt) + min(room, max_new_tokens)
+        cache = KVCache(model.config, 1, length, model.tok_embeddings.weight)
+    logits = model.output(model.features(tokens, cache)[:, -1])
+    if cache is not None:
+        cache = cache.expand(num_samples, length - len(prompt))
+    tokens, logits = tokens.expand(num_samples, -1), logits.expand(num_samples, -1)
+    for step in range(min(room, max_new_tokens)):
+        if step:
+            new = tokens if cache is None else tokens[:, -1:]
+            logits = model.output(model.features(new, cache)[:, -1])
+        drawn = choose(logits, generator=generator, **how)
+        yield drawn
+        tokens = torch.cat([tokens, drawn[:, None]], 1)

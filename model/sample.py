@@ -1,0 +1,169 @@
+"""Continue a text with a trained run or a foundation model.
+
+    python -m model.sample RUN|FOUNDATION --prompt "Once" [--num-samples 4 --temperature 0.8 …]
+
+One sample is streamed as it is written; several are generated as one batch and printed in turn.
+`--json` prints one object per sample: {"prompt", "text", "tokens", "stopped"}.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from configs.cli import Parser, UserError, run_command
+from model.generate import generate
+from model.load import load_model
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+
+
+class Stream:
+    """Text of one growing sample: whole characters only, cut at stop strings and special tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: list[str]):
+        self.tokenizer, self.stop = tokenizer, stop
+        self.special = set(tokenizer.special_ids)
+        self.ids: list[int] = []
+        self.text = ""
+        self.stopped = ""
+        self._shown = 0
+
+    def push(self, token: int) -> None:
+        """Add a token, unless the sample has stopped."""
+        if self.stopped:
+            return
+        if token in self.special:
+            self.stopped = "end of document"
+            return
+        self.ids.append(token)
+        self.text = self.tokenizer.decode(self.ids)
+        for stop in self.stop:
+            if stop in self.text:
+                self.text = self.text[: self.text.index(stop)]
+                self.stopped = f"stop string {stop!r}"
+
+    def fresh(self) -> str:
+        """What can be shown since the last call; a half-written character or stop string waits."""
+        end = len(self.text)
+        if not self.stopped:
+            end = len(self.text.rstrip("\ufffd"))
+            for stop in self.stop:
+                for size in range(len(stop) - 1, 0, -1):
+                    if self.text[:end].endswith(stop[:size]):
+                        end -= size
+                        break
+        shown, self._shown = self.text[self._shown : end], max(self._shown, end)
+        return shown
+
+
+def sample(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    stop: list[str] | None = None,
+    seed: int = 0,
+    **how,
+) -> Iterator[list[Stream]]:
+    """Yield the growing samples after each step until all have stopped.
+
+    The prompt follows the document separator, as in training. Raises UserError if it does not fit
+    the context.
+    """
+    ids = [tokenizer.separator_id, *tokenizer.encode(prompt)]
+    if len(ids) >= model.config.max_seq_len:
+        raise UserError(
+            f"--prompt: {len(ids)} tokens with the separator; the model's context is "
+            f"{model.config.max_seq_len} and needs room for one more; shorten it"
+        )
+    streams = [Stream(tokenizer, stop or []) for _ in range(num_samples)]
+    steps = generate(
+        model, ids, max_new_tokens=max_new_tokens, num_samples=num_samples, seed=seed, **how
+    )
+    for drawn in steps:
+        for stream, token in zip(streams, drawn.tolist(), strict=True):
+            stream.push(token)
+        yield streams
+        if all(stream.stopped for stream in streams):
+            return
+    for stream in streams:
+        stream.stopped = stream.stopped or "length"
+    yield streams
+
+
+def _number(kind: type, low: float, high: float = float("inf")):
+    def convert(text: str):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def main() -> None:
+    """Entry point of `python -m model.sample`."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("model", metavar="RUN|FOUNDATION", help="a run directory, smollm2-135m or a .gguf file")
+    add("--prompt", default="", help="text to continue; empty starts a new document")
+    add("--max-new-tokens", type=_number(int, 1), default=200)
+    add("--num-samples", type=_number(int, 1), default=1)
+    add("--temperature", type=_number(float, 0), default=0.8, help="0 takes the likeliest token")
+    add("--top-k", type=_number(int, 0), default=0, help="keep the k likeliest; 0 keeps all")
+    add("--top-p", type=_number(float, 0, 1), default=1.0, help="keep this much probability")
+    add("--min-p", type=_number(float, 0, 1), default=0.0, help="share of the likeliest to keep")
+    add("--seed", type=_number(int, 0), default=0)
+    add("--stop", action="append", default=[], metavar="TEXT", help="end here; may be repeated")
+    add("--json", action="store_true", help="one JSON object per sample")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    args = parser.parse_args()
+    if "" in args.stop:
+        raise UserError("--stop: an empty stop string would end every sample at once")
+    cuda = torch.cuda.is_available()
+    if args.device == "cuda" and not cuda:
+        raise UserError("--device cuda: no GPU is visible to torch")
+    model, tokenizer = load_model(args.model)
+    if cuda and args.device != "cpu":
+        model = model.to("cuda", torch.bfloat16)
+
+    def live() -> bool:
+        return args.num_samples == 1 and not args.json
+
+    if live():
+        print(args.prompt, end="", flush=True)
+    for streams in sample(
+        model,
+        tokenizer,
+        args.prompt,
+        max_new_tokens=args.max_new_tokens,
+        num_samples=args.num_samples,
+        stop=args.stop,
+        seed=args.seed,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+    ):
+        if live():
+            print(streams[0].fresh(), end="", flush=True)
+    if live():
+        print()
+        return
+    for number, stream in enumerate(streams):
+        if args.json:
+            row = {"prompt": args.prompt, "text": stream.text, "tokens": len(stream.ids)}
+            print(json.dumps(row | {"stopped": stream.stopped}))
+        else:
+            sys.stdout.write(f"{'' if number == 0 else chr(10)}--- {number + 1} ---\n")
+            print(args.prompt + stream.text)
+
+
+if __name__ == "__main__":
+    run_command(main)

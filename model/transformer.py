@@ -1,0 +1,273 @@
+"""The decoder-only transformer, pretrained from nothing or loaded from a Llama-family checkpoint.
+
+Names, key names and the half-split rotary layout are Llama's, so such a checkpoint loads by
+renaming keys. Shapes: B batch, T positions, S positions with the cached ones, H query heads,
+K key/value heads, D head_dim, C dim, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from configs.schema import ModelConfig
+from model.attention import attend
+
+IGNORE = -100  # targets of this value are not scored
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, dim) -> (…, dim), dtype of x."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+
+
+def rope_table(length: int, head_dim: int, theta: float) -> torch.Tensor:
+    """Cosines and sines of the rotary angles (Su et al. 2021, section 3.4.2): (2, length, D/2)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def apply_rope(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (i, i + D/2) of (B, T, heads, D) by `table` (2, T, D/2); dtype of x."""
+    cos, sin = table[:, None, :, None, :].unbind(0)  # each (1, T, 1, D/2)
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, one pair per layer."""
+
+    def __init__(self, config: ModelConfig, batch: int, length: int, like: torch.Tensor):
+        """Room for `length` positions of `batch` rows, with dtype and device of `like`."""
+        shape = (config.n_layers, 2, batch, length, config.n_kv_heads, config.head_dim)
+        self.kv = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.length = 0
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Store (B, T, K, D) after the cached positions; return all of both, (B, S, K, D)."""
+        end = self.length + k.shape[1]
+        self.kv[layer, 0, :, self.length : end] = k
+        self.kv[layer, 1, :, self.length : end] = v
+        return self.kv[layer, 0, :, :end], self.kv[layer, 1, :, :end]
+
+    def expand(self, batch: int, extra: int) -> "KVCache":
+        """A copy of this cache of one row for `batch` rows, with room for `extra` positions."""
+        copy = object.__new__(KVCache)
+        layers, two, _, _, heads, dim = self.kv.shape
+        copy.kv = self.kv.new_empty(layers, two, batch, self.length + extra, heads, dim)
+        copy.kv[:, :, :, : self.length] = self.kv[:, :, :, : self.length]
+        copy.length = self.length
+        return copy
+
+
+class Attention(nn.Module):
+    """Grouped-query causal self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.wq = nn.Linear(config.dim, q_dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self, x: torch.Tensor, rope: torch.Tensor, cache: KVCache | None = None
+    ) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); `rope` (2, T, D/2) holds the angles of these positions."""
+        B, T, _ = x.shape
+        q = self.wq(x).view(B, T, -1, self.config.head_dim)  # (B, T, H, D)
+        k = self.wk(x).view(B, T, -1, self.config.head_dim)  # (B, T, K, D)
+        v = self.wv(x).view(B, T, -1, self.config.head_dim)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, rope), apply_rope(k, rope)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
+        return self.wo(attend(q, k, v).reshape(B, T, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202) or squared ReLU (So et al. 2021)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        if self.gated:
+            self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        if self.gated:
+            return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(F.relu(self.w1(x)).square())
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then feed-forward."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: torch.Tensor, rope: torch.Tensor, cache: KVCache | None = None
+    ) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), rope, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    """Token ids to next-token logits, or to a summed loss when targets are given."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        weight = torch.empty(vocab_size, config.dim)
+        self.tok_embeddings = nn.Embedding(vocab_size, config.dim, _weight=weight)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+        rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
+        self.register_buffer("rope", rope, persistent=False)
+        self.rope: torch.Tensor
+
+    @classmethod
+    def from_state(cls, config: ModelConfig, state: dict[str, torch.Tensor]) -> "Transformer":
+        """A model that holds the tensors of `state` themselves, without a copy."""
+        with torch.device("meta"):
+            model = cls(config, len(state["tok_embeddings.weight"]))
+        if config.tie_embeddings:
+            state = state | {"output.weight": state["tok_embeddings.weight"]}
+        model.load_state_dict(state, assign=True)
+        if config.tie_embeddings:
+            model.output.weight = model.tok_embeddings.weight
+        model.rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
+        return model
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> "Transformer":
+        """Draw all weights; returns self.
+
+        | weights             | distribution                                            |
+        | ------------------- | ------------------------------------------------------- |
+        | norms               | 1                                                       |
+        | embedding           | normal, std 0.02                                        |
+        | output (if untied)  | normal, std 0.02                                        |
+        | wo, w2              | normal, std dim^-0.5 / sqrt(2 n_layers) (GPT-2, s. 2.3) |
+        | other matrices      | normal, std dim^-0.5                                    |
+        """
+        generator = torch.Generator().manual_seed(seed)
+        std = self.config.dim**-0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name in ("tok_embeddings.weight", "output.weight"):
+                parameter.normal_(0, 0.02, generator=generator)
+            elif name.endswith(("wo.weight", "w2.weight")):
+                depth = math.sqrt(2 * self.config.n_layers)
+                parameter.normal_(0, std / depth, generator=generator)
+            else:
+                parameter.normal_(0, std, generator=generator)
+        return self
+
+    def features(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """Normalised last hidden states.
+
+        Args:
+            tokens: (B, T) int64 ids, the positions after those in `cache`.
+            cache: extended by T positions.
+
+        Returns:
+            (B, T, C), dtype of the weights. Raises ValueError beyond `max_seq_len` positions.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + tokens.shape[1]
+        if end > self.config.max_seq_len:
+            raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
+        rope = self.rope[:, start:end]
+        x = self.tok_embeddings(tokens)  # (B, T, C)
+        for layer in self.layers:
+            x = layer(x, rope, cache)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        *,
+        targets: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Logits, or the summed loss when `targets` are given.
+
+        Args:
+            tokens: (B, T) int64 ids.
+            targets: (B, T) int64 next ids; IGNORE (-100) is not scored, nor is its logit computed.
+            cache: keys and values of earlier positions, extended in place.
+
+        Returns:
+            (B, T, V) logits in the dtype of the weights, or a float32 scalar in nats.
+        """
+        x = self.features(tokens, cache)
+        if targets is None:
+            return self.output(x)
+        scored = targets != IGNORE
+        logits = self.output(x[scored])  # (scored, V)
+        return F.cross_entropy(logits.float(), targets[scored], reduction="sum")
+
+    def num_parameters(self, trainable: bool = False) -> int:
+        """Parameters, a shared one counted once; `trainable`: only those with gradients."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def forward_flops(self, tokens: int, scored: int, length: int) -> float:
+        """FLOPs of forward passes (Kaplan et al. 2020, section 2.1).
+
+        Two per weight of a matrix product, for `tokens` through the blocks and `scored` through
+        the output projection, plus 4 H D per layer, token and visible position, of which there
+        are half of `length` on average.
+        """
+        c = self.config
+        blocks = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
+        attention = 4 * c.n_layers * c.n_heads * c.head_dim * length / 2
+        return tokens * (2 * blocks + attention) + scored * 2 * self.output.weight.numel()
+
+    def training_flops(self, tokens: int, scored: int, length: int) -> float:
+        """FLOPs of forward and backward: the backward pass costs a forward pass for the
+
+        activations (attention: two), and one for the weights, of which only the trainable count.
+        """
+        c = self.config
+        forward = self.forward_flops(tokens, scored, length)
+        attention = tokens * 4 * c.n_layers * c.n_heads * c.head_dim * length / 2
+        weights = sum(
+            2 * p.numel() * (scored if p is self.output.weight else tokens)
+            for p in self.parameters()
+            if p.requires_grad and p.dim() == 2 and p is not self.tok_embeddings.weight
+        )
+        if self.config.tie_embeddings and self.output.weight.requires_grad:
+            weights += 2 * self.output.weight.numel() * scored
+        return 2 * forward + attention + weights

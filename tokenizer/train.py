@@ -1,0 +1,71 @@
+"""Train a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
+
+    python -m tokenizer.train RECIPE [--tokenizer.vocab-size 8192 …]
+
+Learns from the train split only and writes it into the cache (path printed).
+"""
+
+from collections.abc import Iterable
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from configs.cli import Parser, UserError, parse, run_command
+from configs.console import console
+from configs.schema import Recipe, TokenizerConfig
+from tokenizer.bpe import Tokenizer
+
+
+def pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
+    """The cuts that no token may span, as [tokenizer] digits, newlines and whitespace ask."""
+    cuts: list[pre_tokenizers.PreTokenizer] = []
+    if config.newlines == "own":
+        cuts.append(pre_tokenizers.Split(Regex(r"\r?\n"), "isolated"))
+    if config.whitespace == "own":
+        cuts.append(pre_tokenizers.Split(Regex(r"[^\S\r\n]+"), "isolated"))
+    if config.digits != "any":
+        count = {"single": "", "triple": "{1,3}"}[config.digits]
+        cuts.append(pre_tokenizers.Split(Regex(rf"\p{{N}}{count}"), "isolated"))
+    cuts.append(
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=config.whitespace != "merge")
+    )
+    return pre_tokenizers.Sequence(cuts)
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Learn a tokenizer of exactly `config.vocab_size` entries from `texts`.
+
+    Raises UserError if the texts do not hold enough different pairs for that many merges.
+    """
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizer(config)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=config.special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=console.is_terminal,
+    )
+    backend.train_from_iterator(texts, trainer)
+    learned = backend.get_vocab_size()
+    if learned < config.vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size = {config.vocab_size} is more than the corpus supports: it "
+            f"yields {learned} tokens; set it to {learned} or less, or add text"
+        )
+    return Tokenizer(backend, config.special_tokens[0])
+
+
+def main() -> None:
+    """Entry point of `python -m tokenizer.train`."""
+    recipe, _ = parse(Recipe, Parser(__doc__, add_help=False))
+    # Only the command needs a corpus; the room itself knows nothing of data layouts.
+    from data.prepare import prepare
+    from data.shards import cached_tokenizer
+
+    path = cached_tokenizer(prepare(recipe.data), recipe.tokenizer)
+    print(f"{path} ({Tokenizer.load(path).vocab_size:,} tokens)")
+
+
+if __name__ == "__main__":
+    run_command(main)

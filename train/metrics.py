@@ -1,0 +1,153 @@
+"""What a run reports: a bar on a terminal, lines in a log, JSON lines, a curve, wandb if asked."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from rich.progress import TextColumn
+
+from configs.cli import UserError
+from configs.console import bar, console, say
+from configs.schema import TrainConfig
+
+
+class Metrics:
+    """Writes `metrics.jsonl` and shows progress; does nothing on ranks other than the first."""
+
+    def __init__(self, run: Path, config: TrainConfig, start_step: int, first: bool):
+        """Rows after `start_step`, left by a run that was cut off, are dropped."""
+        self.config, self.first, self.wandb = config, first, None
+        if not first:
+            return
+        self.path = run / "metrics.jsonl"
+        kept = [json.dumps(row) for row in read_metrics(run) if row["step"] <= start_step]
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text("".join(f"{line}\n" for line in kept))
+        aside.replace(self.path)
+        self.file = open(self.path, "a", buffering=1)
+        self.bar = bar(TextColumn("{task.fields[status]}"))
+        self.bar.start()
+        self.total = config.steps if not config.max_seconds else round(config.max_seconds)
+        self.task = self.bar.add_task("training", total=self.total, status="")
+        if config.wandb != "off":
+            self.wandb = _wandb(run, config)
+
+    def step(self, row: dict, done: float) -> None:
+        """Record one training step; `done` is in steps or seconds, whichever ends the run."""
+        if not self.first:
+            return
+        self._write(row)
+        status = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
+        self.bar.update(self.task, completed=min(done, self.total), status=status)
+        if not console.is_terminal and row["step"] % self.config.log_every == 0:
+            unit = "s" if self.config.max_seconds else "steps"
+            say(
+                f"step {row['step']}  {done:.0f}/{self.total} {unit}  {status}  "
+                f"lr {row['lr']:.2e}  grad {row['grad_norm']:.2f}"
+            )
+
+    def evaluation(self, row: dict) -> None:
+        """Record one evaluation."""
+        if not self.first:
+            return
+        self._write(row)
+        say(
+            f"step {row['step']}  validation: {row['bits_per_byte']:.4f} bits per byte, "
+            f"loss {row['validation_loss']:.4f}, perplexity {row['perplexity']:.2f}"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was and finish the files."""
+        if not self.first:
+            return
+        self.bar.stop()
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def _write(self, row: dict) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        if self.wandb:
+            self.wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl; a last line that was cut off is left out."""
+    rows = []
+    if (run / "metrics.jsonl").exists():
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's peak allocation, or the process' peak resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def plot_run(run: Path) -> Path | None:
+    """Draw loss and validation bits per byte against tokens into plots/loss.png."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        say('no picture: drawing needs pip install "homegrown[compare]"')
+        return None
+    rows = read_metrics(run)
+    steps = [row for row in rows if "loss" in row]
+    tokens = {0: 0} | {row["step"]: row["tokens"] for row in steps}
+    scores = [row for row in rows if "bits_per_byte" in row and row["step"] in tokens]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    left = figure.subplots()
+    left.plot(
+        [row["tokens"] for row in steps],
+        [row["loss"] for row in steps],
+        color="tab:blue",
+        alpha=0.4,
+        linewidth=1,
+        label="training loss",
+    )
+    left.set_xlabel("tokens")
+    left.set_ylabel("training loss (nats per token)", color="tab:blue")
+    right = left.twinx()
+    right.plot(
+        [tokens[row["step"]] for row in scores],
+        [row["bits_per_byte"] for row in scores],
+        "o-",
+        color="tab:red",
+    )
+    right.set_ylabel("validation (bits per byte)", color="tab:red")
+    best = min((row["bits_per_byte"] for row in scores), default=float("nan"))
+    left.set_title(f"{run.name}: best validation {best:.3f} bits per byte")
+    path = run / "plots" / "loss.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _wandb(run: Path, config: TrainConfig):
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(f'train.wandb = "{config.wandb}" needs: pip install wandb') from None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    identity = run / "wandb-id"
+    if not identity.exists():
+        identity.write_text(wandb.util.generate_id())
+    return wandb.init(
+        project="homegrown",
+        name=run.name,
+        id=identity.read_text(),
+        resume="allow",
+        dir=run,
+        mode=config.wandb,
+        config=config.model_dump(),
+    )

@@ -1,0 +1,40 @@
+"""AdamW with its parameter groups, and the learning-rate schedules."""
+
+import math
+
+import torch
+from torch import nn
+
+from configs.schema import TrainConfig
+
+
+def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, gains do not."""
+    matrices = [p for p in parameters.values() if p.dim() >= 2]
+    gains = [p for p in parameters.values() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": gains, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(0.9, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(progress: float, config: TrainConfig) -> float:
+    """The rate when a share `progress` (0 to 1) of the run is done.
+
+    cosine: linear warm-up, then half a cosine to `min_lr_ratio` (Loshchilov & Hutter 2017).
+    wsd: linear warm-up, constant, linear over the last `cooldown` (Hu et al. 2024, section 4).
+    """
+    peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
+    if progress < config.warmup:
+        return peak * progress / config.warmup
+    if config.schedule == "cosine":
+        done = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
+        return low + (peak - low) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    left = (1 - progress) / max(1e-9, config.cooldown)
+    return low + (peak - low) * max(0.0, min(1.0, left))
