@@ -36,6 +36,15 @@ class Task(NamedTuple):
     validation: list[Item]
     test: list[Item]
 
+    def prompt(self, text: str) -> str:
+        """The input as `Field: value` lines with the answer left open."""
+        return f"{self.field}: {text}\n{self.answer}:"
+
+    @staticmethod
+    def completion(label: str) -> str:
+        """What follows a prompt: a space, the label, and a line end that closes it."""
+        return f" {label}\n"
+
 
 def load_task(config: TaskConfig, folder: Path) -> Task:
     """The task made from a folder of `data.prepare`; at most the asked number of items each.

@@ -65,7 +65,7 @@ def generate(
     cache = None
     if use_cache:
         length = len(prompt) + min(room, max_new_tokens)
-        cache = KVCache(model.config, 1, length, model.tok_embeddings.weight)
+        cache = KVCache(length)
     logits = model.output(model.features(tokens, cache)[:, -1])
     if cache is not None:
         cache = cache.expand(num_samples, length - len(prompt))

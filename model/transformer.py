@@ -45,28 +45,32 @@ def apply_rope(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, one pair per layer."""
+    """Keys and values of the positions seen so far, one pair of tensors per layer."""
 
-    def __init__(self, config: ModelConfig, batch: int, length: int, like: torch.Tensor):
-        """Room for `length` positions of `batch` rows, with dtype and device of `like`."""
-        shape = (config.n_layers, 2, batch, length, config.n_kv_heads, config.head_dim)
-        self.kv = torch.empty(shape, dtype=like.dtype, device=like.device)
+    def __init__(self, length: int):
+        """Room for `length` positions; the first keys decide batch, dtype and device."""
+        self.room = length
         self.length = 0
+        self.layers: dict[int, torch.Tensor] = {}
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Store (B, T, K, D) after the cached positions; return all of both, (B, S, K, D)."""
-        end = self.length + k.shape[1]
-        self.kv[layer, 0, :, self.length : end] = k
-        self.kv[layer, 1, :, self.length : end] = v
-        return self.kv[layer, 0, :, :end], self.kv[layer, 1, :, :end]
+        B, T, K, D = k.shape
+        if layer not in self.layers:
+            self.layers[layer] = k.new_empty(2, B, self.room, K, D)
+        kv, end = self.layers[layer], self.length + T
+        kv[0, :, self.length : end] = k
+        kv[1, :, self.length : end] = v
+        return kv[0, :, :end], kv[1, :, :end]
 
     def expand(self, batch: int, extra: int) -> "KVCache":
         """A copy of this cache of one row for `batch` rows, with room for `extra` positions."""
-        copy = object.__new__(KVCache)
-        layers, two, _, _, heads, dim = self.kv.shape
-        copy.kv = self.kv.new_empty(layers, two, batch, self.length + extra, heads, dim)
-        copy.kv[:, :, :, : self.length] = self.kv[:, :, :, : self.length]
+        copy = KVCache(self.length + extra)
         copy.length = self.length
+        for layer, kv in self.layers.items():
+            two, _, _, K, D = kv.shape
+            copy.layers[layer] = kv.new_empty(two, batch, copy.room, K, D)
+            copy.layers[layer][:, :, : self.length] = kv[:, :, : self.length]
         return copy
 
 
@@ -153,6 +157,13 @@ class Transformer(nn.Module):
         rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
         self.register_buffer("rope", rope, persistent=False)
         self.rope: torch.Tensor
+
+    def _apply(self, fn, recurse: bool = True):
+        # `.to(bfloat16)` must not round the angles: positions beyond 256 would be wrong.
+        rope = self.rope
+        super()._apply(fn, recurse)
+        self.rope = rope.to(self.rope.device)
+        return self
 
     @classmethod
     def from_state(cls, config: ModelConfig, state: dict[str, torch.Tensor]) -> "Transformer":

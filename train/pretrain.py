@@ -211,7 +211,7 @@ def autocast_for(config: TrainConfig, model: Transformer, device: torch.device) 
             wanted = torch.cuda.is_bf16_supported()
         else:
             # Narrow matrices lose more to the casts than bfloat16 instructions win (docs/log.md).
-            wanted = model.config.dim >= 512 and torch.cpu._is_avx512_bf16_supported()
+            wanted = model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 

@@ -1,0 +1,224 @@
+"""The arms of a study. One process runs one arm, so that its peak memory is its own:
+
+    python -m compare.arms STUDY-DIR ARM SEED
+
+reads STUDY-DIR/study.toml and writes STUDY-DIR/arms/ARM-SEED.json.
+"""
+
+import copy
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapt.finetune import task_sets, text_sets
+from adapt.lora import add_lora, merge_lora
+from compare.floors import compressor_bits, majority, tfidf_logistic, xz, zstd
+from compare.score import document_bits, task_answers
+from configs.cli import UserError, load, run_command
+from configs.schema import Recipe, StudyRecipe, TrainConfig
+from data.prepare import documents, prepare
+from data.shards import cached_tokenizer
+from data.tasks import Task, load_task
+from model.load import load_model
+from model.transformer import Transformer
+from prompting.shots import fixed_shots, neighbour_shots, no_shots
+from tokenizer.bpe import Tokenizer
+from train.distributed import Ranks
+from train.metrics import peak_memory
+from train.pretrain import RunResult, autocast_for, start_run, train
+
+
+class Study:
+    """What every arm is given: the same splits, items, budget and seed."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.seed = folder, seed
+        self.recipe = load(StudyRecipe, folder / "study.toml")
+        self.documents = prepare(self.recipe.data)
+        self.task: Task = load_task(self.recipe.task, self.documents)
+        held_out = documents(self.documents, "test")
+        self.test = [row["text"] for row in islice(held_out, self.recipe.test_documents)]
+
+    def train_texts(self) -> list[str]:
+        """The training documents."""
+        return [row["text"] for row in documents(self.documents, "train")]
+
+    def settings(self, config: TrainConfig, share: float) -> TrainConfig:
+        """`config` with this seed and this share of the budget in seconds."""
+        seconds = self.recipe.budget_seconds * share
+        return config.model_copy(update={"seed": self.seed, "max_seconds": seconds})
+
+
+def compressors(study: Study) -> dict:
+    """xz and zstd, given the training text: the better one counts."""
+    train_texts = study.train_texts()
+    bits = {
+        tool.__name__: compressor_bits(tool, train_texts, study.test) for tool in (xz, zstd)
+    }
+    size = sum(len(text.encode()) for text in study.test)
+    return {"compressors": {name: value / size for name, value in bits.items()}}
+
+
+def majority_class(study: Study) -> dict:
+    """Always the commonest label."""
+    return majority(study.task)
+
+
+def tfidf(study: Study) -> dict:
+    """Character n-grams and logistic regression."""
+    return tfidf_logistic(study.task)
+
+
+def scratch(study: Study) -> dict:
+    """Own tokenizer and model: pretrained on the text, then tuned on the task's items."""
+    arm, share = study.recipe.scratch, study.recipe.task_share
+    started = time.perf_counter()
+    tokenizer = Tokenizer.load(cached_tokenizer(study.documents, arm.tokenizer))
+    tokenizer_seconds = time.perf_counter() - started
+    model = Transformer(arm.model, tokenizer.vocab_size).init_weights(study.seed)
+    return tune(study, "scratch", model, tokenizer, arm.text, arm.task, arm.model.max_seq_len) | {
+        "tokenizer_seconds": tokenizer_seconds,
+        "task_share": share,
+    }
+
+
+def lora(study: Study) -> dict:
+    """The foundation with LoRA: tuned on the text, then further on the task's items."""
+    arm = study.recipe.lora
+    model, tokenizer = load_model(study.recipe.foundation)
+    add_lora(model, arm.lora, study.seed)
+    return tune(study, "lora", model, tokenizer, arm.text, arm.task, arm.seq_len)
+
+
+def tune(
+    study: Study,
+    name: str,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    text: TrainConfig,
+    task: TrainConfig,
+    seq_len: int,
+) -> dict:
+    """Train on text, score the documents; train on the task, score the items."""
+    share = study.recipe.task_share
+    sets = text_sets(study.documents, tokenizer, seq_len)
+    trained = model.num_parameters(trainable=True)
+    first = _train(study, f"{name}-text", model, tokenizer, sets, text, 1 - share)
+    bits = document_bits(_inference(model), tokenizer, study.test)
+    items = task_sets(study.task, tokenizer, model.config.max_seq_len)
+    second = _train(study, f"{name}-task", model, tokenizer, items, task, share)
+    answers = task_answers(_inference(model), tokenizer, study.task, no_shots)
+    return {
+        "document_bits": bits,
+        **answers,
+        "trained_parameters": trained,
+        "training_seconds": first.progress.seconds + second.progress.seconds,
+        "training_flops": first.progress.flops + second.progress.flops,
+        "training_tokens": first.progress.tokens,
+        "training_items": second.progress.step * task.batch_size,
+    }
+
+
+def zero_shot(study: Study) -> dict:
+    """The foundation as it is."""
+    model, tokenizer = load_model(study.recipe.foundation)
+    model = _inference(model)
+    bits = document_bits(model, tokenizer, study.test)
+    return {"document_bits": bits, **task_answers(model, tokenizer, study.task, no_shots)}
+
+
+def few_shot(study: Study) -> dict:
+    """The same few labelled items before every question; as many documents before a text."""
+    model, tokenizer = load_model(study.recipe.foundation)
+    model = _inference(model)
+    count = study.recipe.shots
+    prefix = study.train_texts()[:count]
+    bits = document_bits(model, tokenizer, study.test, prefix)
+    shots = fixed_shots(study.task, count, study.seed)
+    return {"document_bits": bits, **task_answers(model, tokenizer, study.task, shots)}
+
+
+def retrieved_shots(study: Study) -> dict:
+    """The input's nearest labelled items before every question.
+
+    No bits per byte: neighbours of a text could be found only by looking at the text itself.
+    """
+    model, tokenizer = load_model(study.recipe.foundation)
+    shots = neighbour_shots(study.task, study.recipe.shots)
+    return task_answers(_inference(model), tokenizer, study.task, shots)
+
+
+ARMS: dict[str, Callable[[Study], dict[str, Any]]] = {
+    "compressors": compressors,
+    "majority-class": majority_class,
+    "tfidf-logistic": tfidf,
+    "zero-shot": zero_shot,
+    "few-shot": few_shot,
+    "retrieved-shots": retrieved_shots,
+    "scratch": scratch,
+    "lora": lora,
+}
+TRAINED = ("scratch", "lora")
+
+
+def _inference(model: Transformer) -> Transformer:
+    # A copy to score with: adapters merged, and in bfloat16 where that is what pays.
+    model = merge_lora(copy.deepcopy(model)).eval()
+    config = TrainConfig()
+    return model.bfloat16() if autocast_for(config, model, model.rope.device)._enabled else model
+
+
+def _train(
+    study: Study,
+    name: str,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    sets: tuple,
+    config: TrainConfig,
+    share: float,
+) -> RunResult:
+    run = study.folder / f"{name}-{study.seed}"
+    settings = study.settings(config, share)
+    start_run(run, Recipe(model=model.config, train=settings, data=study.recipe.data), tokenizer,
+              resume=False)  # fmt: skip
+    with Ranks(settings.device) as ranks:
+        result = train(model, *sets, tokenizer, settings, run, ranks)
+    if result.signal:
+        raise KeyboardInterrupt
+    return result
+
+
+def main() -> None:
+    """Entry point of `python -m compare.arms`."""
+    if len(sys.argv) != 4 or sys.argv[2] not in ARMS or not sys.argv[3].isdigit():
+        raise UserError(f"usage: python -m compare.arms STUDY-DIR {{{','.join(ARMS)}}} SEED")
+    folder, arm, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    study = Study(folder, seed)
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    result = ARMS[arm](study)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    result |= {
+        "document_bytes": [len(text.encode()) for text in study.test],
+        "wall_seconds": time.perf_counter() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "load_average": os.getloadavg()[0],
+        "peak_bytes": peak_memory(torch.device("cpu")),
+    }
+    path = folder / "arms" / f"{arm}-{seed}.json"
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(result))
+    aside.replace(path)
+
+
+if __name__ == "__main__":
+    run_command(main)

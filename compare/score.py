@@ -1,0 +1,90 @@
+"""Scores an arm on the study's held-out documents and task items, the same for every arm."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+
+from configs.cli import UserError
+from configs.console import track
+from data.tasks import Task
+from model.transformer import IGNORE, KVCache, Transformer
+from prompting.score import rank_completions
+from prompting.shots import Choose
+from prompting.templates import few_shot
+from tokenizer.bpe import Tokenizer
+
+BATCH = 8
+
+
+@torch.no_grad()
+def document_bits(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], prefix: Sequence[str] = ()
+) -> list[float]:
+    """Bits that the model needs for each text, given the documents of `prefix`.
+
+    A text follows a document separator. One longer than the context is scored in windows that
+    overlap by half, each token once, with at least half a context before it. Raises UserError if
+    the tokenizer does not give a text back (its bits would come out too low), or the prefix does
+    not fit.
+    """
+    separator = tokenizer.separator_id
+    encoded = tokenizer.encode_batch(texts)
+    for text, ids in zip(texts, encoded, strict=True):
+        if tokenizer.decode(ids) != text:
+            raise UserError(f"the tokenizer loses characters of the document {text[:60]!r}…")
+    context = model.config.max_seq_len
+    cache = None
+    head = [i for ids in tokenizer.encode_batch(prefix) for i in (separator, *ids)]
+    if head:
+        longest = max(map(len, encoded))
+        if len(head) + longest + 1 > context:
+            raise UserError(f"a prefix of {len(head)} tokens and {longest} do not fit {context}")
+        cache = KVCache(len(head))
+        model.features(torch.tensor([head]), cache)
+    pieces = []  # (document, ids, how many of the last targets count)
+    for number, ids in enumerate(encoded):
+        row, scored = [separator, *ids], 1
+        while scored < len(row):
+            start = 0 if scored == 1 else scored - context // 2
+            piece = row[start : start + context + 1 if cache is None else len(row)]
+            pieces.append((number, piece, start + len(piece) - scored))
+            scored = start + len(piece)
+    pieces.sort(key=lambda piece: len(piece[1]))
+    bits = [0.0] * len(texts)
+    batches = [pieces[i : i + BATCH] for i in range(0, len(pieces), BATCH)]
+    for batch in track(batches, "scoring documents"):
+        longest = max(len(ids) for _, ids, _ in batch) - 1
+        inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
+        targets = torch.full_like(inputs, IGNORE)
+        for row, (_, ids, count) in enumerate(batch):
+            inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+            targets[row, len(ids) - 1 - count : len(ids) - 1] = torch.tensor(ids[-count:])
+        logits = model(inputs, cache=cache and cache.expand(len(batch), longest))
+        nats = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORE
+        )
+        for (number, _, _), value in zip(batch, nats.view_as(targets).sum(1), strict=True):
+            bits[number] += value.item() / math.log(2)
+    return bits
+
+
+def task_answers(
+    model: Transformer, tokenizer: Tokenizer, task: Task, shots: Choose, split: str = "test"
+) -> dict:
+    """Whether each item of a split was answered right, mean prompt tokens, seconds per request."""
+    completions = [task.completion(label) for label in task.labels]
+    items = getattr(task, split)
+    correct, tokens = [], 0
+    started = time.perf_counter()
+    for item in track(items, "answering", len(items)):
+        text = few_shot(task, item.text, shots(item.text))
+        answer = rank_completions(model, tokenizer, text, completions)
+        correct.append(int(task.labels[answer.index] == item.label))
+        tokens += answer.prompt_tokens
+    return {
+        "correct": correct,
+        "prompt_tokens": tokens / len(items),
+        "seconds_per_request": (time.perf_counter() - started) / len(items),
+    }

@@ -1,0 +1,48 @@
+"""Which labelled items to show in a prompt: the same few for all, or each input's neighbours."""
+
+import random
+from collections.abc import Callable, Sequence
+
+from configs.cli import UserError
+from data.tasks import Item, Task
+
+Choose = Callable[[str], Sequence[Item]]
+
+
+def no_shots(text: str) -> Sequence[Item]:
+    """Zero-shot."""
+    return ()
+
+
+def fixed_shots(task: Task, count: int, seed: int) -> Choose:
+    """The same `count` training items for every input, of as many labels as there are."""
+    pool = list(task.train)
+    random.Random(seed).shuffle(pool)
+    chosen: list[Item] = []
+    while len(chosen) < count and pool:
+        seen: set[str] = set()
+        for item in list(pool):
+            if item.label not in seen and len(chosen) < count:
+                seen.add(item.label)
+                chosen.append(item)
+                pool.remove(item)
+    return lambda text: chosen
+
+
+def neighbour_shots(task: Task, count: int) -> Choose:
+    """The `count` training items most like the input by tf-idf of character n-grams, nearest last.
+
+    Only training items can be retrieved.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError:
+        raise UserError('retrieval needs: pip install "homegrown[compare]"') from None
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True)
+    stored = vectorizer.fit_transform([item.text for item in task.train])
+
+    def nearest(text: str) -> Sequence[Item]:
+        similarity = (stored @ vectorizer.transform([text]).T).toarray()[:, 0]
+        return [task.train[i] for i in similarity.argsort(kind="stable")[-count:]]
+
+    return nearest
