@@ -1,0 +1,1 @@
+"""Making a domain model of a pretrained one."""

@@ -59,7 +59,11 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int) -> Transformer:
     generator = torch.Generator().manual_seed(seed)
     for block in model.layers:
         for target in config.targets:
-            room = block.attention if hasattr(block.attention, target) else block.feed_forward
+            attention, feed_forward = (
+                block.get_submodule("attention"),
+                block.get_submodule("feed_forward"),
+            )
+            room = attention if hasattr(attention, target) else feed_forward
             linear = getattr(room, target, None)
             if linear is None:
                 raise UserError(f'lora.targets: this model has no layer "{target}"')
@@ -72,9 +76,8 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int) -> Transformer:
 
 def merge_lora(model: Transformer) -> Transformer:
     """Replace every adapted layer by a plain one that computes the same; returns the model."""
-    for block in model.layers:
-        for room in (block.attention, block.feed_forward):
-            for name, layer in list(room.named_children()):
-                if isinstance(layer, LoraLinear):
-                    setattr(room, name, layer.merged())
+    for room in list(model.modules()):
+        for name, layer in list(room.named_children()):
+            if isinstance(layer, LoraLinear):
+                setattr(room, name, layer.merged())
     return model

@@ -1,0 +1,1 @@
+"""The study: arms, ledger, table, verdict."""

@@ -33,7 +33,7 @@ from prompting.shots import fixed_shots, neighbour_shots, no_shots
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.metrics import peak_memory
-from train.pretrain import RunResult, autocast_for, start_run, train
+from train.pretrain import DataSet, RunResult, start_run, train, uses_bfloat16
 
 
 class Study:
@@ -58,11 +58,9 @@ class Study:
 
 
 def compressors(study: Study) -> dict:
-    """xz and zstd, given the training text: the better one counts."""
+    """Xz and zstd, given the training text: the better one counts."""
     train_texts = study.train_texts()
-    bits = {
-        tool.__name__: compressor_bits(tool, train_texts, study.test) for tool in (xz, zstd)
-    }
+    bits = {tool.__name__: compressor_bits(tool, train_texts, study.test) for tool in (xz, zstd)}
     size = sum(len(text.encode()) for text in study.test)
     return {"compressors": {name: value / size for name, value in bits.items()}}
 
@@ -79,15 +77,13 @@ def tfidf(study: Study) -> dict:
 
 def scratch(study: Study) -> dict:
     """Own tokenizer and model: pretrained on the text, then tuned on the task's items."""
-    arm, share = study.recipe.scratch, study.recipe.task_share
+    arm = study.recipe.scratch
     started = time.perf_counter()
     tokenizer = Tokenizer.load(cached_tokenizer(study.documents, arm.tokenizer))
     tokenizer_seconds = time.perf_counter() - started
     model = Transformer(arm.model, tokenizer.vocab_size).init_weights(study.seed)
-    return tune(study, "scratch", model, tokenizer, arm.text, arm.task, arm.model.max_seq_len) | {
-        "tokenizer_seconds": tokenizer_seconds,
-        "task_share": share,
-    }
+    result = tune(study, "scratch", model, tokenizer, arm.text, arm.task, arm.model.max_seq_len)
+    return result | {"tokenizer_seconds": tokenizer_seconds}
 
 
 def lora(study: Study) -> dict:
@@ -172,8 +168,7 @@ TRAINED = ("scratch", "lora")
 def _inference(model: Transformer) -> Transformer:
     # A copy to score with: adapters merged, and in bfloat16 where that is what pays.
     model = merge_lora(copy.deepcopy(model)).eval()
-    config = TrainConfig()
-    return model.bfloat16() if autocast_for(config, model, model.rope.device)._enabled else model
+    return model.bfloat16() if uses_bfloat16("auto", model, torch.device("cpu")) else model
 
 
 def _train(
@@ -181,7 +176,7 @@ def _train(
     name: str,
     model: Transformer,
     tokenizer: Tokenizer,
-    sets: tuple,
+    sets: tuple[DataSet, DataSet],
     config: TrainConfig,
     share: float,
 ) -> RunResult:
@@ -190,7 +185,7 @@ def _train(
     start_run(run, Recipe(model=model.config, train=settings, data=study.recipe.data), tokenizer,
               resume=False)  # fmt: skip
     with Ranks(settings.device) as ranks:
-        result = train(model, *sets, tokenizer, settings, run, ranks)
+        result = train(model, sets[0], sets[1], tokenizer, settings, run, ranks)
     if result.signal:
         raise KeyboardInterrupt
     return result

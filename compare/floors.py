@@ -19,12 +19,12 @@ def compressor_bits(
 
 
 def xz(data: bytes) -> bytes:
-    """xz -9e."""
+    """Xz -9e."""
     return lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
 
 
 def zstd(data: bytes) -> bytes:
-    """zstd -19 with a window as long as the data."""
+    """Zstd -19 with a window as long as the data."""
     try:
         import zstandard
     except ImportError:

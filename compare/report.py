@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from compare.stats import Estimate, accuracy, bits_per_byte, difference
+from compare.stats import accuracy, bits_per_byte, difference
 from configs.cli import Parser, UserError, run_command
 
 COLUMNS = (
@@ -51,7 +51,7 @@ def table_rows(arms: dict[str, list[dict]]) -> list[tuple[str, ...]]:
     def show(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    table = []
+    table: list[tuple[str, ...]] = []
     for arm, rows in arms.items():
         bits = str(bits_per_byte(rows) or "–")
         if arm == "compressors":
@@ -169,9 +169,8 @@ def _task_verdict(arms: dict[str, list[dict]]) -> list[str]:
     for floor in ("tfidf-logistic", "majority-class"):
         if floor in scores:
             losers = [a for a in models if difference(arms[a], arms[floor], "correct").low <= 0]
-            beat = "No arm beats" if len(losers) == len(models) else f"{_names(losers)} not beat"
             if len(losers) == len(models):
-                parts.append(f"{beat} {floor} ({scores[floor].value:.3f}).")
+                parts.append(f"No arm beats {floor} ({scores[floor].value:.3f}).")
             elif losers:
                 verb = "does" if len(losers) == 1 else "do"
                 parts.append(
@@ -191,7 +190,7 @@ def _cost_verdict(arms: dict[str, list[dict]]) -> list[str]:
     fast, slow = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
     return [
         f"A request costs {seconds[fast] * 1000:.0f} ms with {fast} and "
-        f"{seconds[slow] * 1000:.0f} ms with {slow}, {seconds[slow] / seconds[fast]:.0f} times more."
+        f"{seconds[slow] * 1000:.0f} ms with {slow}: {seconds[slow] / seconds[fast]:.0f} times."
     ]
 
 
@@ -214,7 +213,8 @@ def plot(arms: dict[str, list[dict]], path: Path) -> None:
         (right, accuracy, "task accuracy (more is better)"),
     )
     for axes, estimate, title in panels:
-        found: dict[str, Estimate] = {a: e for a in reversed(models) if (e := estimate(arms[a]))}
+        scored = {arm: estimate(arms[arm]) for arm in reversed(models)}
+        found = {arm: score for arm, score in scored.items() if score is not None}
         for position, (arm, score) in enumerate(found.items()):
             reach = [[score.value - score.low], [score.high - score.value]]
             axes.barh(position, score.value, xerr=reach, color=colours[arm], capsize=3)
@@ -225,11 +225,12 @@ def plot(arms: dict[str, list[dict]], path: Path) -> None:
     if "compressors" in arms:
         floors += [(left, k, v) for k, v in arms["compressors"][0]["compressors"].items()]
     for arm in ("majority-class", "tfidf-logistic"):
-        if arm in arms and (score := accuracy(arms[arm])):
-            floors.append((right, arm, score.value))
-    for number, (axes, name, value) in enumerate(floors):
-        axes.axvline(value, linestyle="--", color="black" if number % 2 else "grey", label=name)
-        axes.legend(fontsize=8, loc="lower right")
+        if arm in arms and (reached := accuracy(arms[arm])):
+            floors.append((right, arm, reached.value))
+    for number, (panel, name, floor) in enumerate(floors):
+        colour = "black" if number % 2 else "grey"
+        panel.axvline(floor, linestyle="--", color=colour, label=name)
+        panel.legend(fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

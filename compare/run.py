@@ -117,7 +117,7 @@ def main() -> None:
         model, tokenizer = load_model(tune)
         *_, (stream,) = sample(model, tokenizer, "", max_new_tokens=300, temperature=0.7)
         (folder / "sample.txt").write_text(stream.text + "\n", encoding="utf-8")
-        print(f"A new document, written by the model that was trained from scratch:\n\n{stream.text}\n")
+        print(f"A new document, by the model that was trained from scratch:\n\n{stream.text}\n")
     print(f"Written to {folder}/:")
     for path in sorted(p for p in folder.iterdir()):
         print(f"  {path}{'/' if path.is_dir() else ''}")

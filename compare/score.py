@@ -36,7 +36,7 @@ def document_bits(
             raise UserError(f"the tokenizer loses characters of the document {text[:60]!r}…")
     context = model.config.max_seq_len
     cache = None
-    head = [i for ids in tokenizer.encode_batch(prefix) for i in (separator, *ids)]
+    head = [token for ids in tokenizer.encode_batch(prefix) for token in (separator, *ids)]
     if head:
         longest = max(map(len, encoded))
         if len(head) + longest + 1 > context:
@@ -58,9 +58,9 @@ def document_bits(
         longest = max(len(ids) for _, ids, _ in batch) - 1
         inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
         targets = torch.full_like(inputs, IGNORE)
-        for row, (_, ids, count) in enumerate(batch):
-            inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-            targets[row, len(ids) - 1 - count : len(ids) - 1] = torch.tensor(ids[-count:])
+        for at, (_, piece, count) in enumerate(batch):
+            inputs[at, : len(piece) - 1] = torch.tensor(piece[:-1])
+            targets[at, len(piece) - 1 - count : len(piece) - 1] = torch.tensor(piece[-count:])
         logits = model(inputs, cache=cache and cache.expand(len(batch), longest))
         nats = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORE
@@ -81,7 +81,7 @@ def task_answers(
     for item in track(items, "answering", len(items)):
         text = few_shot(task, item.text, shots(item.text))
         answer = rank_completions(model, tokenizer, text, completions)
-        correct.append(int(task.labels[answer.index] == item.label))
+        correct.append(int(task.labels[answer.choice] == item.label))
         tokens += answer.prompt_tokens
     return {
         "correct": correct,

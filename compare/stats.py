@@ -61,7 +61,7 @@ def _bootstrap(
 ) -> Estimate:
     generator = np.random.default_rng(0)
 
-    def score(matrix: np.ndarray, columns: np.ndarray) -> float:
+    def score(matrix: np.ndarray, columns) -> float:
         seeds = generator.integers(len(matrix), size=len(matrix))
         return matrix[seeds][:, columns].mean(0).sum() / weights[columns].sum()
 

@@ -112,7 +112,13 @@ def parse(schema: type[T], arguments: Parser) -> tuple[T, argparse.Namespace]:
     if "-h" in sys.argv[1:] or "--help" in sys.argv[1:]:
         arguments.print_help()
         print("\nSettings of the recipe, each of which can be given on the command line:\n")
-        tyro.cli(schema, default=schema(), args=["--help"], prog="RECIPE", config=(tyro.conf.FlagConversionOff,))
+        tyro.cli(
+            schema,
+            default=schema(),
+            args=["--help"],
+            prog="RECIPE",
+            config=(tyro.conf.FlagConversionOff,),
+        )
     own, overrides = arguments.parse_known_args()
     if own.config is None:
         raise UserError(f"no recipe given; usage: {arguments.format_usage()[7:].strip()}")

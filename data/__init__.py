@@ -1,0 +1,1 @@
+"""Corpora to documents, splits, token shards and batches."""

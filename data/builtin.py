@@ -1,9 +1,8 @@
 """The built-in corpora: text that sits inside packages and is read in place.
 
-| name          | package            | text                                       | licence          |
-| folk-tunes    | music21            | three 19th-century tune books in ABC       | public domain    |
-| aws-api       | botocore           | documentation of every AWS operation       | Apache-2.0       |
-| python-stdlib | the interpreter    | the standard library's own source          | PSF              |
+    folk-tunes      music21           three tune books of 1782 to 1883, in ABC  public domain
+    aws-api         botocore          documentation of every AWS operation      Apache-2.0
+    python-stdlib   the interpreter   the standard library's own source         PSF
 
 aws-api and python-stdlib were surely in the pretraining text of any recent foundation model.
 """
@@ -16,10 +15,14 @@ import json
 import re
 import sysconfig
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from configs.cli import UserError
 from data.corpora import Corpus, Document, fingerprint_files
+
+# A field such as `K:G`, but not the notes `A:|`, where a repeat ends.
+ABC_HEADER = re.compile(r"[A-Zw]:(?!\|)")
 
 
 def _package(name: str, requirement: str) -> Path:
@@ -55,7 +58,7 @@ def folk_tunes() -> Corpus:
                 body = abc_body(tune)
                 letters = melody(body)
                 if letters:
-                    steps = [chr(ord("a") + (b - a) % 7) for a, b in zip(letters, letters[1:])]
+                    steps = [chr(ord("a") + (b - a) % 7) for a, b in pairwise(letters)]
                     yield Document(
                         id=f"{path.parent.name}/{path.stem}/{number}",
                         text=body,
@@ -71,9 +74,10 @@ def abc_body(tune: str) -> str:
     lines = []
     for line in tune.split("\n"):
         line = line.split("%")[0].rstrip()
-        if not line or re.match(r"[A-Zw]:", line) and line[0] not in "MLRK":
+        header = ABC_HEADER.match(line)
+        if not line or (header and line[0] not in "MLRK"):
             continue
-        if line[1:2] == ":":
+        if header:
             line = f"{line[:2]}{line[2:].strip()}"
         else:
             line = re.sub(r'"[^"]*"', "", line).replace("`", "")
@@ -83,7 +87,7 @@ def abc_body(tune: str) -> str:
 
 def melody(body: str) -> list[int]:
     """Note letters of an ABC body as 0–6 (a–g), without octaves, accidentals and grace notes."""
-    notes = "".join(line for line in body.split("\n") if line[1:2] != ":")
+    notes = "".join(line for line in body.split("\n") if not ABC_HEADER.match(line))
     notes = re.sub(r"\{[^}]*\}|![^!]*!|\[[A-Z]:[^\]]*\]", "", notes)
     return [ord(letter.lower()) - ord("a") for letter in re.findall(r"[A-Ga-g]", notes)]
 

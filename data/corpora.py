@@ -71,7 +71,9 @@ def fingerprint_files(files: list[Path]) -> str:
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     for path in files:
         if path.suffix not in (".txt", ".jsonl", ".parquet"):
-            raise UserError(f"{path}: cannot read {path.suffix or 'this'}: use .txt .jsonl .parquet")
+            raise UserError(
+                f"{path}: cannot read {path.suffix or 'this'}: use .txt .jsonl .parquet"
+            )
         with open(path, "rb") as file:
             if path.suffix != ".parquet" and b"\0" in file.read(65536):
                 raise UserError(f"{path}: binary file (it holds NUL bytes); give text")

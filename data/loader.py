@@ -22,7 +22,7 @@ class Loader:
         self._order = self._permutation(0)
 
     def next(self, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """This rank's indices, int64; together the ranks' shares are the next global batch."""
+        """The rank's indices, int64; together the ranks' shares are the next global batch."""
         parts, missing = [], self.batch_size
         while missing:
             part = self._order[self.cursor : self.cursor + missing]

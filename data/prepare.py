@@ -38,7 +38,7 @@ _INVALID = re.compile("[\ufffd\ud800-\udfff]")
 
 
 def clean(text: str, changed: Counter | None = None) -> str:
-    """`text` in NFC, with \\n line ends, without control characters and invalid UTF-8.
+    """`text` in NFC, with Unix line ends, without control characters and invalid UTF-8.
 
     Outer blank lines and line-end spaces of the whole are stripped. `changed` counts, per reason,
     the documents that it touched.
@@ -89,7 +89,8 @@ def documents(folder: Path, split: str) -> Iterator[dict]:
 def _prepare(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
     from rensa import RMinHash, RMinHashLSH
 
-    counts, changed = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
     seen: set[bytes] = set()
     signatures: list[RMinHash] = []
     index = RMinHashLSH(config.straddle_similarity, _PERMUTATIONS, _BANDS)

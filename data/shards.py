@@ -61,7 +61,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
     aside = shards.with_name(f"{shards.name}.{os.getpid()}.tmp")
     aside.mkdir(parents=True)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    manifest = {"fingerprint": name, "tokenizer": tokenizer.hash, "dtype": dtype.str, "splits": {}}
+    counts: dict[str, dict[str, int]] = {}
     separator = np.array([tokenizer.separator_id], dtype)
     try:
         for split in SPLITS:
@@ -76,8 +76,14 @@ def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
                         np.array(ids, dtype).tofile(file)
                 separator.tofile(file)
             np.save(aside / f"{split}.documents.npy", np.array(starts, np.int64))
-            counts = {"tokens": position + 1, "documents": len(starts), "bytes": size}
-            manifest["splits"][split] = counts
+            tokens = position + 1
+            counts[split] = {"tokens": tokens, "documents": len(starts), "bytes": size}
+        manifest = {
+            "fingerprint": name,
+            "tokenizer": tokenizer.hash,
+            "dtype": dtype.str,
+            "splits": counts,
+        }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         shutil.rmtree(shards, ignore_errors=True)
         aside.rename(shards)
@@ -124,7 +130,6 @@ class Examples:
 
     def __init__(self, pairs: list[tuple[str, str]], seq_len: int, tokenizer: Tokenizer):
         """Raises UserError if a pair is longer than `seq_len` tokens."""
-        self.seq_len = seq_len
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
         completions = tokenizer.encode_batch([completion for _, completion in pairs])
@@ -138,8 +143,8 @@ class Examples:
                     f"example {number} has {len(prompt) + len(completion)} tokens, more than the "
                     f"context of {seq_len}; shorten it or raise the context"
                 )
-        digest = hashlib.sha256(json.dumps([self.rows, seq_len]).encode())
-        self.fingerprint = digest.hexdigest()
+        self.seq_len = max(len(prompt) + len(completion) for prompt, completion in self.rows) - 1
+        self.fingerprint = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from configs.cli import UserError
 from configs.schema import TaskConfig
+from data.builtin import ABC_HEADER
 from data.prepare import documents
 
 CLASSES = 10
@@ -75,8 +76,8 @@ def load_task(config: TaskConfig, folder: Path) -> Task:
 
 def _tune_key(document: dict, max_chars: int) -> Item | None:
     lines = document["text"].split("\n")
-    keys = [line[2:] for line in lines if line.startswith("K:")]
-    notes = "".join(line.strip(" \\") for line in lines if line[1:2] != ":")
+    keys = [line[2:] for line in lines if line.startswith("K:") and ABC_HEADER.match(line)]
+    notes = "".join(line.strip(" \\") for line in lines if not ABC_HEADER.match(line))
     notes = re.sub(r"\[K:[^\]]*\]", "", notes)
     match = re.match(r"([A-G][#b]?)\s*(\w*)", keys[0]) if len(keys) == 1 else None
     if not match or not notes:

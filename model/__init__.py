@@ -1,0 +1,1 @@
+"""The transformer, generation, checkpoint formats."""

@@ -17,7 +17,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """
     T, S = q.shape[1], k.shape[1]
     if q.shape[2] != k.shape[2] and q.device.type == "cpu":
-        # The fused CPU kernel takes equal heads only; without this, torch falls back to T x S maths.
+        # The fused CPU kernel takes equal heads only; without this, torch builds T x S scores.
         groups = q.shape[2] // k.shape[2]
         k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     mask = None

@@ -37,6 +37,8 @@ def load_model(name: str | Path) -> tuple[Transformer, Tokenizer]:
 
 def foundation_file(name: str) -> Path:
     """Where the package keeps the weights. Raises UserError with the command that installs it."""
+    if name not in FOUNDATIONS:
+        raise UserError(f'no foundation model "{name}"{nearest(name, list(FOUNDATIONS))}')
     package, file, command = FOUNDATIONS[name]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:

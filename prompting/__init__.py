@@ -1,0 +1,1 @@
+"""What changes only the input of a model."""

@@ -16,7 +16,9 @@ from tokenizer.bpe import Tokenizer
 class Answer(NamedTuple):
     """Which completion was chosen, and what it cost."""
 
-    index: int
+    choice: int
+    scores: list[float]
+    """Log-probability of every completion, in nats."""
     prompt_tokens: int
 
 
@@ -51,4 +53,4 @@ def rank_completions(
             logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
         )
         scores = scores - rest.sum(1)
-    return Answer(int(scores.argmax()), len(ids))
+    return Answer(int(scores.argmax()), scores.tolist(), len(ids))

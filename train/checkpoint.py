@@ -141,11 +141,11 @@ def _generators() -> dict:
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": tensors,
         "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
     }
 
 

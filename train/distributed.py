@@ -77,4 +77,4 @@ class Ranks:
         if self.world_size == 1:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices)
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)

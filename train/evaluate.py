@@ -1,7 +1,7 @@
 """Scores a model on a whole held-out split."""
 
 import math
-from typing import ContextManager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from train.distributed import Ranks
 
 @torch.no_grad()
 def evaluate(
-    model: Transformer, dataset, batch_size: int, ranks: Ranks, autocast: ContextManager
+    model: Transformer, dataset, batch_size: int, ranks: Ranks, autocast: AbstractContextManager
 ) -> dict[str, float]:
     """Loss (nats per token), perplexity and bits per byte of text.
 
     Every rank scores its share of the fixed, ordered split, and the sums are added; special tokens
     stand for no text and are not scored. Every rank must call it.
     """
-    nats, tokens, size = 0.0, 0, 0
+    nats, tokens, size = 0.0, 0.0, 0.0
     mine = np.arange(len(dataset))[ranks.rank :: ranks.world_size]
     model.eval()
     for start in range(0, len(mine), batch_size):

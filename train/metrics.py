@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import secrets
 import sys
 from pathlib import Path
 
@@ -141,13 +142,13 @@ def _wandb(run: Path, config: TrainConfig):
     os.environ.setdefault("WANDB_SILENT", "true")
     identity = run / "wandb-id"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(secrets.token_hex(4))
     return wandb.init(
         project="homegrown",
         name=run.name,
         id=identity.read_text(),
         resume="allow",
         dir=run,
-        mode=config.wandb,
+        mode="online" if config.wandb == "online" else "offline",
         config=config.model_dump(),
     )

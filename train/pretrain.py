@@ -83,8 +83,9 @@ def train(
     if resume:
         fingerprint = train_set.fingerprint
         progress = restore(run, parameters, optimizer, loader, fingerprint, tokenizer, ranks)
-    autocast = autocast_for(config, model, device)
-    describe(model, train_set, config, ranks, autocast)
+    bfloat16 = uses_bfloat16(config.precision, model, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+    describe(model, train_set, config, ranks, bfloat16)
     dry_run(model, train_set, config, device, autocast)
     wrapped = ranks.wrap(model)
     metrics = Metrics(run, config, progress.step, ranks.first)
@@ -92,7 +93,7 @@ def train(
 
     with Signals() as signals:
         while True:
-            # Ranks must agree on when to stop, so the first one's clock and any rank's signal count.
+            # Ranks must agree on when to stop: the first one's clock and any rank's signal count.
             seconds, stop = ranks.sum(progress.seconds * ranks.first, signals.received)
             done = seconds / config.max_seconds if config.max_seconds else None
             done = progress.step / config.steps if done is None else done
@@ -132,16 +133,16 @@ def train(
             tokens = sum(int((targets != IGNORE).sum()) for _, targets in batches)
             padded = sum(inputs.numel() for inputs, _ in batches)
             all_tokens, all_padded = ranks.sum(tokens, padded)
+            scale = ranks.world_size / max(1, all_tokens)  # DDP averages; the loss is a sum
 
             loss_sum = torch.zeros((), device=device)
             for i, (inputs, targets) in enumerate(batches):
                 # DDP adds up over ranks once, in the last backward pass of the step.
                 more = ranks.world_size > 1 and i < len(batches) - 1
-                with wrapped.no_sync() if more else nullcontext():
+                with wrapped.no_sync() if more else nullcontext():  # type: ignore[operator]
                     with autocast:
                         loss = wrapped(inputs.to(device), targets=targets.to(device))
-                    # DDP averages over ranks; the loss is a sum, so the mean is undone here.
-                    (loss * (ranks.world_size / all_tokens)).backward()
+                    (loss * scale).backward()
                 loss_sum += loss.detach()
 
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm).item()
@@ -181,7 +182,8 @@ def train(
     metrics.close()
     if ranks.first:
         plot_run(run)
-    return RunResult(progress, score, peak_memory(device), signals.received)
+    received = signals.received or (signal.SIGTERM if stop else 0)  # or another rank's
+    return RunResult(progress, score, peak_memory(device), int(received))
 
 
 class Signals:
@@ -203,28 +205,22 @@ class Signals:
         say(f"{signal.Signals(number).name}: finishing this step, then saving")
 
 
-def autocast_for(config: TrainConfig, model: Transformer, device: torch.device) -> torch.autocast:
-    """bfloat16 matrix products where the recipe asks for them or, with "auto", where they pay."""
-    wanted = config.precision == "bfloat16"
-    if config.precision == "auto":
-        if device.type == "cuda":
-            wanted = torch.cuda.is_bf16_supported()
-        else:
-            # Narrow matrices lose more to the casts than bfloat16 instructions win (docs/log.md).
-            wanted = model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> bool:
+    """Whether matrix products run in bfloat16: where asked for or, with "auto", where it pays."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # Narrow matrices lose as much to the casts as bfloat16 instructions win (docs/log.md).
+    return model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
 
 
 def describe(
-    model: Transformer,
-    train_set: DataSet,
-    config: TrainConfig,
-    ranks: Ranks,
-    autocast: torch.autocast,
+    model: Transformer, train_set: DataSet, config: TrainConfig, ranks: Ranks, bfloat16: bool
 ) -> None:
     """Say what is about to happen: sizes, epochs, precision, ranks."""
     windows, length = len(train_set), train_set.seq_len
-    precision = "bfloat16 autocast" if autocast._enabled else "float32"
+    precision = "bfloat16 autocast" if bfloat16 else "float32"
     micro = min(config.micro_batch_size, config.batch_size // ranks.world_size)
     accumulation = -(-config.batch_size // ranks.world_size // micro)
     say(
@@ -327,7 +323,8 @@ def finish(result: RunResult, run: Path) -> int:
         )
         return 0
     words = [w for w in sys.argv[1:] if w not in ("--resume", "--overwrite")]
-    module = sys.modules["__main__"].__spec__.name
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name if spec else "train.pretrain"
     say(
         f"{signal.Signals(result.signal).name}: saved step {progress.step}; go on with:\n"
         f"python -m {module} {shlex.join([*words, '--resume'])}"

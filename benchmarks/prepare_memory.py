@@ -1,0 +1,65 @@
+"""Peak memory of preparing a large text file: it must not be read into memory whole.
+
+    python -m benchmarks.prepare_memory [--megabytes 200]
+
+Writes that much text, runs `python -m data.prepare` on it as a process of its own and reports the
+largest resident set that the operating system saw.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.record import record
+
+
+def write_text(path: Path, megabytes: int) -> int:
+    """Lines of made-up words with a language's frequencies and no long repeats; returns bytes."""
+    draw = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    stock = ["".join(draw.choice(letters, size)) for size in draw.integers(2, 10, 20_000)]
+    weights = 1 / np.arange(1, len(stock) + 1)
+    weights /= weights.sum()
+    written = 0
+    with open(path, "w") as file:
+        while written < megabytes * 10**6:
+            words = [stock[i] for i in draw.choice(len(stock), 100_000, p=weights)]
+            lines = (" ".join(words[i : i + 12]) for i in range(0, len(words), 12))
+            written += file.write("\n".join(lines) + "\n")
+    return written
+
+
+def measure(megabytes: int) -> dict:
+    """Seconds and peak bytes of `data.prepare` on a fresh file of that size."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "large.txt"
+        size = write_text(text, megabytes)
+        recipe = Path(folder) / "large.toml"
+        recipe.write_text(f'[data]\ncorpus = "{text}"\ncache_dir = "{folder}/cache"\n')
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "data.prepare", recipe], check=True)
+        seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"text_bytes": size, "seconds": seconds, "peak_bytes": peak}
+
+
+def main() -> None:
+    """Measure, record and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=200)
+    result = measure(parser.parse_args().megabytes)
+    path = record("prepare_memory", result)
+    print(
+        f"{result['text_bytes'] / 1e6:.0f} MB of text: peak {result['peak_bytes'] / 2**30:.2f} GiB "
+        f"resident, {result['seconds']:.0f} s; {path}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Which pre-tokenisation a recipe should use: bytes per token, and bits per byte at equal time.
+
+    python -m benchmarks.pretokenization [--recipe configs/tiny.toml] [--seconds 40] [--seeds 3]
+
+Trains the recipe once per variant and seed, variants in turn, for the same seconds; the score is
+that of the whole validation split, so the test split stays unread.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.record import record
+from configs.cli import load
+from configs.schema import Recipe
+from data.prepare import documents, prepare
+from data.shards import cached_tokenizer
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+from tokenizer.inspect import bytes_per_token
+from train.distributed import Ranks
+from train.pretrain import prepared, start_run, train
+
+VARIANTS = {
+    "gpt2": {"digits": "any", "newlines": "attach", "whitespace": "word"},
+    "digits": {"digits": "single", "newlines": "attach", "whitespace": "word"},
+    "digits+newlines": {"digits": "single", "newlines": "own", "whitespace": "word"},
+    "spaces-own": {"digits": "single", "newlines": "own", "whitespace": "own"},
+    "lines": {"digits": "any", "newlines": "own", "whitespace": "merge"},
+}
+
+
+def main() -> None:
+    """Measure, record and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="configs/tiny.toml")
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    recipe = load(Recipe, args.recipe)
+    scores: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    lengths = {}
+    for seed in range(args.seeds):
+        for name, settings in VARIANTS.items():
+            tokens = recipe.tokenizer.model_copy(update=settings)
+            changes = {"max_seconds": args.seconds, "seed": seed, "eval_every": 10**9}
+            timed = recipe.train.model_copy(update=changes | {"save_every": 10**9})
+            variant = recipe.model_copy(update={"tokenizer": tokens, "train": timed})
+            tokenizer, train_set, validation_set = prepared(variant)
+            model = Transformer(variant.model, tokenizer.vocab_size).init_weights(seed)
+            with tempfile.TemporaryDirectory() as folder, Ranks("cpu") as ranks:
+                run = Path(folder) / name
+                start_run(run, variant, tokenizer, resume=False)
+                result = train(model, train_set, validation_set, tokenizer, timed, run, ranks)
+            scores[name].append(result.bits_per_byte)
+            folder = prepare(variant.data)
+            path = cached_tokenizer(folder, tokens)
+            texts = [row["text"] for row in documents(folder, "validation")]
+            lengths[name] = bytes_per_token(Tokenizer.load(path), texts)
+    rows = {
+        name: {
+            **VARIANTS[name],
+            "bytes_per_token": lengths[name],
+            "bits_per_byte": scores[name],
+            "median": statistics.median(scores[name]),
+        }
+        for name in VARIANTS
+    }
+    for name, row in rows.items():
+        spread = f"{min(scores[name]):.4f} to {max(scores[name]):.4f}"
+        print(
+            f"{name:16} {row['bytes_per_token']:.3f} bytes/token  "
+            f"{row['median']:.4f} bits/byte ({spread})"
+        )
+    result = {"recipe": args.recipe, "seconds": args.seconds, "variants": rows}
+    print(record("pretokenization", result))
+
+
+if __name__ == "__main__":
+    main()

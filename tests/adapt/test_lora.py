@@ -1,0 +1,127 @@
+"""LoRA against `peft` on the real foundation model, and merged against unmerged."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from adapt.lora import LoraLinear, add_lora, merge_lora
+from configs.cli import UserError
+from configs.schema import LoraConfig, ModelConfig
+from model.transformer import Transformer
+
+PEFT_NAMES = {
+    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+}  # fmt: skip
+
+
+def small():
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
+    return Transformer(config, 61).init_weights(0)
+
+
+def test_a_fresh_adapter_changes_nothing_and_trains_only_itself():
+    model, x = small(), torch.arange(30)[None]
+    before = model(x)
+    add_lora(model, LoraConfig(rank=4), seed=0)
+    torch.testing.assert_close(model(x), before)
+    model(x, targets=x).backward()
+    for name, p in model.named_parameters():
+        assert p.requires_grad == name.endswith(("lora_A", "lora_B"))
+        assert (p.grad is not None) == p.requires_grad
+    assert model.num_parameters(trainable=True) == sum(
+        4 * (m.in_features + m.out_features) for m in model.modules() if isinstance(m, LoraLinear)
+    )
+
+
+def test_merged_computes_what_unmerged_does():
+    model, x = add_lora(small(), LoraConfig(rank=4), seed=0), torch.arange(30)[None]
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            torch.nn.init.normal_(module.lora_B)
+    with torch.no_grad():
+        expected = model(x)
+        merged = merge_lora(copy.deepcopy(model))
+        torch.testing.assert_close(merged(x), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model(x), expected)
+    assert merged.state_dict().keys() == small().state_dict().keys()
+
+
+def test_training_gives_the_losses_of_peft_on_the_real_model(foundation, foundation_path):
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    ours, tokenizer = copy.deepcopy(foundation[0]), foundation[1]
+    config = LoraConfig(rank=4, alpha=8.0)
+    add_lora(ours, config, seed=0)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        foundation_path.parent, gguf_file=foundation_path.name, dtype=torch.float32
+    )
+    targets = [name.split(".")[1] for name in PEFT_NAMES]
+    theirs = get_peft_model(theirs, PeftConfig(r=4, lora_alpha=8, target_modules=targets))
+    mine = dict(ours.named_parameters())
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                layer, rest = name.split(".layers.")[1].split(".", 1)
+                module, kind = rest.split(".lora_")
+                p.copy_(mine[f"layers.{layer}.{PEFT_NAMES[module]}.lora_{kind[0]}"])
+    text = "K:G\nGFG BAB|gfg gab|GFG BAB|d2A AFD|\n"
+    ids = torch.tensor([tokenizer.encode(text * 2)])
+    results = []
+    for model, loss in (
+        (ours, lambda: ours(ids[:, :-1], targets=ids[:, 1:]) / (ids.shape[1] - 1)),
+        (theirs, lambda: theirs(ids, labels=ids).loss),
+    ):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        found = []
+        for _ in range(5):
+            value = loss()
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            found.append(value.item())
+        results.append(found)
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+    assert results[0][-1] < 0.9 * results[0][0]
+
+
+def test_a_rank_above_the_dimension_and_a_missing_target_are_refused():
+    with pytest.raises(UserError, match="rank = 64 is above wq's 32"):
+        add_lora(small(), LoraConfig(rank=64), seed=0)
+    relu = Transformer(ModelConfig(dim=32, n_layers=1, activation="relu2"), 61)
+    with pytest.raises(UserError, match='no layer "w3"'):
+        add_lora(relu, LoraConfig(), seed=0)
+
+
+def test_the_command_tunes_a_run_and_leaves_a_model_to_sample(
+    command, recipe, corpus, cache, tmp_path
+):
+    base = tmp_path / "base"
+    assert command("train.pretrain", recipe, "--run-dir", base).returncode == 0
+    config = tmp_path / "tune.toml"
+    config.write_text(f"""
+base = "{base}"
+seq_len = 32
+[data]
+corpus = "{corpus}"
+section_chars = 500
+cache_dir = "{cache}"
+[lora]
+rank = 2
+[train]
+steps = 4
+batch_size = 4
+micro_batch_size = 2
+precision = "float32"
+""")
+    run = tmp_path / "tuned"
+    done = command("adapt.finetune", config, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    sampled = command("model.sample", run / "merged", "--max-new-tokens", "5", "--json")
+    assert json.loads(sampled.stdout)["tokens"] <= 5

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+from texts import words
+
+from configs.cli import UserError
+from configs.schema import DataConfig
+from data.corpora import open_corpus
+
+
+def texts(path, **settings):
+    return [d.text for d in open_corpus(DataConfig(corpus=str(path), **settings)).read()]
+
+
+def test_the_same_rows_come_from_jsonl_and_parquet(tmp_path):
+    import datasets
+
+    rows = [{"body": words(n, 30), "who": n % 3} for n in range(20)]
+    table = datasets.Dataset.from_list(rows)
+    table.to_json(tmp_path / "a.jsonl")
+    table.to_parquet(tmp_path / "a.parquet")
+    expected = [row["body"] for row in rows]
+    assert texts(tmp_path / "a.jsonl", text_field="body") == expected
+    assert texts(tmp_path / "a.parquet", text_field="body") == expected
+    corpus = open_corpus(
+        DataConfig(corpus=str(tmp_path / "a.jsonl"), text_field="body", group_field="who")
+    )
+    assert [d.group for d in corpus.read()] == [str(row["who"]) for row in rows]
+
+
+def test_a_text_file_comes_back_whole_in_sections(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(words(0, 4000), newline="")
+    sections = texts(path, section_chars=300)
+    assert "".join(sections) == path.read_text()
+    assert len(sections) > 50
+    assert max(map(len, sections)) < 450
+
+
+def test_a_folder_is_read_file_by_file(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text(words(1, 50))
+    (tmp_path / "deep" / "b.jsonl").write_text(json.dumps({"text": "from b"}) + "\n")
+    (tmp_path / "ignored.pdf").write_bytes(b"%PDF")
+    corpus = open_corpus(DataConfig(corpus=str(tmp_path), group_field="file"))
+    assert {d.group for d in corpus.read()} == {"a.txt", "deep/b.jsonl"}
+
+
+def test_invalid_utf8_is_replaced_not_fatal(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9 au lait\n" * 30)
+    assert "".join(texts(path)) == "caf\ufffd au lait\n" * 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ('{"text": "a"}\n{"text": broken\n', "line 2: malformed JSON"),
+        ('{"text": "a"}\n["list"]\n', "line 2: not a JSON object"),
+        ('{"txet": "a"}\n', 'no column "text"; did you mean "txet"?'),
+        ('{"text": 5}\n', "holds 5, not text"),
+    ],
+)
+def test_a_bad_jsonl_row_is_named(tmp_path, rows, said):
+    path = tmp_path / "a.jsonl"
+    path.write_text(rows)
+    with pytest.raises(UserError) as caught:
+        texts(path)
+    assert said in str(caught.value)
+
+
+def test_a_misspelt_built_in_is_told_the_nearest_name():
+    with pytest.raises(UserError, match='did you mean "folk-tunes"'):
+        open_corpus(DataConfig(corpus="folktunes"))

@@ -1,0 +1,60 @@
+import json
+
+import numpy as np
+import pytest
+
+from configs.cli import UserError, load
+from configs.schema import Recipe
+from data.prepare import documents, prepare
+from data.shards import IGNORE, Examples, Windows, cached_tokenizer, write_shards
+from tokenizer.bpe import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def prepared(recipe):
+    config = load(Recipe, recipe)
+    folder = prepare(config.data)
+    tokenizer = Tokenizer.load(cached_tokenizer(folder, config.tokenizer))
+    return folder, tokenizer, write_shards(folder, tokenizer)
+
+
+def test_the_shards_decode_to_the_documents(prepared):
+    folder, tokenizer, shards = prepared
+    manifest = json.loads((shards / "manifest.json").read_text())
+    for split, counts in manifest["splits"].items():
+        ids = np.fromfile(shards / f"{split}.bin", manifest["dtype"])
+        starts = np.load(shards / f"{split}.documents.npy")
+        assert len(ids) == counts["tokens"]
+        assert (ids[starts] == tokenizer.separator_id).all()
+        assert ids[-1] == tokenizer.separator_id
+        ends = [*starts[1:], len(ids) - 1]
+        texts = [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(starts, ends, strict=True)]
+        assert texts == [d["text"] for d in documents(folder, split)]
+
+
+def test_each_token_after_the_first_is_a_target_once(prepared):
+    _, tokenizer, shards = prepared
+    windows = Windows(shards, "train", 50, tokenizer)
+    inputs, targets = windows.batch(np.arange(len(windows)))
+    kept = targets.reshape(-1)[targets.reshape(-1) != IGNORE]
+    assert (kept.numpy() == windows.ids[1:]).all()
+    assert (
+        inputs[:, 1:][targets[:, 1:] != IGNORE] == targets[:, :-1][targets[:, 1:] != IGNORE]
+    ).all()
+
+
+def test_examples_score_the_completion_only(prepared):
+    _, tokenizer, _ = prepared
+    pairs = [("a longer prompt than that", " yes"), ("short", " no\n")]
+    examples = Examples(pairs, 64, tokenizer)
+    inputs, targets = examples.batch(np.array([0, 1]))
+    for row, (prompt, completion) in enumerate(pairs):
+        scored = targets[row][targets[row] != IGNORE].tolist()
+        assert scored == tokenizer.encode(completion)
+        first = int((targets[row] != IGNORE).nonzero()[0])
+        assert inputs[row, : first + 1].tolist() == [
+            tokenizer.separator_id,
+            *tokenizer.encode(prompt),
+        ]
+    with pytest.raises(UserError, match="more than the context of 3"):
+        Examples(pairs, 3, tokenizer)

@@ -1,0 +1,122 @@
+import json
+
+import pytest
+import torch
+
+from configs.schema import ModelConfig
+from model.generate import choose, generate
+from model.sample import Stream, sample
+from model.transformer import Transformer
+
+MODEL = Transformer(
+    ModelConfig(
+        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=64, max_seq_len=64
+    ),
+    50,
+).init_weights(3)
+
+
+def run(model, prompt, **how):
+    steps = list(generate(model, prompt, **how))
+    return torch.stack(steps, 1).tolist()
+
+
+def test_greedy_is_the_same_with_and_without_cache_for_a_scratch_model():
+    how = {"max_new_tokens": 50, "temperature": 0, "num_samples": 2}
+    assert run(MODEL, [1, 2, 3], **how) == run(MODEL, [1, 2, 3], use_cache=False, **how)
+
+
+def test_greedy_is_the_same_with_and_without_cache_for_the_foundation(foundation):
+    model, tokenizer = foundation
+    prompt = tokenizer.encode("The three primary colours are")
+    how = {"max_new_tokens": 16, "temperature": 0}
+    assert run(model, prompt, **how) == run(model, prompt, use_cache=False, **how)
+
+
+def test_seeds_repeat_and_samples_differ():
+    how = {"max_new_tokens": 20, "num_samples": 3, "temperature": 1.0}
+    first = run(MODEL, [1], seed=5, **how)
+    assert first == run(MODEL, [1], seed=5, **how)
+    assert first != run(MODEL, [1], seed=6, **how)
+    assert first[0] != first[1]
+
+
+def test_generation_ends_with_the_context():
+    assert len(run(MODEL, [1] * 60, max_new_tokens=100, temperature=0)[0]) == 4
+
+
+LOGITS = torch.tensor([[4.0, 3.0, 3.0, 1.0, -2.0]]).log_softmax(-1)
+
+
+def drawn(**how):
+    generator = torch.Generator().manual_seed(0)
+    ids = choose(LOGITS.expand(4000, -1), generator=generator, **how)
+    return torch.bincount(ids, minlength=5) / 4000
+
+
+def test_plain_sampling_follows_the_distribution():
+    assert (drawn() - LOGITS.exp()[0]).abs().max() < 0.03
+    sharp = (LOGITS[0] / 0.5).softmax(-1)
+    assert (drawn(temperature=0.5) - sharp).abs().max() < 0.03
+
+
+def test_top_k_keeps_exactly_k_even_among_equals():
+    assert (drawn(top_k=2) > 0).sum() == 2
+
+
+def test_top_p_keeps_the_fewest_that_hold_the_mass():
+    p = LOGITS.exp()[0]
+    assert (drawn(top_p=p[0].item() - 0.01) > 0).tolist() == [True] + [False] * 4
+    kept = drawn(top_p=(p[0] + p[1]).item() + 0.01) > 0
+    assert kept.tolist() == [True, True, True, False, False]
+
+
+def test_min_p_is_relative_to_the_likeliest():
+    assert (drawn(min_p=0.3) > 0).tolist() == [True, True, True, False, False]
+    assert (drawn(min_p=1.0) > 0).sum() == 1
+
+
+def test_a_stream_shows_whole_characters_and_stops_before_the_stop_string(foundation):
+    _, tokenizer = foundation
+    stream, shown = Stream(tokenizer, ["END"]), []
+    for token in tokenizer.encode("naïve 👩‍👩‍👧 text, E, then END and more"):
+        stream.push(token)
+        shown.append(stream.fresh())
+    assert "".join(shown) == stream.text == "naïve 👩‍👩‍👧 text, E, then "
+    assert "\ufffd" not in "".join(shown)
+    assert stream.stopped == "stop string 'END'"
+
+
+def test_a_special_token_ends_a_sample(foundation):
+    _, tokenizer = foundation
+    stream = Stream(tokenizer, [])
+    for token in [*tokenizer.encode("one"), tokenizer.separator_id, *tokenizer.encode("two")]:
+        stream.push(token)
+    assert (stream.text, stream.stopped) == ("one", "end of document")
+
+
+def test_stopped_samples_do_not_stop_the_others(foundation):
+    model, tokenizer = foundation
+    *_, streams = sample(
+        model, tokenizer, "Once upon a time", max_new_tokens=12, num_samples=3, stop=["a"],
+        temperature=1.0, seed=2,
+    )  # fmt: skip
+    assert all(s.stopped for s in streams)
+    assert all("a" not in s.text for s in streams)
+
+
+def test_the_command_prints_json_and_greedy_text(command):
+    args = ("smollm2-135m", "--prompt", "The capital of France is", "--max-new-tokens", "3")
+    done = command("model.sample", *args, "--temperature", "0", "--json", "--num-samples", "2")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["text"] for row in rows] == [" Paris.\n"] * 2
+    assert {row["stopped"] for row in rows} == {"length"}
+    streamed = command("model.sample", *args, "--temperature", "0")
+    assert streamed.stdout == "The capital of France is Paris.\n\n"
+
+
+@pytest.mark.parametrize("flag", [("--top-p", "1.5"), ("--temperature", "-1"), ("--stop", "")])
+def test_bad_settings_are_one_line(command, flag):
+    done = command("model.sample", "smollm2-135m", *flag)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1

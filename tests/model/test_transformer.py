@@ -1,0 +1,175 @@
+"""The transformer against `transformers`' Llama and against itself in float64."""
+
+import math
+
+import pytest
+import torch
+
+from configs.schema import ModelConfig
+from model.attention import attend
+from model.transformer import IGNORE, KVCache, RMSNorm, Transformer
+
+BASE = {
+    "dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 10, "hidden_dim": 48,
+    "max_seq_len": 96,
+}  # fmt: skip
+VARIANTS = [
+    {},
+    {"n_kv_heads": 1},
+    {"n_kv_heads": 4, "tie_embeddings": False},
+    {"activation": "relu2"},
+    {"qk_norm": True, "activation": "relu2", "tie_embeddings": False},
+]
+
+
+def build(**changes):
+    return Transformer(ModelConfig(**BASE | changes), 67).init_weights(0)
+
+
+def tokens(batch=2, length=40):
+    return torch.randint(0, 67, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_equal_transformers_llama(kv_heads, tied):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    ours = build(n_kv_heads=kv_heads, tie_embeddings=tied)
+    c = ours.config
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=67, hidden_size=c.dim, intermediate_size=c.hidden_dim,
+            num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+            num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+            tie_word_embeddings=tied, max_position_embeddings=c.max_seq_len,
+        )
+    ).eval()  # fmt: skip
+    names = {
+        "attention.w": "self_attn.", "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
+        "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    }  # fmt: skip
+    state = {}
+    for key, value in ours.state_dict().items():
+        if key == "output.weight":
+            state["lm_head.weight"] = value
+            continue
+        key = key.replace("tok_embeddings", "embed_tokens")
+        for a, b in names.items():
+            key = key.replace(a, b)
+        for letter in "qkvo":
+            key = key.replace(f"self_attn.{letter}.", f"self_attn.{letter}_proj.")
+        state[f"model.{key}"] = value
+    theirs.load_state_dict(state)
+    x = tokens(length=96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_loss_is_the_sum_of_cross_entropies_of_scored_targets(variant):
+    model, x = build(**variant), tokens()
+    targets = tokens().roll(-1, 1)
+    targets[0, :30] = IGNORE
+    expected = torch.nn.functional.cross_entropy(
+        model(x).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    torch.testing.assert_close(model(x, targets=targets), expected)
+    assert model(x, targets=torch.full_like(x, IGNORE)).item() == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_future_does_not_change_the_past(variant):
+    model, x = build(**variant), tokens()
+    changed = x.clone()
+    changed[:, 25:] = (changed[:, 25:] + 1) % 67
+    with torch.no_grad():
+        a, b = model(x), model(changed)
+    assert (a[:, :25] == b[:, :25]).all()
+    assert (a[:, 25:] != b[:, 25:]).any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("chunks", [[1] * 40, [40], [7, 1, 12, 20], [39, 1]], ids=str)
+def test_cached_chunks_give_the_logits_of_the_whole(variant, chunks):
+    model, x = build(**variant), tokens()
+    cache = KVCache(40)
+    with torch.no_grad():
+        pieces = [model(piece, cache=cache) for piece in x.split(chunks, 1)]
+        torch.testing.assert_close(torch.cat(pieces, 1), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_an_expanded_cache_serves_several_continuations():
+    model, x = build(), tokens(batch=1, length=20)
+    rest = tokens(batch=5, length=8)
+    cache = KVCache(20)
+    with torch.no_grad():
+        model(x, cache=cache)
+        got = model(rest, cache=cache.expand(5, 8))
+        whole = model(torch.cat([x.expand(5, -1), rest], 1))[:, 20:]
+    torch.testing.assert_close(got, whole, atol=1e-5, rtol=1e-5)
+    assert cache.length == 20
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 9), (9, 9), (4, 9)])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_attention_equals_softmax_in_float64(T, S, kv_heads):
+    draw = torch.Generator().manual_seed(0)
+    q = torch.randn(2, T, 6, 8, generator=draw)
+    k, v = torch.randn(2, 2, S, kv_heads, 8, generator=draw)
+    scores = torch.einsum(
+        "bthd,bshd->bhts", q.double(), k.double().repeat_interleave(6 // kv_heads, 2)
+    ) / math.sqrt(8)
+    later = torch.arange(S)[None] > torch.arange(S - T, S)[:, None]
+    weights = scores.masked_fill(later, -math.inf).softmax(-1)
+    expected = torch.einsum(
+        "bhts,bshd->bthd", weights, v.double().repeat_interleave(6 // kv_heads, 2)
+    )
+    torch.testing.assert_close(attend(q, k, v).double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_rmsnorm_computes_in_float32():
+    norm = RMSNorm(64, 1e-5).bfloat16()
+    x = (torch.randn(3, 64) * 100).bfloat16()
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), exact.bfloat16(), atol=0, rtol=0.005)
+
+
+def test_converting_to_bfloat16_leaves_the_angles_alone():
+    model = build()
+    before = model.rope.clone()
+    assert (model.bfloat16().rope == before).all()
+    assert model.tok_embeddings.weight.dtype == torch.bfloat16
+
+
+def test_flops_agree_with_a_count_of_the_operations():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, x = build(n_kv_heads=4), tokens(batch=2, length=64)
+    targets = torch.where(torch.rand(x.shape) < 0.5, x, IGNORE)
+    scored = int((targets != IGNORE).sum())
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(x, targets=targets)
+    with FlopCounterMode(display=False) as both:
+        model(x, targets=targets).backward()
+    # The counter takes all T x T pairs for attention, we count the visible half; fused kernels of
+    # the CPU are not in it at all, so compare what is left.
+    c = model.config
+    attention = x.numel() * 2 * c.n_layers * c.n_heads * c.head_dim * 64
+    assert model.forward_flops(x.numel(), scored, 64) - attention == forward.get_total_flops()
+    assert model.training_flops(x.numel(), scored, 64) - 3 * attention == both.get_total_flops()
+
+
+def test_init_is_seeded_and_near_the_uniform_loss():
+    a, b = build(), build()
+    assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    x = tokens(8, 90)
+    loss = a(x, targets=x.roll(-1, 1)).item() / x.numel()
+    assert abs(loss - math.log(67)) < 0.2
+
+
+def test_positions_beyond_the_context_are_refused():
+    with pytest.raises(ValueError, match="97 positions; the context is 96"):
+        build()(tokens(length=97))

@@ -1,0 +1,101 @@
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from texts import words
+
+from configs.cli import UserError
+from configs.schema import TokenizerConfig
+from tokenizer.bpe import Tokenizer
+from tokenizer.inspect import bytes_per_token, coloured
+from tokenizer.train import train_tokenizer
+
+TEXT = words(0, 4000) + "1234567 and 12 at 3.14\n\n\n    indented  twice\n" * 20
+VARIANTS = [
+    TokenizerConfig(vocab_size=400, digits=d, newlines=n, whitespace=w)
+    for d, n, w in itertools.product(
+        ("single", "triple", "any"), ("own", "attach"), ("word", "own", "merge")
+    )
+]
+
+
+@pytest.fixture(
+    scope="module", params=VARIANTS, ids=lambda v: f"{v.digits}-{v.newlines}-{v.whitespace}"
+)
+def variant(request):
+    lines = TEXT.splitlines(keepends=True)
+    texts = ["".join(lines[i : i + 20]) for i in range(0, len(lines), 20)]
+    return request.param, train_tokenizer(texts, request.param)
+
+
+@settings(max_examples=60)
+@given(text=st.text())
+def test_every_string_round_trips(variant, text):
+    _, tokenizer = variant
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_no_token_spans_a_cut(variant):
+    config, tokenizer = variant
+    pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+    digits = max(sum(c.isdigit() for c in piece) for piece in pieces)
+    limit = {"single": 1, "triple": 3}.get(config.digits)
+    assert limit is None or digits <= limit
+    if config.newlines == "own":
+        assert not [p for p in pieces if "\n" in p and p != "\n"]
+    if config.whitespace == "own":
+        assert not [p for p in pieces if " " in p and p.strip(" ")]
+    spans_words = any(" " in piece.strip(" ") and piece.strip() for piece in pieces)
+    assert spans_words == (config.whitespace == "merge")
+
+
+def test_token_bytes_add_up_to_the_text(variant):
+    _, tokenizer = variant
+    text = "naïve café 東京 12 345\n\n👍"
+    ids = tokenizer.encode(text)
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+    assert tokenizer.token_bytes()[tokenizer.special_ids].sum() == 0
+
+
+def test_special_tokens_never_come_out_of_text(variant):
+    _, tokenizer = variant
+    text = "before <|endoftext|> after"
+    ids = tokenizer.encode(text)
+    assert tokenizer.separator_id not in ids
+    assert tokenizer.decode(ids) == text
+
+
+def test_it_saves_and_loads_as_the_same_tokenizer(variant, tmp_path):
+    _, tokenizer = variant
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert again.hash == tokenizer.hash
+    assert again.separator_id == tokenizer.separator_id
+    assert again.encode(TEXT[:500]) == tokenizer.encode(TEXT[:500])
+
+
+def test_training_is_deterministic():
+    texts = TEXT.splitlines(keepends=True)
+    hashes = {train_tokenizer(texts, VARIANTS[0]).hash for _ in range(3)}
+    assert len(hashes) == 1
+
+
+def test_more_tokens_than_the_corpus_supports_are_refused_with_the_number():
+    with pytest.raises(UserError, match=r"vocab_size = 5000 is more than .* yields \d+ tokens"):
+        train_tokenizer(["a small text, " * 5], TokenizerConfig(vocab_size=5000))
+
+
+def test_inspect_counts_and_colours(variant):
+    _, tokenizer = variant
+    assert bytes_per_token(tokenizer, ["one two\n"]) == 8 / len(tokenizer.encode("one two\n"))
+    shown = coloured(tokenizer, "one two\nthree")
+    assert shown.plain == "one two⏎\nthree"
+    assert len(shown.spans) == len(tokenizer.encode("one two\nthree"))
+
+
+def test_inspect_prints_each_split_beside_the_foundation(command, recipe):
+    done = command("tokenizer.inspect", recipe)
+    assert done.returncode == 0, done.stderr
+    for word in ("train", "validation", "test", "smollm2-135m", "49,152"):
+        assert word in done.stdout

@@ -1,0 +1,198 @@
+"""The loop called as a function."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from configs.cli import UserError, load
+from configs.schema import Recipe, TrainConfig
+from data.shards import Examples
+from model.formats.native import checkpoints, latest_checkpoint, load_run, read_manifest
+from model.transformer import Transformer
+from train.distributed import Ranks
+from train.metrics import read_metrics
+from train.optim import adamw, learning_rate
+from train.pretrain import prepared, start_run, train
+
+
+@pytest.fixture
+def fit(recipe, tmp_path):
+    """Train the small recipe with changed [train] settings; returns result, run and model."""
+
+    def run(sets=None, model=None, name="run", resume=False, **changes):
+        config = load(Recipe, recipe)
+        settings = config.train.model_copy(update=changes)
+        tokenizer, *text = prepared(config)
+        model = model or Transformer(config.model, tokenizer.vocab_size).init_weights(settings.seed)
+        folder = tmp_path / name
+        start_run(folder, config.model_copy(update={"train": settings}), tokenizer, resume)
+        with Ranks("cpu") as ranks:
+            result = train(
+                model, *(sets or text), tokenizer, settings, folder, ranks, resume=resume
+            )
+        return result, folder, model
+
+    return run
+
+
+def losses(run):
+    return [row["loss"] for row in read_metrics(run) if "loss" in row]
+
+
+def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
+    tokenizer, *_ = prepared(load(Recipe, recipe))
+    pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
+    examples = Examples(pairs, 64, tokenizer)
+    runs = [
+        losses(fit((examples, examples), name=f"m{size}", micro_batch_size=size, steps=6)[1])
+        for size in (8, 4, 1)
+    ]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert runs[2] == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_it_learns_a_batch_by_heart(fit, recipe):
+    tokenizer, *_ = prepared(load(Recipe, recipe))
+    examples = Examples([("one", " two three"), ("four", " five six")], 64, tokenizer)
+    _, run, _ = fit((examples, examples), batch_size=2, steps=150, learning_rate=3e-3)
+    assert losses(run)[-1] < 0.02 < losses(run)[0]
+
+
+def test_text_training_beats_the_unigram_entropy(fit, recipe):
+    _, train_set, validation = prepared(load(Recipe, recipe))
+    counts = torch.bincount(torch.from_numpy(train_set.ids.astype("int64")))
+    ids = torch.from_numpy(validation.ids.astype("int64"))
+    p = (counts + 1) / (counts + 1).sum()
+    unigram = -p.log()[ids].mean().item()
+    result, run, _ = fit(steps=300, learning_rate=5e-3, eval_every=300, save_every=300)
+    final = [r for r in read_metrics(run) if "validation_loss" in r][-1]
+    assert final["validation_loss"] < unigram
+    assert final["perplexity"] == pytest.approx(math.exp(final["validation_loss"]))
+    assert result.bits_per_byte == final["bits_per_byte"]
+
+
+def test_bits_per_byte_is_nats_over_bytes_of_text(fit, recipe):
+    config = load(Recipe, recipe)
+    tokenizer, _, validation = prepared(config)
+    _, run, model = fit(steps=1)
+    score = next(r for r in read_metrics(run) if "bits_per_byte" in r and r["step"] == 1)
+    ids = torch.from_numpy(validation.ids.astype("int64"))
+    nats = size = 0.0
+    for start in range(0, len(ids) - 1, 64):
+        window = ids[start : start + 65]
+        with torch.no_grad():
+            logp = model(window[None, :-1])[0].double().log_softmax(-1)
+        for row, target in zip(logp, window[1:].tolist(), strict=True):
+            if target != tokenizer.separator_id:
+                nats -= row[target].item()
+                size += len(tokenizer.backend.id_to_token(target))
+    assert score["bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)
+
+
+def test_only_parameters_that_require_gradients_change_and_are_saved(fit, recipe):
+    config = load(Recipe, recipe)
+    tokenizer, *_ = prepared(config)
+    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0).requires_grad_(False)
+    model.layers[1].requires_grad_(True)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    _, run, _ = fit(model=model, steps=3)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    trained = {f"layers.1.{k}" for k, _ in model.layers[1].named_parameters()}
+    assert changed == trained
+    import safetensors.torch
+
+    saved = safetensors.torch.load_file(latest_checkpoint(run) / "model.safetensors")
+    assert saved.keys() == trained
+
+
+def test_the_newest_and_the_best_checkpoints_stay(fit):
+    _, run, _ = fit(steps=8, save_every=1, eval_every=1, keep_last=2, learning_rate=3.0,
+                    warmup=0.5, clip_norm=1e9)  # fmt: skip
+    kept = [int(p.name) for p in checkpoints(run)]
+    scores = {r["step"]: r["bits_per_byte"] for r in read_metrics(run) if "bits_per_byte" in r}
+    best = min((s for s in scores if s > 0), key=scores.__getitem__)
+    assert kept == sorted({best, 7, 8})
+    assert best < 7  # the rate was chosen to make things worse
+    assert read_manifest(checkpoints(run)[0])["bits_per_byte"] == scores[best]
+
+
+def test_a_run_directory_loads_as_the_trained_model(fit):
+    _, run, model = fit(steps=2)
+    loaded, _ = load_run(run)
+    x = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model.eval()(x))
+
+
+def test_time_budgets_end_the_run_and_the_schedule(fit):
+    result, run, _ = fit(max_seconds=1.5, steps=1, eval_every=10**6)
+    assert 1.5 <= result.progress.seconds < 2.5
+    rates = [r["lr"] for r in read_metrics(run) if "lr" in r]
+    assert len(rates) > 5
+    assert rates[-1] < 0.2 * max(rates)
+
+
+def test_weights_that_explode_stop_the_run_with_a_hint(fit):
+    with pytest.raises(UserError, match="without a finite gradient; lower"):
+        fit(steps=300, learning_rate=1e30, clip_norm=1e30, warmup=0.0)
+
+
+def test_decay_spares_gains(recipe):
+    config = load(Recipe, recipe)
+    model = Transformer(config.model, 300)
+    parameters = dict(model.named_parameters())
+    groups = adamw(parameters, config.train).param_groups
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert len(decay) == len(parameters)
+    for name, p in parameters.items():
+        assert (decay[id(p)] > 0) == (not name.endswith("norm.weight")), name
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_schedules_warm_up_peak_and_end_low(schedule):
+    config = TrainConfig(
+        schedule=schedule, learning_rate=1.0, min_lr_ratio=0.1, warmup=0.1, cooldown=0.3
+    )
+    rates = [learning_rate(step / 100, config) for step in range(101)]
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[10] == max(rates) == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    if schedule == "wsd":
+        assert rates[70] == pytest.approx(1.0)
+        assert rates[85] == pytest.approx(0.55)
+    else:
+        assert rates[55] == pytest.approx(0.55)
+
+
+def test_a_batch_that_does_not_divide_is_refused(fit, monkeypatch):
+    monkeypatch.setattr(Ranks, "__init__", _three_ranks)
+    with pytest.raises(UserError, match="batch_size = 8 does not divide over 3 ranks"):
+        fit(steps=1)
+
+
+def _three_ranks(self, device):
+    self.rank, self.world_size, self.device = 0, 3, torch.device("cpu")
+    self.__class__ = _Fake
+
+
+class _Fake(Ranks):
+    def __exit__(self, *_):
+        pass
+
+
+def test_wandb_offline_writes_a_run(command, recipe, tmp_path):
+    run = tmp_path / "run"
+    done = command("train.pretrain", recipe, "--run-dir", run, "--train.wandb", "offline")
+    assert done.returncode == 0, done.stderr
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_it_trains_on_a_gpu(command, recipe, tmp_path):
+    done = command("train.pretrain", recipe, "--run-dir", tmp_path / "run",
+                   "--train.device", "cuda", "--train.precision", "auto")  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,155 @@
+"""Runs that are cut off, resumed, and moved to another number of ranks: real processes."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.formats.native import latest_checkpoint
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def tensors(run, name="model.safetensors"):
+    return load_file(latest_checkpoint(run) / name)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.fixture(scope="module")
+def whole(command, recipe, tmp_path_factory):
+    """Ten steps in one go."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = command("train.pretrain", recipe, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(
+    command, recipe, whole, tmp_path, step
+):
+    run = tmp_path / "run"
+    # The run is killed for real: nothing after the last checkpoint survives, but its metrics do.
+    first = command.start(
+        "train.pretrain", recipe, "--run-dir", run, "--train.save-every", step,
+        "--train.eval-every", "1",
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not (run / "checkpoints" / f"{step:06d}").exists():
+        assert time.time() < deadline
+        assert first.poll() in (None, 0), first.stderr.read()
+        time.sleep(0.002)
+    first.kill()
+    first.wait()
+    later = command("train.pretrain", recipe, "--run-dir", run, "--resume")
+    assert later.returncode == 0, later.stderr
+    assert_same(tensors(run), tensors(whole))
+    assert_same(tensors(run, "optimizer.safetensors"), tensors(whole, "optimizer.safetensors"))
+    assert_same(tensors(run, "rng.safetensors"), tensors(whole, "rng.safetensors"))
+    assert losses(run) == losses(whole)
+
+
+def test_one_rank_can_go_on_as_two(command, recipe, whole, tmp_path):
+    run = tmp_path / "run"
+    first = command("train.pretrain", recipe, "--run-dir", run, "--train.steps", "10",
+                    "--train.save-every", "1", "--train.keep-last", "20")  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    for checkpoint in sorted((run / "checkpoints").iterdir())[5:]:
+        for file in checkpoint.iterdir():
+            file.unlink()
+        checkpoint.rmdir()
+    later = command.torchrun(2, "train.pretrain", recipe, "--run-dir", run, "--resume")
+    assert later.returncode == 0, later.stderr
+    expected, got = losses(whole), losses(run)
+    assert got.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert got[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_two_ranks_give_the_losses_of_one_with_twice_the_accumulation(
+    command, recipe, whole, tmp_path
+):
+    run = tmp_path / "run"
+    done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks x 1 x 4" in done.stderr
+    expected, got = losses(whole), losses(run)
+    assert got.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert got[step] == pytest.approx(loss, rel=1e-5)
+    assert tensors(run).keys() == tensors(whole).keys()
+    for key, value in tensors(whole).items():
+        torch.testing.assert_close(tensors(run)[key], value, rtol=1e-4, atol=1e-5)
+    evaluations = [
+        [r["bits_per_byte"] for r in map(json.loads, (r / "metrics.jsonl").read_text().splitlines())
+         if "bits_per_byte" in r]
+        for r in (run, whole)
+    ]  # fmt: skip
+    assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, number):
+    run = tmp_path / "run"
+    process = command.start(
+        "train.pretrain", recipe, "--run-dir", run, "--train.steps", "100000",
+        "--train.eval-every", "100000", "--train.save-every", "100000",
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not (run / "metrics.jsonl").exists() or len(losses(run)) < 20:
+        assert time.time() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    saved = int(latest_checkpoint(run).name)
+    assert f"saved step {saved}; go on with:" in said
+    assert said.strip().endswith("--resume")
+    assert max(losses(run)) == saved
+    later = command(
+        "train.pretrain", recipe, "--run-dir", run, "--resume", "--train.steps", saved + 3
+    )
+    assert later.returncode == 0, later.stderr
+    assert max(losses(run)) == saved + 3
+
+
+def test_a_run_directory_is_never_overwritten_unasked(command, recipe, whole, tmp_path):
+    before = tensors(whole)
+    refused = command("train.pretrain", recipe, "--run-dir", whole)
+    assert refused.returncode == 2
+    assert (
+        refused.stderr.strip()
+        .splitlines()[-1]
+        .endswith("exists; go on with --resume, or replace it with --overwrite")
+    )
+    assert_same(tensors(whole), before)
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    refused = command("train.pretrain", recipe, "--run-dir", precious, "--overwrite")
+    assert refused.returncode == 2
+    assert (precious / "thesis.tex").exists()
+
+
+def test_a_run_directory_is_complete(whole):
+    names = {p.name for p in whole.iterdir()}
+    assert {"config.toml", "tokenizer.json", "metrics.jsonl", "sample.txt", "checkpoints"} <= names
+    assert (whole / "plots" / "loss.png").stat().st_size > 5000
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "bits_per_byte" in row] == [0, 5, 10]
+    step = next(row for row in rows if "loss" in row)
+    assert step.keys() >= {
+        "lr", "grad_norm", "tokens", "tokens_per_second", "loader_seconds", "memory_bytes", "epoch",
+    }  # fmt: skip
