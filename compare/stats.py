@@ -60,16 +60,15 @@ def _bootstrap(
     values: np.ndarray, weights: np.ndarray, minus: np.ndarray | None = None
 ) -> Estimate:
     generator = np.random.default_rng(0)
+    columns = values.shape[1]
+    drawn = generator.multinomial(columns, np.full(columns, 1 / columns), DRAWS)
 
-    def score(matrix: np.ndarray, columns) -> float:
-        seeds = generator.integers(len(matrix), size=len(matrix))
-        return matrix[seeds][:, columns].mean(0).sum() / weights[columns].sum()
+    def scores(matrix: np.ndarray) -> np.ndarray:
+        seeds = len(matrix)
+        means = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) @ matrix / seeds
+        return (drawn * means).sum(1) / (drawn @ weights)
 
-    draws = np.empty(DRAWS)
-    for i in range(DRAWS):
-        columns = generator.integers(values.shape[1], size=values.shape[1])
-        draws[i] = score(values, columns)
-        draws[i] -= score(minus, columns) if minus is not None else 0.0
+    draws = scores(values) - (scores(minus) if minus is not None else 0.0)
     value = values.mean(0).sum() / weights.sum()
     value -= minus.mean(0).sum() / weights.sum() if minus is not None else 0.0
     low, high = np.quantile(draws, (0.025, 0.975))

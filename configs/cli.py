@@ -121,7 +121,7 @@ def parse(schema: type[T], arguments: Parser) -> tuple[T, argparse.Namespace]:
         )
     own, overrides = arguments.parse_known_args()
     if own.config is None:
-        raise UserError(f"no recipe given; usage: {arguments.format_usage()[7:].strip()}")
+        raise UserError("no recipe given: give a .toml file first, such as configs/tiny.toml")
     config = load(schema, own.config, overrides)
     if own.print_config:
         print(to_toml(config), end="")

@@ -66,7 +66,7 @@ def folk_tunes() -> Corpus:
                         near=" ".join(steps),
                     )
 
-    return Corpus("folk-tunes", fingerprint_files(files), read, grouped=True)
+    return Corpus("folk-tunes", fingerprint_files(files), read)
 
 
 def abc_body(tune: str) -> str:
@@ -128,7 +128,7 @@ def aws_api() -> Corpus:
                         version = path.parent.name
                         yield Document(f"{service}/{version}/{name}", f"{name}\n{text}", service)
 
-    return Corpus("aws-api", fingerprint_files(files), read, grouped=True)
+    return Corpus("aws-api", fingerprint_files(files), read)
 
 
 def python_stdlib() -> Corpus:
@@ -148,7 +148,7 @@ def python_stdlib() -> Corpus:
             text = path.read_bytes().decode("utf-8", errors="replace")
             yield Document(str(name), text, name.parts[0])
 
-    return Corpus("python-stdlib", fingerprint_files(files), read, grouped=True)
+    return Corpus("python-stdlib", fingerprint_files(files), read)
 
 
 BUILTIN = {"folk-tunes": folk_tunes, "aws-api": aws_api, "python-stdlib": python_stdlib}

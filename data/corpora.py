@@ -33,7 +33,6 @@ class Corpus:
     name: str
     fingerprint: str
     read: Callable[[], Iterator[Document]]
-    grouped: bool = False
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -87,8 +86,7 @@ def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
                     group = name
                 yield Document(f"{name}:{number}", text, group)
 
-    grouped = bool(config.group_field)
-    return Corpus(root.name, fingerprint_files(files), read, grouped)
+    return Corpus(root.name, fingerprint_files(files), read)
 
 
 def _sections(path: Path, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -153,25 +151,26 @@ def _blame_json_line(path: Path) -> None:
 
 def _hub_corpus(config: DataConfig, builtin: list[str]) -> Corpus:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import HfHubHTTPError
 
     name = config.corpus
     try:
-        info = HfApi().dataset_info(name, timeout=10)
-    except HFValidationError:
-        raise UserError(f'data.corpus = "{name}": no such file, folder or hub name') from None
-    except (HfHubHTTPError, OSError) as error:
+        revision = HfApi().dataset_info(name, timeout=10).sha
+    except Exception as error:  # the hub, its client and the network each have their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = nearest(name, builtin)
-        message = f'data.corpus = "{name}" is no file, folder or built-in{hint}; as a hub dataset: '
-        raise UserError(message + reason) from None
+        message = f'data.corpus = "{name}" is no file, folder or built-in{nearest(name, builtin)}'
+        raise UserError(f"{message}; as a hub dataset: {reason}") from None
 
     def read() -> Iterator[Document]:
         from datasets import load_dataset
 
-        rows = load_dataset(name, revision=info.sha, split="train", streaming=True)
-        for number, row in enumerate(rows):
-            yield Document(f"{name}:{number}", *_fields(row, config, name))
+        try:
+            rows = load_dataset(name, revision=revision, split="train", streaming=True)
+            for number, row in enumerate(rows):
+                yield Document(f"{name}:{number}", *_fields(row, config, name))
+        except UserError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f'hub dataset "{name}": {reason}') from None
 
-    return Corpus(name, f"{name}@{info.sha}", read, bool(config.group_field))
+    return Corpus(name, f"{name}@{revision}", read)

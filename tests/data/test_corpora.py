@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from texts import words
@@ -72,3 +73,17 @@ def test_a_bad_jsonl_row_is_named(tmp_path, rows, said):
 def test_a_misspelt_built_in_is_told_the_nearest_name():
     with pytest.raises(UserError, match='did you mean "folk-tunes"'):
         open_corpus(DataConfig(corpus="folktunes"))
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_a_hub_that_does_not_answer_is_one_line(command, recipe, offline):
+    # Nothing listens on the discard port of this machine.
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}
+    done = command(
+        "data.prepare", recipe, "--data.corpus", "some/dataset", env=os.environ | settings
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        'error: data.corpus = "some/dataset" is no file, folder or built-in'
+    )
+    assert done.stderr.count("\n") == 1
