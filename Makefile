@@ -16,7 +16,7 @@ setup: .venv/ready
 
 # From scratch, fine-tune or prompt? A second call goes on where the first one was cut off.
 demo: setup
-	@if [ -e runs/demo/study.toml ]; then flag=--resume; fi; \
+	@if [ -e runs/demo/config.toml ]; then flag=--resume; fi; \
 	$(BIN)/python -m compare.run configs/study/demo.toml --run-dir runs/demo $$flag
 
 test: lint

@@ -1,8 +1,8 @@
 """The arms of a study. One process runs one arm, so that its peak memory is its own:
 
-    python -m compare.arms STUDY-DIR ARM SEED
+    python -m compare.arms STUDY-DIR ARM SEED RESULT
 
-reads STUDY-DIR/study.toml and writes STUDY-DIR/arms/ARM-SEED.json.
+reads STUDY-DIR/config.toml and writes what it measured to the file RESULT; `compare.run` calls it.
 """
 
 import copy
@@ -41,7 +41,7 @@ class Study:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
-        self.recipe = load(StudyRecipe, folder / "study.toml")
+        self.recipe = load(StudyRecipe, folder / "config.toml")
         self.documents = prepare(self.recipe.data)
         self.task: Task = load_task(self.recipe.task, self.documents)
         held_out = documents(self.documents, "test")
@@ -193,8 +193,8 @@ def _train(
 
 def main() -> None:
     """Entry point of `python -m compare.arms`."""
-    if len(sys.argv) != 4 or sys.argv[2] not in ARMS or not sys.argv[3].isdigit():
-        raise UserError(f"usage: python -m compare.arms STUDY-DIR {{{','.join(ARMS)}}} SEED")
+    if len(sys.argv) != 5 or sys.argv[2] not in ARMS or not sys.argv[3].isdigit():
+        raise UserError(f"usage: python -m compare.arms STUDY-DIR {{{','.join(ARMS)}}} SEED RESULT")
     folder, arm, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     study = Study(folder, seed)
     torch.manual_seed(seed)
@@ -208,11 +208,7 @@ def main() -> None:
         "load_average": os.getloadavg()[0],
         "peak_bytes": peak_memory(torch.device("cpu")),
     }
-    path = folder / "arms" / f"{arm}-{seed}.json"
-    path.parent.mkdir(exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(result))
-    aside.replace(path)
+    Path(sys.argv[4]).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,22 +57,30 @@ def provenance(study: StudyRecipe, folder: Path, recipe: str) -> dict:
     }
 
 
-def run_arm(folder: Path, arm: str, seed: int) -> dict:
-    """Run one arm in its own process, unless its result is there. Raises UserError if it fails."""
+def run_arm(folder: Path, arm: str, seed: int, about: dict) -> dict:
+    """Run one arm in its own process, unless its row is there; `about` goes into a new row.
+
+    Raises UserError if the process fails.
+    """
     path = folder / "arms" / f"{arm}-{seed}.json"
-    if not path.exists():
-        started = time.perf_counter()
-        say(f"=== {arm}, seed {seed}")
-        status = subprocess.run([sys.executable, "-m", "compare.arms", folder, arm, str(seed)])
-        if status.returncode in (130, -2):
-            raise KeyboardInterrupt
-        if status.returncode:
-            raise UserError(
-                f"arm {arm}, seed {seed} failed with status {status.returncode} (see above); "
-                "what has finished is kept, and --resume goes on"
-            )
-        say(f"=== {arm}, seed {seed}: {time.perf_counter() - started:.0f} s")
-    return json.loads(path.read_text())
+    if path.exists():
+        return json.loads(path.read_text())
+    say(f"=== {arm}, seed {seed}")
+    measured = path.with_suffix(".measured")
+    command = [sys.executable, "-m", "compare.arms", folder, arm, str(seed), measured]
+    status = subprocess.run(command).returncode
+    if status in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if status:
+        raise UserError(
+            f"arm {arm}, seed {seed} failed with status {status} (see above); what has finished "
+            "is kept, and --resume goes on"
+        )
+    row = {"arm": arm, "seed": seed, **about, **json.loads(measured.read_text())}
+    measured.write_text(json.dumps(row))
+    measured.rename(path)
+    say(f"=== {arm}, seed {seed}: {row['wall_seconds']:.0f} s")
+    return row
 
 
 def write_ledger(folder: Path, rows: list[dict]) -> None:
@@ -96,20 +104,15 @@ def main() -> None:
             trains = f", {study.budget_seconds:.0f} s of training" if arm in TRAINED else ""
             print(f"  {arm}, seed {seed}{trains}")
         return
-    recipe_file = folder / "study.toml"
-    if own.resume and not recipe_file.exists():
-        raise UserError(f"{folder}: nothing to resume here; leave out --resume to start")
+    check_run(folder, study, own.resume, own.overwrite)
     if not own.resume:
-        check_run(folder, study, own.resume, own.overwrite)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        recipe_file.write_text(to_toml(study), encoding="utf-8")
-    elif recipe_file.read_text(encoding="utf-8") != to_toml(study):
-        raise UserError(f"{folder}: was started with other settings; use those, or --overwrite")
-    shared = provenance(study, folder, own.config)
+        (folder / "arms").mkdir(parents=True)
+        (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
+    about = provenance(study, folder, own.config)
     rows = []
     for arm, seed in todo:
-        rows.append({"arm": arm, "seed": seed, **shared, **run_arm(folder, arm, seed)})
+        rows.append(run_arm(folder, arm, seed, about))
         write_ledger(folder, rows)
     report(folder)
     tune = next(folder.glob("scratch-text-*"), None)

@@ -142,3 +142,12 @@ def test_a_corpus_that_cannot_be_split_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": words(n, 50)} for n in range(2)])
     with pytest.raises(UserError, match="too small to hold out"):
         prepare(DataConfig(corpus=str(path), cache_dir=str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_two_hundred_megabytes_are_not_read_into_memory_whole():
+    from benchmarks.prepare_memory import measure
+
+    result = measure(200)
+    assert result["text_bytes"] >= 200e6
+    assert result["peak_bytes"] < 1.5 * 2**30
