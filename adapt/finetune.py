@@ -60,7 +60,8 @@ def main() -> int:
     recipe, own = parse(FinetuneRecipe, run_directory_arguments())
     run = own.run_dir or Path("runs") / Path(own.config).stem
     with Ranks(recipe.train.device) as ranks:
-        check_run(run, recipe, own.resume, own.overwrite)
+        if ranks.first:
+            check_run(run, recipe, own.resume, own.overwrite)
         model, tokenizer = load_model(recipe.base)
         add_lora(model, recipe.lora, recipe.train.seed)
         if not ranks.first:

@@ -8,6 +8,7 @@ reads STUDY-DIR/config.toml and writes what it measured to the file RESULT; `com
 import copy
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -83,7 +84,7 @@ def scratch(study: Study) -> dict:
     tokenizer_seconds = time.perf_counter() - started
     model = Transformer(arm.model, tokenizer.vocab_size).init_weights(study.seed)
     result = tune(study, "scratch", model, tokenizer, arm.text, arm.task, arm.model.max_seq_len)
-    return result | {"tokenizer_seconds": tokenizer_seconds}
+    return result | {"training_seconds": result["training_seconds"] + tokenizer_seconds}
 
 
 def lora(study: Study) -> dict:
@@ -136,7 +137,7 @@ def few_shot(study: Study) -> dict:
     model, tokenizer = load_model(study.recipe.foundation)
     model = _inference(model)
     count = study.recipe.shots
-    prefix = study.train_texts()[:count]
+    prefix = random.Random(study.seed).sample(study.train_texts(), count)
     bits = document_bits(model, tokenizer, study.test, prefix)
     shots = fixed_shots(study.task, count, study.seed)
     return {"document_bits": bits, **task_answers(model, tokenizer, study.task, shots)}
@@ -163,6 +164,7 @@ ARMS: dict[str, Callable[[Study], dict[str, Any]]] = {
     "lora": lora,
 }
 TRAINED = ("scratch", "lora")
+SEEDED = (*TRAINED, "few-shot")  # the seed draws the shots
 
 
 def _inference(model: Transformer) -> Transformer:

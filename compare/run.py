@@ -17,7 +17,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from compare.arms import ARMS, TRAINED
+from compare.arms import ARMS, SEEDED, TRAINED
 from compare.report import report
 from configs.cli import UserError, parse, run_command, to_toml
 from configs.console import say
@@ -32,7 +32,7 @@ from train.pretrain import check_run, run_directory_arguments
 def plan(study: StudyRecipe) -> list[tuple[str, int]]:
     """The arms and seeds in the order in which they run."""
     return [
-        (arm, seed) for arm in ARMS for seed in (study.seeds if arm in TRAINED else study.seeds[:1])
+        (arm, seed) for arm in ARMS for seed in (study.seeds if arm in SEEDED else study.seeds[:1])
     ]
 
 
@@ -90,7 +90,7 @@ def write_ledger(folder: Path, rows: list[dict]) -> None:
     aside.replace(folder / "ledger.jsonl")
 
 
-def main() -> None:
+def main() -> int:
     """Entry point of `python -m compare.run`."""
     parser = run_directory_arguments()
     parser.add_argument("--dry-run", action="store_true", help="say what would run and stop")
@@ -103,7 +103,7 @@ def main() -> None:
         for arm, seed in todo:
             trains = f", {study.budget_seconds:.0f} s of training" if arm in TRAINED else ""
             print(f"  {arm}, seed {seed}{trains}")
-        return
+        return 0
     check_run(folder, study, own.resume, own.overwrite)
     if not own.resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,9 +111,13 @@ def main() -> None:
         (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
     about = provenance(study, folder, own.config)
     rows = []
-    for arm, seed in todo:
-        rows.append(run_arm(folder, arm, seed, about))
-        write_ledger(folder, rows)
+    try:
+        for arm, seed in todo:
+            rows.append(run_arm(folder, arm, seed, about))
+            write_ledger(folder, rows)
+    except KeyboardInterrupt:
+        say(f"interrupted; {len(rows)} arm runs are kept, go on with --resume")
+        return 130
     report(folder)
     tune = next(folder.glob("scratch-text-*"), None)
     if tune is not None:
@@ -124,6 +128,7 @@ def main() -> None:
     print(f"Written to {folder}/:")
     for path in sorted(p for p in folder.iterdir()):
         print(f"  {path}{'/' if path.is_dir() else ''}")
+    return 0
 
 
 def _cpu() -> str:

@@ -237,7 +237,7 @@ class StudyRecipe(Section):
     foundation: str = "smollm2-135m"
     """The pretrained model that is prompted and fine-tuned."""
     seeds: list[int] = Field([0], min_length=1)
-    """Trained arms run once per seed."""
+    """Trained arms and few-shot prompts run once per seed."""
     budget_seconds: float = Field(240.0, gt=0)
     """Wall-clock seconds of training per trained arm, text and task together."""
     task_share: float = Field(0.4, gt=0, lt=1)

@@ -9,6 +9,7 @@ plots/loss.png, sample.txt. Ctrl-C and SIGTERM save and say how to go on.
 """
 
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -325,9 +326,11 @@ def finish(result: RunResult, run: Path) -> int:
     words = [w for w in sys.argv[1:] if w not in ("--resume", "--overwrite")]
     spec = sys.modules["__main__"].__spec__
     module = spec.name if spec else "train.pretrain"
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = "python" if local == "1" else f"torchrun --standalone --nproc-per-node {local}"
     say(
         f"{signal.Signals(result.signal).name}: saved step {progress.step}; go on with:\n"
-        f"python -m {module} {shlex.join([*words, '--resume'])}"
+        f"{start} -m {module} {shlex.join([*words, '--resume'])}"
     )
     return 128 + result.signal
 
@@ -337,8 +340,9 @@ def main() -> int:
     recipe, own = parse(Recipe, run_directory_arguments())
     run = own.run_dir or Path("runs") / Path(own.config).stem
     with Ranks(recipe.train.device) as ranks:
-        check_run(run, recipe, own.resume, own.overwrite)
-        if not ranks.first:
+        if ranks.first:
+            check_run(run, recipe, own.resume, own.overwrite)
+        else:
             ranks.wait()  # the first rank fills the cache, the others find it full
         tokenizer, train_set, validation_set = prepared(recipe)
         if ranks.first:

@@ -98,6 +98,8 @@ def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     check_tokenizer(run, tokenizer, read_manifest(checkpoint))
     tables = validate(_HasModel, read_toml(run / "config.toml"), f"{run}/config.toml")
     state = read_file(checkpoint, "model.safetensors")
+    if "tok_embeddings.weight" not in state:
+        raise UserError(f"{run}: holds an adapter, not a whole model; use {run}/merged")
     return Transformer.from_state(tables.model, state).eval(), tokenizer
 
 

@@ -123,5 +123,8 @@ precision = "float32"
     run = tmp_path / "tuned"
     done = command("adapt.finetune", config, "--run-dir", run)
     assert done.returncode == 0, done.stderr
+    refused = command("model.sample", run)
+    assert refused.returncode == 2
+    assert "holds an adapter, not a whole model" in refused.stderr
     sampled = command("model.sample", run / "merged", "--max-new-tokens", "5", "--json")
     assert json.loads(sampled.stdout)["tokens"] <= 5

@@ -153,3 +153,21 @@ def test_a_run_directory_is_complete(whole):
     assert step.keys() >= {
         "lr", "grad_norm", "tokens", "tokens_per_second", "loader_seconds", "memory_bytes", "epoch",
     }  # fmt: skip
+
+
+def test_torchrun_stopped_by_a_signal_saves_on_all_ranks(command, recipe, tmp_path):
+    run = tmp_path / "run"
+    process = command.start(
+        "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train.pretrain",
+        recipe, "--run-dir", run, "--train.steps", "100000", "--train.eval-every", "100000",
+        "--train.save-every", "100000",
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not (run / "metrics.jsonl").exists() or len(losses(run)) < 5:
+        assert time.time() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert "torchrun --standalone --nproc-per-node 2 -m train.pretrain" in said
+    assert int(latest_checkpoint(run).name) == max(losses(run)) >= 5
