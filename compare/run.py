@@ -67,7 +67,7 @@ def run_arm(folder: Path, arm: str, seed: int, about: dict) -> dict:
         return json.loads(path.read_text())
     say(f"=== {arm}, seed {seed}")
     measured = path.with_suffix(".measured")
-    command = [sys.executable, "-m", "compare.arms", folder, arm, str(seed), measured]
+    command = [sys.executable, "-m", "compare.arms", *map(str, (folder, arm, seed, measured))]
     status = subprocess.run(command).returncode
     if status in (130, -signal.SIGINT):
         raise KeyboardInterrupt
