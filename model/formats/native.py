@@ -96,10 +96,10 @@ def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     checkpoint = latest_checkpoint(run)
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     check_tokenizer(run, tokenizer, read_manifest(checkpoint))
-    tables = validate(_HasModel, read_toml(run / "config.toml"), f"{run}/config.toml")
     state = read_file(checkpoint, "model.safetensors")
     if "tok_embeddings.weight" not in state:
         raise UserError(f"{run}: holds an adapter, not a whole model; use {run}/merged")
+    tables = validate(_HasModel, read_toml(run / "config.toml"), f"{run}/config.toml")
     return Transformer.from_state(tables.model, state).eval(), tokenizer
 
 
