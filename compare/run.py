@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def plan(study: StudyRecipe) -> list[tuple[str, int]]:
     ]
 
 
-def provenance(study: StudyRecipe, folder: Path, recipe: str) -> dict:
+def provenance(study: StudyRecipe) -> dict:
     """What every row of the ledger carries besides its measurements."""
     here = Path(__file__).parent
     commit = subprocess.run(
@@ -53,7 +54,7 @@ def provenance(study: StudyRecipe, folder: Path, recipe: str) -> dict:
         "device": f"{os.cpu_count()} cores, {_cpu()}",
         "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")}
         | {"python": platform.python_version()},
-        "command": f"python -m compare.run {recipe} --run-dir {folder}",
+        "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
     }
 
 
@@ -109,7 +110,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "arms").mkdir(parents=True)
         (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
-    about = provenance(study, folder, own.config)
+    about = provenance(study)
     rows = []
     try:
         for arm, seed in todo:

@@ -32,7 +32,9 @@ def neighbour_shots(task: Task, count: int) -> Choose:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
         raise UserError('retrieval needs: pip install "homegrown[compare]"') from None
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True)
+    vectorizer = TfidfVectorizer(
+        analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False
+    )
     stored = vectorizer.fit_transform([item.text for item in task.train])
 
     def nearest(text: str) -> Sequence[Item]:

@@ -53,7 +53,8 @@ def write_checkpoint(run: Path, step: int, files: dict[str, dict], info: dict) -
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run directory, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("*") if p.name.isdigit())
+    found = (p for p in (run / "checkpoints").glob("*") if p.name.isdigit())
+    return sorted(found, key=lambda p: int(p.name))
 
 
 def latest_checkpoint(run: Path) -> Path:
