@@ -91,6 +91,9 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's peak allocation, or the process' peak resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would start from the peak of the process that started this one
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
