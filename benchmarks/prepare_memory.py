@@ -17,7 +17,6 @@ import numpy as np
 
 from benchmarks.record import record
 
-
 # A child's ru_maxrss would start from its parent's peak; VmHWM is the child's own.
 PREPARE = """
 from data.prepare import main

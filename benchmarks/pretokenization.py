@@ -1,9 +1,9 @@
-"""Which pre-tokenisation a recipe should use: bytes per token, and bits per byte at equal time.
+"""Which pre-tokenisation a recipe should use: bytes per token, and bits per byte at equal compute.
 
-    python -m benchmarks.pretokenization [--recipe configs/tiny.toml] [--seconds 40] [--seeds 3]
+    python -m benchmarks.pretokenization [--recipe configs/tiny.toml] [--steps 150] [--seeds 3]
 
-Trains the recipe once per variant and seed, variants in turn, for the same seconds; the score is
-that of the whole validation split, so the test split stays unread.
+Trains the recipe once per variant and seed, for the same steps of equally many tokens; the score
+is that of the whole validation split, so the test split stays unread.
 """
 
 import argparse
@@ -35,24 +35,24 @@ def main() -> None:
     """Measure, record and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="configs/tiny.toml")
-    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     recipe = load(Recipe, args.recipe)
     scores: dict[str, list[float]] = {name: [] for name in VARIANTS}
     lengths = {}
     for seed in range(args.seeds):
-        for name, settings in VARIANTS.items():
-            tokens = recipe.tokenizer.model_copy(update=settings)
-            changes = {"max_seconds": args.seconds, "seed": seed, "eval_every": 10**9}
-            timed = recipe.train.model_copy(update=changes | {"save_every": 10**9})
-            variant = recipe.model_copy(update={"tokenizer": tokens, "train": timed})
+        for name, cuts in VARIANTS.items():
+            tokens = recipe.tokenizer.model_copy(update=cuts)
+            changes = {"steps": args.steps, "seed": seed, "eval_every": 10**9, "save_every": 10**9}
+            settings = recipe.train.model_copy(update=changes)
+            variant = recipe.model_copy(update={"tokenizer": tokens, "train": settings})
             tokenizer, train_set, validation_set = prepared(variant)
             model = Transformer(variant.model, tokenizer.vocab_size).init_weights(seed)
             with tempfile.TemporaryDirectory() as folder, Ranks("cpu") as ranks:
                 run = Path(folder) / name
                 start_run(run, variant, tokenizer, resume=False)
-                result = train(model, train_set, validation_set, tokenizer, timed, run, ranks)
+                result = train(model, train_set, validation_set, tokenizer, settings, run, ranks)
             scores[name].append(result.bits_per_byte)
             folder = prepare(variant.data)
             path = cached_tokenizer(folder, tokens)
@@ -73,7 +73,7 @@ def main() -> None:
             f"{name:16} {row['bytes_per_token']:.3f} bytes/token  "
             f"{row['median']:.4f} bits/byte ({spread})"
         )
-    result = {"recipe": args.recipe, "seconds": args.seconds, "variants": rows}
+    result = {"recipe": args.recipe, "steps": args.steps, "variants": rows}
     print(record("pretokenization", result))
 
 

@@ -28,7 +28,7 @@ def zstd(data: bytes) -> bytes:
     try:
         import zstandard
     except ImportError:
-        raise UserError('the zstd floor needs: pip install "homegrown[compare]"') from None
+        raise UserError("the zstd floor needs: pip install -e '.[compare]'") from None
     settings = zstandard.ZstdCompressionParameters.from_level(19, window_log=27, enable_ldm=True)
     return zstandard.ZstdCompressor(compression_params=settings).compress(data)
 

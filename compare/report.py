@@ -203,7 +203,7 @@ def plot(arms: dict[str, list[dict]], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError('drawing needs: pip install "homegrown[compare]"') from None
+        raise UserError("drawing needs: pip install -e '.[compare]'") from None
     models = [arm for arm in arms if arm not in FLOORS]
     colours = {arm: f"C{i}" for i, arm in enumerate(models)}
     figure = Figure(figsize=(10, 3.8), layout="constrained")

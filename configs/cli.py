@@ -8,6 +8,7 @@ Mistakes raise `UserError`; `run_command` turns it into one line and exit status
 import argparse
 import difflib
 import os
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -130,7 +131,11 @@ def parse(schema: type[T], arguments: Parser) -> tuple[T, argparse.Namespace]:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run `main` as the process: UserError becomes one line on stderr and exit status 2."""
+    """Run `main` as the process: a UserError or OSError becomes one line and exit status 2.
+
+    SIGTERM ends it like Ctrl-C, so that half-written files are cleared away.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -144,6 +149,9 @@ def run_command(main: Callable[[], int | None]) -> None:
         # The reader (head, less) has gone: not an error of ours, and nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 

@@ -5,7 +5,7 @@ line (`--train.steps 200`). The attribute docstrings are what `--help` prints. A
 shipped recipe sets is not here.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Section(BaseModel):
     """A frozen table of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -21,7 +21,7 @@ class DataConfig(Section):
 
     corpus: str = "folk-tunes"
     """A built-in (folk-tunes, aws-api, python-stdlib), a .txt, .jsonl or .parquet file, a folder of
-    them, or the name of a dataset on the Hugging Face hub."""
+    them, or the name of a dataset on the Hugging Face hub (name@revision does not ask it again)."""
     text_field: str = "text"
     """Column that holds the text in .jsonl, .parquet and hub datasets."""
     group_field: str = ""
@@ -60,6 +60,16 @@ class TokenizerConfig(Section):
     that tokens span words."""
     special_tokens: list[str] = Field(["<|endoftext|>"], min_length=1)
     """The first one separates documents and starts every generation."""
+
+    @model_validator(mode="after")
+    def _vocabulary_holds_the_bytes(self):
+        least = 256 + len(self.special_tokens)
+        if self.vocab_size < least:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size} is below {least}: 256 bytes and "
+                f"{len(self.special_tokens)} special tokens"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -104,7 +114,7 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """One run of the training loop."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seeds the weights and the order of the data."""
     steps: int = Field(1000, ge=1)
     """Optimiser steps."""
@@ -220,7 +230,7 @@ class ScratchArm(Section):
 
 
 class LoraArm(Section):
-    """Fine-tuning: one adapter tuned on the text, another one tuned further on the task."""
+    """Fine-tuning: an adapter tuned on the text, then further on the task."""
 
     lora: LoraConfig = LoraConfig()
     seq_len: int = Field(256, ge=2)
@@ -236,7 +246,7 @@ class StudyRecipe(Section):
     task: TaskConfig = TaskConfig()
     foundation: str = "smollm2-135m"
     """The pretrained model that is prompted and fine-tuned."""
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     """Trained arms and few-shot prompts run once per seed."""
     budget_seconds: float = Field(240.0, gt=0)
     """Wall-clock seconds of training per trained arm, text and task together."""
@@ -248,3 +258,9 @@ class StudyRecipe(Section):
     """Held-out documents scored in bits per byte."""
     scratch: ScratchArm = ScratchArm()
     lora: LoraArm = LoraArm()
+
+    @model_validator(mode="after")
+    def _seeds_differ(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds} holds a seed twice")
+        return self

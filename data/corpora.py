@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from configs.cli import UserError, nearest
 from configs.schema import DataConfig
 
+KINDS = (".txt", ".jsonl", ".parquet")
+
 
 class Document(NamedTuple):
     """A piece of text that is never split further."""
@@ -48,12 +50,12 @@ def open_corpus(config: DataConfig) -> Corpus:
     if path.is_file():
         return _file_corpus(config, path, [path])
     if path.is_dir():
-        kinds = (".txt", ".jsonl", ".parquet")
-        files = sorted(p for p in path.rglob("*") if p.suffix in kinds and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix in KINDS and p.is_file())
         if not files:
-            raise UserError(f"{path}: no {', '.join(kinds)} file in this folder")
+            raise UserError(f"{path}: no {', '.join(KINDS)} file in this folder")
         return _file_corpus(config, path, files)
-    if path.suffix or config.corpus.startswith((".", "/", "~")) or config.corpus.count("/") > 1:
+    looks_like_a_path = config.corpus.startswith((".", "/", "~")) or config.corpus.count("/") > 1
+    if path.suffix in KINDS or looks_like_a_path:
         raise UserError(f"data.corpus: {path}: no such file or folder")
     return _hub_corpus(config, list(BUILTIN))
 
@@ -69,10 +71,8 @@ def fingerprint_files(files: list[Path]) -> str:
 
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     for path in files:
-        if path.suffix not in (".txt", ".jsonl", ".parquet"):
-            raise UserError(
-                f"{path}: cannot read {path.suffix or 'this'}: use .txt .jsonl .parquet"
-            )
+        if path.suffix not in KINDS:
+            raise UserError(f"{path}: cannot read {path.suffix or 'this'}: use {' '.join(KINDS)}")
         with open(path, "rb") as file:
             if path.suffix != ".parquet" and b"\0" in file.read(65536):
                 raise UserError(f"{path}: binary file (it holds NUL bytes); give text")
@@ -90,7 +90,8 @@ def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
 
 
 def _sections(path: Path, config: DataConfig) -> Iterator[tuple[str, str]]:
-    # Cut at line ends, so that one long file still has documents to hold out.
+    # Cut at line ends, so that one long file still has documents to hold out; a line much longer
+    # than a section (a file without line breaks) is cut at spaces.
     target = min(config.section_chars, max(1, path.stat().st_size // 20))
     lines = _stream(
         "text", path, keep_linebreaks=True, encoding_errors="replace", chunksize=1 << 20
@@ -98,13 +99,24 @@ def _sections(path: Path, config: DataConfig) -> Iterator[tuple[str, str]]:
     section: list[str] = []
     size = 0
     for row in lines:
-        section.append(row["text"])
-        size += len(row["text"])
-        if size >= target:
-            yield "".join(section), ""
-            section, size = [], 0
+        for piece in _pieces(row["text"], target):
+            section.append(piece)
+            size += len(piece)
+            if size >= target:
+                yield "".join(section), ""
+                section, size = [], 0
     if section:
         yield "".join(section), ""
+
+
+def _pieces(line: str, target: int) -> Iterator[str]:
+    start = 0
+    while len(line) - start > 2 * target:
+        space = line.rfind(" ", start, start + target)
+        end = space + 1 if space > start else start + target
+        yield line[start:end]
+        start = end
+    yield line[start:]
 
 
 def _rows(path: Path, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -152,9 +164,9 @@ def _blame_json_line(path: Path) -> None:
 def _hub_corpus(config: DataConfig, builtin: list[str]) -> Corpus:
     from huggingface_hub import HfApi
 
-    name = config.corpus
+    name, _, revision = config.corpus.partition("@")
     try:
-        revision = HfApi().dataset_info(name, timeout=10).sha
+        revision = revision or HfApi().dataset_info(name, timeout=10).sha or ""
     except Exception as error:  # the hub, its client and the network each have their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f'data.corpus = "{name}" is no file, folder or built-in{nearest(name, builtin)}'

@@ -85,8 +85,9 @@ def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
             "splits": counts,
         }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(shards, ignore_errors=True)
-        aside.rename(shards)
+        if not (shards / "manifest.json").exists():  # else another process was faster
+            shutil.rmtree(shards, ignore_errors=True)
+            aside.rename(shards)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return shards

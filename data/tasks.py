@@ -12,7 +12,7 @@ from typing import NamedTuple
 from configs.cli import UserError
 from configs.schema import TaskConfig
 from data.builtin import ABC_HEADER
-from data.prepare import documents
+from data.prepare import shuffled
 
 CLASSES = 10
 
@@ -50,10 +50,12 @@ class Task(NamedTuple):
 def load_task(config: TaskConfig, folder: Path) -> Task:
     """The task made from a folder of `data.prepare`; at most the asked number of items each.
 
+    Items come in the order of `shuffled`, so the first few are not all from the first file.
+
     Raises UserError if the corpus does not hold such items.
     """
     splits = {
-        split: [item for d in documents(folder, split) if (item := _tune_key(d, config.max_chars))]
+        split: [item for d in shuffled(folder, split) if (item := _tune_key(d, config.max_chars))]
         for split in ("train", "validation", "test")
     }
     common = Counter(item.label for item in splits["train"]).most_common(CLASSES)

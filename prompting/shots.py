@@ -31,7 +31,7 @@ def neighbour_shots(task: Task, count: int) -> Choose:
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
-        raise UserError('retrieval needs: pip install "homegrown[compare]"') from None
+        raise UserError("retrieval needs: pip install -e '.[compare]'") from None
     vectorizer = TfidfVectorizer(
         analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False
     )

@@ -103,7 +103,7 @@ def plot_run(run: Path) -> Path | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        say('no picture: drawing needs pip install "homegrown[compare]"')
+        say("no picture: drawing needs pip install -e '.[compare]'")
         return None
     rows = read_metrics(run)
     steps = [row for row in rows if "loss" in row]

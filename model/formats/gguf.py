@@ -103,7 +103,7 @@ def _open(path: Path) -> Any:
     try:
         import gguf
     except ImportError:
-        raise UserError('reading .gguf files needs: pip install "homegrown[compare]"') from None
+        raise UserError("reading .gguf files needs: pip install -e '.[compare]'") from None
     try:
         return gguf.GGUFReader(path)
     except FileNotFoundError:

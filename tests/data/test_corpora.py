@@ -87,3 +87,12 @@ def test_a_hub_that_does_not_answer_is_one_line(command, recipe, offline):
         'error: data.corpus = "some/dataset" is no file, folder or built-in'
     )
     assert done.stderr.count("\n") == 1
+
+
+def test_a_file_without_line_breaks_is_cut_at_spaces(tmp_path):
+    path = tmp_path / "one-line.txt"
+    path.write_text(" ".join(words(0, 4000).split()) + " " + "x" * 9000)
+    cut = texts(path, section_chars=500)
+    assert "".join(cut) == path.read_text()
+    assert max(map(len, cut)) <= 1500
+    assert all(text.endswith(" ") for text in cut if "x" * 9 not in text)

@@ -144,6 +144,16 @@ def test_a_corpus_that_cannot_be_split_is_refused(tmp_path):
         prepare(DataConfig(corpus=str(path), cache_dir=str(tmp_path)))
 
 
+def test_a_template_filled_in_many_times_is_refused_with_the_reason(tmp_path):
+    # Half of every document is the template: all resemble each other, none enough to be dropped.
+    template = words(0, 60)
+    rows = [{"text": f"{template} {words(n + 1, 40)}"} for n in range(1500)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError, match="every .* document resembles one of another split"):
+        prepare(DataConfig(corpus=str(path), cache_dir=str(tmp_path), straddle_similarity=0.2))
+    assert not list((tmp_path / "documents").iterdir())
+
+
 @pytest.mark.slow
 def test_two_hundred_megabytes_are_not_read_into_memory_whole():
     from benchmarks.prepare_memory import measure
