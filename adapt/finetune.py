@@ -9,9 +9,9 @@ and, when done, `merged/`: a run directory of the whole model that `model.sample
 from pathlib import Path
 
 from adapt.lora import add_lora, merge_lora
-from configs.cli import parse, run_command
+from configs.cli import UserError, parse, run_command
 from configs.console import say
-from configs.schema import FinetuneRecipe, ModelConfig, Section
+from configs.schema import DataConfig, FinetuneRecipe, MergedModel
 from data.prepare import prepare
 from data.shards import Examples, Windows, write_shards
 from data.tasks import Item, Task, load_task
@@ -20,11 +20,21 @@ from model.load import load_model
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
-from train.pretrain import check_run, finish, run_directory_arguments, start_run, train
+from train.pretrain import train
+from train.run import check_run, finish, run_directory_arguments, start_run
 
 
-def text_sets(folder: Path, tokenizer: Tokenizer, seq_len: int) -> tuple[Windows, Windows]:
-    """Train and validation windows of domain text, tokenised for this model."""
+def text_sets(
+    folder: Path, model: Transformer, tokenizer: Tokenizer, seq_len: int
+) -> tuple[Windows, Windows]:
+    """Train and validation windows of domain text, tokenised for this model.
+
+    Raises UserError if a window is longer than the model's context or the train split.
+    """
+    if seq_len > model.config.max_seq_len:
+        raise UserError(
+            f"seq_len = {seq_len} is above the model's context of {model.config.max_seq_len}"
+        )
     shards = write_shards(folder, tokenizer)
     train_set, validation_set = (
         Windows(shards, split, seq_len, tokenizer) for split in ("train", "validation")
@@ -32,24 +42,22 @@ def text_sets(folder: Path, tokenizer: Tokenizer, seq_len: int) -> tuple[Windows
     return train_set, validation_set
 
 
-def task_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int) -> tuple[Examples, Examples]:
+def task_sets(task: Task, model: Transformer, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
     """Train and validation examples of a task: prompt and label, scored on the label only."""
 
     def examples(items: list[Item]) -> Examples:
         pairs = [(task.prompt(item.text), task.completion(item.label)) for item in items]
-        return Examples(pairs, max_seq_len, tokenizer)
+        return Examples(pairs, model.config.max_seq_len, tokenizer)
 
     return examples(task.train), examples(task.validation)
 
 
-class _Merged(Section):
-    model: ModelConfig
-
-
-def save_merged(run: Path, model: Transformer, tokenizer: Tokenizer, step: int) -> None:
+def save_merged(
+    run: Path, model: Transformer, tokenizer: Tokenizer, data: DataConfig, step: int
+) -> None:
     """Write the whole merged model as a run directory of its own."""
     merge_lora(model)
-    start_run(run, _Merged(model=model.config), tokenizer, resume=False)
+    start_run(run, MergedModel(data=data, model=model.config), tokenizer, overwrite=True)
     weights = {name: p.detach() for name, p in model.named_parameters()}
     info = {"tokenizer": tokenizer.hash, "bits_per_byte": None}
     write_checkpoint(run, step, {"model.safetensors": weights}, info)
@@ -60,23 +68,21 @@ def main() -> int:
     recipe, own = parse(FinetuneRecipe, run_directory_arguments())
     run = own.run_dir or Path("runs") / Path(own.config).stem
     with Ranks(recipe.train.device) as ranks:
-        if ranks.first:
-            check_run(run, recipe, own.resume, own.overwrite)
-        model, tokenizer = load_model(recipe.base)
-        add_lora(model, recipe.lora, recipe.train.seed)
-        if not ranks.first:
-            ranks.wait()  # the first rank fills the cache, the others find it full
-        folder = prepare(recipe.data)
-        train_set: Windows | Examples
-        validation_set: Windows | Examples
-        if recipe.task is None:
-            train_set, validation_set = text_sets(folder, tokenizer, recipe.seq_len)
-        else:
-            task = load_task(recipe.task, folder)
-            train_set, validation_set = task_sets(task, tokenizer, model.config.max_seq_len)
-        if ranks.first:
-            start_run(run, recipe, tokenizer, own.resume)
-            ranks.wait()
+        with ranks.first_goes_first():
+            if ranks.first:
+                check_run(run, recipe, own.resume, own.overwrite)
+            model, tokenizer = load_model(recipe.base)
+            add_lora(model, recipe.lora, recipe.train.seed)
+            folder = prepare(recipe.data)
+            train_set: Windows | Examples
+            validation_set: Windows | Examples
+            if recipe.task is None:
+                train_set, validation_set = text_sets(folder, model, tokenizer, recipe.seq_len)
+            else:
+                task = load_task(recipe.task, folder)
+                train_set, validation_set = task_sets(task, model, tokenizer)
+            if ranks.first:
+                start_run(run, recipe, tokenizer, resume=own.resume, overwrite=own.overwrite)
         result = train(
             model,
             train_set,
@@ -88,7 +94,7 @@ def main() -> int:
             resume=own.resume,
         )
         if ranks.first and not result.signal:
-            save_merged(run / "merged", model, tokenizer, result.progress.step)
+            save_merged(run / "merged", model, tokenizer, recipe.data, result.progress.step)
             say(f"sample from it: python -m model.sample {run / 'merged'}")
         return finish(result, run)
 

@@ -20,7 +20,8 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from tokenizer.inspect import bytes_per_token
 from train.distributed import Ranks
-from train.pretrain import prepared, start_run, train
+from train.pretrain import prepared, train
+from train.run import start_run
 
 VARIANTS = {
     "gpt2": {"digits": "any", "newlines": "attach", "whitespace": "word"},
@@ -51,7 +52,7 @@ def main() -> None:
             model = Transformer(variant.model, tokenizer.vocab_size).init_weights(seed)
             with tempfile.TemporaryDirectory() as folder, Ranks("cpu") as ranks:
                 run = Path(folder) / name
-                start_run(run, variant, tokenizer, resume=False)
+                start_run(run, variant, tokenizer)
                 result = train(model, train_set, validation_set, tokenizer, settings, run, ranks)
             scores[name].append(result.bits_per_byte)
             folder = prepare(variant.data)

@@ -13,7 +13,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,21 @@ import torch
 
 from adapt.finetune import task_sets, text_sets
 from adapt.lora import add_lora, merge_lora
-from compare.floors import compressor_bits, majority, tfidf_logistic, xz, zstd
+from compare.floors import FLOORS, compressor_bits, majority, tfidf_logistic, xz, zstd
 from compare.score import document_bits, task_answers
 from configs.cli import UserError, load, run_command
-from configs.schema import Recipe, StudyRecipe, TrainConfig
-from data.prepare import documents, prepare
-from data.shards import cached_tokenizer
+from configs.schema import FinetuneRecipe, Recipe, StudyRecipe, TrainConfig
+from data.prepare import documents, prepare, shuffled
 from data.tasks import Task, load_task
 from model.load import load_model
 from model.transformer import Transformer
 from prompting.shots import fixed_shots, neighbour_shots, no_shots
 from tokenizer.bpe import Tokenizer
+from tokenizer.train import train_tokenizer
 from train.distributed import Ranks
 from train.metrics import peak_memory
-from train.pretrain import DataSet, RunResult, start_run, train, uses_bfloat16
+from train.pretrain import DataSet, train, uses_bfloat16
+from train.run import RunResult, start_run
 
 
 class Study:
@@ -45,17 +45,26 @@ class Study:
         self.recipe = load(StudyRecipe, folder / "config.toml")
         self.documents = prepare(self.recipe.data)
         self.task: Task = load_task(self.recipe.task, self.documents)
-        held_out = documents(self.documents, "test")
-        self.test = [row["text"] for row in islice(held_out, self.recipe.test_documents)]
+        held_out = shuffled(self.documents, "test")[: self.recipe.test_documents]
+        self.test = [row["text"] for row in held_out]
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def train_texts(self) -> list[str]:
         """The training documents."""
         return [row["text"] for row in documents(self.documents, "train")]
 
-    def settings(self, config: TrainConfig, share: float) -> TrainConfig:
-        """`config` with this seed and this share of the budget in seconds."""
-        seconds = self.recipe.budget_seconds * share
-        return config.model_copy(update={"seed": self.seed, "max_seconds": seconds})
+    def settings(self, text: TrainConfig, task: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
+        """Both with this seed and their shares of the budget in seconds."""
+        seconds, share = self.recipe.budget_seconds, self.recipe.task_share
+        return (
+            text.model_copy(update={"seed": self.seed, "max_seconds": seconds * (1 - share)}),
+            task.model_copy(update={"seed": self.seed, "max_seconds": seconds * share}),
+        )
+
+    def foundation(self) -> tuple[Transformer, Tokenizer]:
+        """The pretrained model, ready to be prompted."""
+        model, tokenizer = load_model(self.recipe.foundation)
+        return _inference(model.to(self.device)), tokenizer
 
 
 def compressors(study: Study) -> dict:
@@ -78,12 +87,16 @@ def tfidf(study: Study) -> dict:
 
 def scratch(study: Study) -> dict:
     """Own tokenizer and model: pretrained on the text, then tuned on the task's items."""
-    arm = study.recipe.scratch
+    data, arm = study.recipe.data, study.recipe.scratch
     started = time.perf_counter()
-    tokenizer = Tokenizer.load(cached_tokenizer(study.documents, arm.tokenizer))
+    tokenizer = train_tokenizer(study.train_texts(), arm.tokenizer)  # never cached: it is timed
     tokenizer_seconds = time.perf_counter() - started
     model = Transformer(arm.model, tokenizer.vocab_size).init_weights(study.seed)
-    result = tune(study, "scratch", model, tokenizer, arm.text, arm.task, arm.model.max_seq_len)
+    text, task = (
+        Recipe(data=data, tokenizer=arm.tokenizer, model=arm.model, train=settings)
+        for settings in study.settings(arm.text, arm.task)
+    )
+    result = tune(study, "scratch", model, tokenizer, arm.model.max_seq_len, text, task)
     return result | {"training_seconds": result["training_seconds"] + tokenizer_seconds}
 
 
@@ -92,7 +105,16 @@ def lora(study: Study) -> dict:
     arm = study.recipe.lora
     model, tokenizer = load_model(study.recipe.foundation)
     add_lora(model, arm.lora, study.seed)
-    return tune(study, "lora", model, tokenizer, arm.text, arm.task, arm.seq_len)
+    text_settings, task_settings = study.settings(arm.text, arm.task)
+    text = FinetuneRecipe(
+        base=study.recipe.foundation,
+        data=study.recipe.data,
+        seq_len=arm.seq_len,
+        lora=arm.lora,
+        train=text_settings,
+    )
+    task = text.model_copy(update={"task": study.recipe.task, "train": task_settings})
+    return tune(study, "lora", model, tokenizer, arm.seq_len, text, task)
 
 
 def tune(
@@ -100,18 +122,17 @@ def tune(
     name: str,
     model: Transformer,
     tokenizer: Tokenizer,
-    text: TrainConfig,
-    task: TrainConfig,
     seq_len: int,
+    text: Recipe | FinetuneRecipe,
+    task: Recipe | FinetuneRecipe,
 ) -> dict:
     """Train on text, score the documents; train on the task, score the items."""
-    share = study.recipe.task_share
-    sets = text_sets(study.documents, tokenizer, seq_len)
+    sets = text_sets(study.documents, model, tokenizer, seq_len)
     trained = model.num_parameters(trainable=True)
-    first = _train(study, f"{name}-text", model, tokenizer, sets, text, 1 - share)
+    first = _train(study, f"{name}-text", model, tokenizer, sets, text)
     bits = document_bits(_inference(model), tokenizer, study.test)
-    items = task_sets(study.task, tokenizer, model.config.max_seq_len)
-    second = _train(study, f"{name}-task", model, tokenizer, items, task, share)
+    items = task_sets(study.task, model, tokenizer)
+    second = _train(study, f"{name}-task", model, tokenizer, items, task)
     answers = task_answers(_inference(model), tokenizer, study.task, no_shots)
     return {
         "document_bits": bits,
@@ -120,24 +141,22 @@ def tune(
         "training_seconds": first.progress.seconds + second.progress.seconds,
         "training_flops": first.progress.flops + second.progress.flops,
         "training_tokens": first.progress.tokens,
-        "training_items": second.progress.step * task.batch_size,
+        "training_items": second.progress.step * task.train.batch_size,
     }
 
 
 def zero_shot(study: Study) -> dict:
     """The foundation as it is."""
-    model, tokenizer = load_model(study.recipe.foundation)
-    model = _inference(model)
+    model, tokenizer = study.foundation()
     bits = document_bits(model, tokenizer, study.test)
     return {"document_bits": bits, **task_answers(model, tokenizer, study.task, no_shots)}
 
 
 def few_shot(study: Study) -> dict:
     """The same few labelled items before every question; as many documents before a text."""
-    model, tokenizer = load_model(study.recipe.foundation)
-    model = _inference(model)
-    count = study.recipe.shots
-    prefix = random.Random(study.seed).sample(study.train_texts(), count)
+    model, tokenizer = study.foundation()
+    count, texts = study.recipe.shots, study.train_texts()
+    prefix = random.Random(study.seed).sample(texts, min(count, len(texts)))
     bits = document_bits(model, tokenizer, study.test, prefix)
     shots = fixed_shots(study.task, count, study.seed)
     return {"document_bits": bits, **task_answers(model, tokenizer, study.task, shots)}
@@ -148,9 +167,9 @@ def retrieved_shots(study: Study) -> dict:
 
     No bits per byte: neighbours of a text could be found only by looking at the text itself.
     """
-    model, tokenizer = load_model(study.recipe.foundation)
+    model, tokenizer = study.foundation()
     shots = neighbour_shots(study.task, study.recipe.shots)
-    return task_answers(_inference(model), tokenizer, study.task, shots)
+    return task_answers(model, tokenizer, study.task, shots)
 
 
 ARMS: dict[str, Callable[[Study], dict[str, Any]]] = {
@@ -170,7 +189,7 @@ SEEDED = (*TRAINED, "few-shot")  # the seed draws the shots
 def _inference(model: Transformer) -> Transformer:
     # A copy to score with: adapters merged, and in bfloat16 where that is what pays.
     model = merge_lora(copy.deepcopy(model)).eval()
-    return model.bfloat16() if uses_bfloat16("auto", model, torch.device("cpu")) else model
+    return model.bfloat16() if uses_bfloat16("auto", model, model.device) else model
 
 
 def _train(
@@ -179,15 +198,12 @@ def _train(
     model: Transformer,
     tokenizer: Tokenizer,
     sets: tuple[DataSet, DataSet],
-    config: TrainConfig,
-    share: float,
+    recipe: Recipe | FinetuneRecipe,
 ) -> RunResult:
     run = study.folder / f"{name}-{study.seed}"
-    settings = study.settings(config, share)
-    start_run(run, Recipe(model=model.config, train=settings, data=study.recipe.data), tokenizer,
-              resume=False)  # fmt: skip
-    with Ranks(settings.device) as ranks:
-        result = train(model, sets[0], sets[1], tokenizer, settings, run, ranks)
+    start_run(run, recipe, tokenizer, overwrite=True)  # an arm that was cut off starts again
+    with Ranks(recipe.train.device) as ranks:
+        result = train(model, *sets, tokenizer, recipe.train, run, ranks)
     if result.signal:
         raise KeyboardInterrupt
     return result
@@ -208,7 +224,7 @@ def main() -> None:
         "wall_seconds": time.perf_counter() - started,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "load_average": os.getloadavg()[0],
-        "peak_bytes": peak_memory(torch.device("cpu")),
+        "peak_bytes": peak_memory(study.device if arm not in FLOORS else torch.device("cpu")),
     }
     Path(sys.argv[4]).write_text(json.dumps(result))
 

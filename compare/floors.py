@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from configs.cli import UserError
 from data.tasks import Task
 
+FLOORS = ("compressors", "majority-class", "tfidf-logistic")
+
 
 def compressor_bits(
     compress: Callable[[bytes], bytes], train: Sequence[str], test: Sequence[str]
@@ -24,7 +26,7 @@ def xz(data: bytes) -> bytes:
 
 
 def zstd(data: bytes) -> bytes:
-    """Zstd -19 with a window as long as the data."""
+    """Zstd -19, long-distance matching, a window of 128 MiB."""
     try:
         import zstandard
     except ImportError:

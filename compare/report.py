@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from compare.floors import FLOORS
 from compare.stats import accuracy, bits_per_byte, difference
 from configs.cli import Parser, UserError, run_command
 
@@ -26,7 +27,6 @@ COLUMNS = (
     "s/request",
     "peak memory",
 )
-FLOORS = ("compressors", "majority-class", "tfidf-logistic")
 
 
 def read_ledger(folder: Path) -> dict[str, list[dict]]:

@@ -18,6 +18,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from compare.arms import ARMS, SEEDED, TRAINED
 from compare.report import report
 from configs.cli import UserError, parse, run_command, to_toml
@@ -27,7 +29,7 @@ from data.prepare import prepare
 from data.tasks import load_task
 from model.load import load_model
 from model.sample import sample
-from train.pretrain import check_run, run_directory_arguments
+from train.run import check_run, run_directory_arguments
 
 
 def plan(study: StudyRecipe) -> list[tuple[str, int]]:
@@ -51,7 +53,9 @@ def provenance(study: StudyRecipe) -> dict:
         "budget_seconds": study.budget_seconds,
         "config_hash": hashlib.sha256(to_toml(study).encode()).hexdigest(),
         "commit": commit.stdout.strip() or "unknown",
-        "device": f"{os.cpu_count()} cores, {_cpu()}",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} cores, {_cpu()}",
         "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")}
         | {"python": platform.python_version()},
         "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),

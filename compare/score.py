@@ -42,7 +42,7 @@ def document_bits(
         if len(head) + longest + 1 > context:
             raise UserError(f"a prefix of {len(head)} tokens and {longest} do not fit {context}")
         cache = KVCache(len(head))
-        model.features(torch.tensor([head]), cache)
+        model.features(torch.tensor([head], device=model.device), cache)
     pieces = []  # (document, ids, how many of the last targets count)
     for number, ids in enumerate(encoded):
         row, scored = [separator, *ids], 1
@@ -61,9 +61,12 @@ def document_bits(
         for at, (_, piece, count) in enumerate(batch):
             inputs[at, : len(piece) - 1] = torch.tensor(piece[:-1])
             targets[at, len(piece) - 1 - count : len(piece) - 1] = torch.tensor(piece[-count:])
-        logits = model(inputs, cache=cache and cache.expand(len(batch), longest))
+        logits = model(inputs.to(model.device), cache=cache and cache.expand(len(batch), longest))
         nats = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORE
+            logits.flatten(0, 1).float(),
+            targets.to(model.device).flatten(),
+            reduction="none",
+            ignore_index=IGNORE,
         )
         for (number, _, _), value in zip(batch, nats.view_as(targets).sum(1), strict=True):
             bits[number] += value.item() / math.log(2)

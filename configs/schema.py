@@ -220,6 +220,13 @@ class FinetuneRecipe(Section):
     train: TrainConfig = TrainConfig()
 
 
+class MergedModel(Section):
+    """What a run directory of merged weights says of itself."""
+
+    data: DataConfig
+    model: ModelConfig
+
+
 class ScratchArm(Section):
     """From scratch: own tokenizer and model; pretrained on the text, then tuned on the task."""
 

@@ -116,6 +116,10 @@ class Windows:
         """Number of windows."""
         return -(-(len(self.ids) - 1) // self.seq_len)
 
+    def longest(self, count: int) -> np.ndarray:
+        """Indices of windows that need the most memory: any of them."""
+        return np.arange(min(count, len(self)))
+
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and next-token targets of the windows, each (len(indices), seq_len) int64."""
         rows = np.full((len(indices), self.seq_len + 1), IGNORE, np.int64)
@@ -150,6 +154,11 @@ class Examples:
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.rows)
+
+    def longest(self, count: int) -> np.ndarray:
+        """Indices of the examples that need the most memory."""
+        lengths = [len(prompt) + len(completion) for prompt, completion in self.rows]
+        return np.argsort(lengths)[-count:]
 
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets, each (len(indices), longest of them) int64, padded on the right."""

@@ -58,7 +58,7 @@ def generate(
     Ends after `max_new_tokens` steps or at the end of the context. `how` goes to `choose`.
     `use_cache=False` runs the whole text at every step: slow, the same tokens.
     """
-    device = model.tok_embeddings.weight.device
+    device = model.device
     generator = torch.Generator(device).manual_seed(seed)
     room = model.config.max_seq_len - len(prompt)
     tokens = torch.tensor([prompt], device=device)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from configs.cli import Parser, UserError, run_command
+from configs.schema import ModelConfig
 from model.generate import generate
 from model.load import load_model
 from model.transformer import Transformer
@@ -59,6 +60,17 @@ class Stream:
         return shown
 
 
+def prompt_ids(config: ModelConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The document separator and the prompt. Raises UserError if they do not fit the context."""
+    ids = [tokenizer.separator_id, *tokenizer.encode(prompt)]
+    if len(ids) >= config.max_seq_len:
+        raise UserError(
+            f"the prompt has {len(ids)} tokens with the separator; the model's context is "
+            f"{config.max_seq_len} and needs room for one more; shorten it"
+        )
+    return ids
+
+
 def sample(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -75,12 +87,7 @@ def sample(
     The prompt follows the document separator, as in training. Raises UserError if it does not fit
     the context.
     """
-    ids = [tokenizer.separator_id, *tokenizer.encode(prompt)]
-    if len(ids) >= model.config.max_seq_len:
-        raise UserError(
-            f"--prompt: {len(ids)} tokens with the separator; the model's context is "
-            f"{model.config.max_seq_len} and needs room for one more; shorten it"
-        )
+    ids = prompt_ids(model.config, tokenizer, prompt)
     streams = [Stream(tokenizer, stop or []) for _ in range(num_samples)]
     steps = generate(
         model, ids, max_new_tokens=max_new_tokens, num_samples=num_samples, seed=seed, **how

@@ -250,6 +250,11 @@ class Transformer(nn.Module):
         logits = self.output(x[scored])  # (scored, V)
         return F.cross_entropy(logits.float(), targets[scored], reduction="sum")
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tok_embeddings.weight.device
+
     def num_parameters(self, trainable: bool = False) -> int:
         """Parameters, a shared one counted once; `trainable`: only those with gradients."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)

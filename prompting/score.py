@@ -39,7 +39,9 @@ def rank_completions(
             f"{model.config.max_seq_len}; use fewer shots or a lower task.max_chars"
         )
     cache = KVCache(len(ids))
-    first = model.output(model.features(torch.tensor([ids]), cache)[:, -1]).float()
+    first = model.output(
+        model.features(torch.tensor([ids], device=model.device), cache)[:, -1]
+    ).float()
     first = first.log_softmax(-1)[0]
     inputs = torch.zeros(len(options), longest - 1, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORE)
@@ -48,9 +50,10 @@ def rank_completions(
         targets[row, : len(option) - 1] = torch.tensor(option[1:])
     scores = first[[option[0] for option in options]]
     if longest > 1:
-        logits = model(inputs, cache=cache.expand(len(options), longest - 1)).float()
+        cache = cache.expand(len(options), longest - 1)
+        logits = model(inputs.to(model.device), cache=cache).float()
         rest = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
+            logits.transpose(1, 2), targets.to(model.device), ignore_index=IGNORE, reduction="none"
         )
         scores = scores - rest.sum(1)
     return Answer(int(scores.argmax()), scores.tolist(), len(ids))

@@ -98,6 +98,13 @@ def test_prompt_longer_than_the_context(refused, run):
     assert "the model's context is 64" in said
 
 
+def test_a_prompt_for_the_end_of_a_run_is_refused_at_its_start(refused, recipe, tmp_path):
+    run = tmp_path / "run"
+    said = refused("train.pretrain", recipe, "--run-dir", run, "--sample.prompt", "word " * 200)
+    assert "the model's context is 64" in said
+    assert not run.exists()
+
+
 def test_corrupted_checkpoint(refused, recipe, run, tmp_path):
     for damage in ("flip", "cut", "gone"):
         broken = tmp_path / damage

@@ -106,13 +106,13 @@ def restore(
     tokenizer or another model.
     """
     checkpoint = latest_checkpoint(run)
-    check_tokenizer(run, tokenizer, read_manifest(checkpoint))
     state = read_file(checkpoint, "state.json")
     if state["data"] != fingerprint:
         raise UserError(
-            f"{run}: was trained on other data (the corpus, its split or the sequence length has "
-            "changed); restore them, or start anew with --overwrite"
+            f"{run}: was trained on other data, or on another base model (a file has changed since "
+            "then); restore it, or start anew with --overwrite"
         )
+    check_tokenizer(run, tokenizer, read_manifest(checkpoint))
     weights = read_file(checkpoint, "model.safetensors")
     moments = read_file(checkpoint, "optimizer.safetensors")
     if weights.keys() != parameters.keys():

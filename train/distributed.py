@@ -1,6 +1,8 @@
 """One process or many: who this process is, and the few things ranks tell each other."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -38,6 +40,8 @@ class Ranks:
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
+            # Preparing a corpus may take the first rank hours, while the others only wait.
+            self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=2))
 
     @property
     def first(self) -> bool:
@@ -67,10 +71,27 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Until every rank is here."""
-        if self.world_size > 1:
-            dist.barrier()
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The body runs on the first rank, then on the others, which find what it has cached.
+
+        If it fails on the first one, the others end without a word, with exit status 2.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        done = [False]
+        if not self.first:
+            dist.broadcast_object_list(done, 0, group=self._patient)
+            if not done[0]:
+                raise SystemExit(2)
+            yield
+            return
+        try:
+            yield
+            done = [True]
+        finally:
+            dist.broadcast_object_list(done, 0, group=self._patient)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` with gradients averaged over ranks by DDP; itself if there is one rank."""

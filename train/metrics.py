@@ -36,6 +36,12 @@ class Metrics:
         if config.wandb != "off":
             self.wandb = _wandb(run, config)
 
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     def step(self, row: dict, done: float) -> None:
         """Record one training step; `done` is in steps or seconds, whichever ends the run."""
         if not self.first:

@@ -8,26 +8,24 @@ directory that is complete in itself: config.toml, tokenizer.json, metrics.jsonl
 plots/loss.png, sample.txt. Ctrl-C and SIGTERM save and say how to go on.
 """
 
+import hashlib
 import math
-import os
-import shlex
-import shutil
 import signal
-import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from configs.cli import Parser, UserError, load, parse, run_command, to_toml
+from configs.cli import UserError, parse, run_command
 from configs.console import say
-from configs.schema import Recipe, Section, TrainConfig
+from configs.schema import Recipe, TrainConfig
 from data.loader import Loader
 from data.prepare import prepare
 from data.shards import Examples, Windows, cached_tokenizer, write_shards
-from model.sample import sample
+from model.sample import prompt_ids, sample
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 from train.checkpoint import Progress, restore, save
@@ -35,21 +33,17 @@ from train.distributed import Ranks
 from train.evaluate import evaluate
 from train.metrics import Metrics, peak_memory, plot_run
 from train.optim import adamw, learning_rate
+from train.run import (
+    RunResult,
+    Signals,
+    check_run,
+    finish,
+    run_directory_arguments,
+    start_run,
+)
 
 DataSet = Windows | Examples
 MAX_SKIPPED = 10  # steps without a finite gradient before a run gives up
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a call of `train` did, over all resumptions."""
-
-    progress: Progress
-    bits_per_byte: float
-    """Of the last evaluation; NaN if a signal came before one."""
-    peak_bytes: int
-    signal: int
-    """The signal that ended the run early, or 0."""
 
 
 def train(
@@ -81,18 +75,17 @@ def train(
     optimizer = adamw(parameters, config)
     loader = Loader(len(train_set), config.batch_size, config.seed)
     progress = Progress()
+    fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
     if resume:
-        fingerprint = train_set.fingerprint
         progress = restore(run, parameters, optimizer, loader, fingerprint, tokenizer, ranks)
     bfloat16 = uses_bfloat16(config.precision, model, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
     describe(model, train_set, config, ranks, bfloat16)
     dry_run(model, train_set, config, device, autocast)
     wrapped = ranks.wrap(model)
-    metrics = Metrics(run, config, progress.step, ranks.first)
-    started_at, score, evaluated_at, saved_at = progress.step, math.nan, -1, progress.step
+    started_at, skipped, score = progress.step, 0, math.nan
 
-    with Signals() as signals:
+    with Signals() as signals, Metrics(run, config, started_at, ranks.first) as metrics:
         while True:
             # Ranks must agree on when to stop: the first one's clock and any rank's signal count.
             seconds, stop = ranks.sum(progress.seconds * ranks.first, signals.received)
@@ -100,30 +93,36 @@ def train(
             done = progress.step / config.steps if done is None else done
             last = done >= 1
 
-            save_due = progress.step % config.save_every == 0 and progress.step > started_at
-            if not stop and (progress.step % config.eval_every == 0 or save_due or last):
+            fresh = progress.step > started_at or not resume  # not what the resumed run has done
+            bits_per_byte = None
+            if not stop and (last or (fresh and progress.step % config.eval_every == 0)):
                 result = evaluate(model, validation_set, config.micro_batch_size, ranks, autocast)
-                score, evaluated_at = result["bits_per_byte"], progress.step
+                score = bits_per_byte = result["bits_per_byte"]
                 metrics.evaluation({"step": progress.step, **result})
-            if (save_due or last or stop) and (progress.step > saved_at or progress.step == 0):
+            save_due = progress.step % config.save_every == 0 and progress.step > 0
+            if (save_due or last or stop) and fresh:
                 save(
                     run,
                     progress,
                     parameters,
                     optimizer,
                     loader,
-                    train_set.fingerprint,
+                    fingerprint,
                     tokenizer,
-                    score if evaluated_at == progress.step else None,
+                    bits_per_byte,
                     config.keep_last,
                     ranks,
                 )
-                saved_at = progress.step
             if last or stop:
                 break
 
             started = time.perf_counter()
-            lr = learning_rate(done if config.max_seconds else done + 1 / config.steps, config)
+            if config.max_seconds:  # the rate at the end of this step, as long as the mean so far
+                end = done + seconds / config.max_seconds / max(1, progress.step)
+                end = max(end, 0.01 * config.warmup)  # nothing is known of the first one
+            else:
+                end = done + 1 / config.steps
+            lr = learning_rate(end, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             epoch = loader.epoch + loader.cursor / loader.samples
@@ -136,30 +135,22 @@ def train(
             all_tokens, all_padded = ranks.sum(tokens, padded)
             scale = ranks.world_size / max(1, all_tokens)  # DDP averages; the loss is a sum
 
-            loss_sum = torch.zeros((), device=device)
-            for i, (inputs, targets) in enumerate(batches):
-                # DDP adds up over ranks once, in the last backward pass of the step.
-                more = ranks.world_size > 1 and i < len(batches) - 1
-                with wrapped.no_sync() if more else nullcontext():  # type: ignore[operator]
-                    with autocast:
-                        loss = wrapped(inputs.to(device), targets=targets.to(device))
-                    (loss * scale).backward()
-                loss_sum += loss.detach()
-
+            loss = backward(wrapped, batches, scale, device, autocast)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm).item()
             if math.isfinite(norm):
                 optimizer.step()
+                skipped = 0
             else:
-                progress.skipped += 1
+                progress.skipped, skipped = progress.skipped + 1, skipped + 1
                 say(f"step {progress.step + 1}: gradient norm is {norm}; step skipped")
-                if progress.skipped >= MAX_SKIPPED:
+                if skipped == MAX_SKIPPED:
                     raise UserError(
-                        f"{MAX_SKIPPED} steps without a finite gradient; lower train.learning_rate "
-                        'or use train.precision = "float32"'
+                        f"{MAX_SKIPPED} steps in a row without a finite gradient; lower "
+                        'train.learning_rate or use train.precision = "float32"'
                     )
             optimizer.zero_grad()
 
-            (all_loss,) = ranks.sum(loss_sum.item())
+            (all_loss,) = ranks.sum(loss)
             step_seconds = time.perf_counter() - started
             progress.step += 1
             progress.tokens += int(all_tokens)
@@ -180,30 +171,39 @@ def train(
             }
             metrics.step(row, progress.seconds if config.max_seconds else progress.step)
 
-    metrics.close()
     if ranks.first:
         plot_run(run)
     received = signals.received or (signal.SIGTERM if stop else 0)  # or another rank's
     return RunResult(progress, score, peak_memory(device), int(received))
 
 
-class Signals:
-    """Remembers SIGINT and SIGTERM instead of dying of them, so that a step can be finished."""
+def backward(
+    model: nn.Module,
+    batches: list[tuple[torch.Tensor, torch.Tensor]],
+    scale: float,
+    device: torch.device,
+    autocast: torch.autocast,
+) -> float:
+    """Add `scale` times the gradient of each batch's loss; returns the summed loss in nats."""
+    loss_sum = torch.zeros((), device=device)
+    for i, (inputs, targets) in enumerate(batches):
+        # DDP adds up over ranks once, in the last backward pass of the step.
+        more = isinstance(model, DistributedDataParallel) and i < len(batches) - 1
+        with model.no_sync() if more else nullcontext():  # type: ignore[operator]
+            with autocast:
+                loss = model(inputs.to(device), targets=targets.to(device))
+            (loss * scale).backward()
+        loss_sum += loss.detach()
+    return loss_sum.item()
 
-    def __init__(self):
-        self.received = 0
 
-    def __enter__(self) -> "Signals":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame) -> None:
-        self.received = number
-        say(f"{signal.Signals(number).name}: finishing this step, then saving")
+def frozen_hash(model: Transformer) -> str:
+    """SHA-256 of the weights that are not trained: an adapter is nothing without them."""
+    total = hashlib.sha256()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> bool:
@@ -211,7 +211,7 @@ def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> b
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     # Narrow matrices lose as much to the casts as bfloat16 instructions win (docs/log.md).
     return model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
 
@@ -243,8 +243,8 @@ def dry_run(
     autocast: torch.autocast,
 ) -> None:
     """One forward and backward pass, thrown away, to meet too little memory before step 1."""
-    size = min(config.micro_batch_size, config.batch_size, len(train_set))
-    inputs, targets = train_set.batch(torch.arange(size).numpy())
+    size = min(config.micro_batch_size, config.batch_size)
+    inputs, targets = train_set.batch(train_set.longest(size))
     try:
         with autocast:
             loss = model(inputs.to(device), targets=targets.to(device))
@@ -260,38 +260,6 @@ def dry_run(
     model.zero_grad()
 
 
-def check_run(run: Path, config: Section, resume: bool, overwrite: bool) -> None:
-    """Raises UserError, before anything is made, if `run` may not be written to.
-
-    With `resume` the recipe may differ from the saved one in [train] and [sample] only.
-    """
-    if resume:
-        if not (run / "config.toml").exists():
-            raise UserError(f"{run}: nothing to resume here; leave out --resume to start")
-        saved = load(type(config), run / "config.toml")
-        for table in type(config).model_fields:
-            same = getattr(saved, table) == getattr(config, table)
-            if not same and table not in ("train", "sample"):
-                raise UserError(
-                    f"{run}: was started with other [{table}] settings; use those, or start anew "
-                    "with --overwrite"
-                )
-    elif run.exists() and any(run.iterdir()):
-        if not overwrite:
-            raise UserError(f"{run}: exists; go on with --resume, or replace it with --overwrite")
-        if not (run / "config.toml").exists():
-            raise UserError(f"{run}: is not a run directory, so --overwrite will not delete it")
-
-
-def start_run(run: Path, config: Section, tokenizer: Tokenizer, resume: bool) -> None:
-    """Make a run directory, complete in itself; without `resume` what is there is deleted."""
-    if not resume:
-        shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    (run / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-
-
 def prepared(recipe: Recipe) -> tuple[Tokenizer, Windows, Windows]:
     """Tokenizer, train windows and validation windows of a recipe, from the cache or made now."""
     folder = prepare(recipe.data)
@@ -304,50 +272,18 @@ def prepared(recipe: Recipe) -> tuple[Tokenizer, Windows, Windows]:
     return tokenizer, train_set, validation_set
 
 
-def run_directory_arguments() -> Parser:
-    """The arguments that every training command shares."""
-    parser = Parser(sys.modules["__main__"].__doc__, add_help=False)
-    parser.add_argument("--run-dir", type=Path, help="default: runs/NAME-OF-THE-RECIPE")
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    group.add_argument("--overwrite", action="store_true", help="delete the run that is there")
-    return parser
-
-
-def finish(result: RunResult, run: Path) -> int:
-    """Say where everything is, or after a signal how to go on; returns the exit status."""
-    progress = result.progress
-    if not result.signal:
-        say(
-            f"done: {progress.step} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s, "
-            f"{result.bits_per_byte:.4f} bits per byte on validation; everything is in {run}"
-        )
-        return 0
-    words = [w for w in sys.argv[1:] if w not in ("--resume", "--overwrite")]
-    spec = sys.modules["__main__"].__spec__
-    module = spec.name if spec else "train.pretrain"
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    start = "python" if local == "1" else f"torchrun --standalone --nproc-per-node {local}"
-    say(
-        f"{signal.Signals(result.signal).name}: saved step {progress.step}; go on with:\n"
-        f"{start} -m {module} {shlex.join([*words, '--resume'])}"
-    )
-    return 128 + result.signal
-
-
 def main() -> int:
     """Entry point of `python -m train.pretrain`."""
     recipe, own = parse(Recipe, run_directory_arguments())
     run = own.run_dir or Path("runs") / Path(own.config).stem
     with Ranks(recipe.train.device) as ranks:
-        if ranks.first:
-            check_run(run, recipe, own.resume, own.overwrite)
-        else:
-            ranks.wait()  # the first rank fills the cache, the others find it full
-        tokenizer, train_set, validation_set = prepared(recipe)
-        if ranks.first:
-            start_run(run, recipe, tokenizer, own.resume)
-            ranks.wait()
+        with ranks.first_goes_first():
+            if ranks.first:
+                check_run(run, recipe, own.resume, own.overwrite)
+            tokenizer, train_set, validation_set = prepared(recipe)
+            prompt_ids(recipe.model, tokenizer, recipe.sample.prompt)  # refuses it now, not later
+            if ranks.first:
+                start_run(run, recipe, tokenizer, resume=own.resume, overwrite=own.overwrite)
         model = Transformer(recipe.model, tokenizer.vocab_size).init_weights(recipe.train.seed)
         result = train(
             model,

@@ -128,3 +128,12 @@ precision = "float32"
     assert "holds an adapter, not a whole model" in refused.stderr
     sampled = command("model.sample", run / "merged", "--max-new-tokens", "5", "--json")
     assert json.loads(sampled.stdout)["tokens"] <= 5
+    # An adapter goes on only upon the weights it was trained upon.
+    assert command("train.pretrain", recipe, "--run-dir", base, "--overwrite", "--train.seed", "1",
+                   "--train.steps", "1").returncode == 0  # fmt: skip
+    changed = command("adapt.finetune", config, "--run-dir", run, "--resume")
+    assert changed.returncode == 2
+    assert "or on another base model" in changed.stderr
+    long = command("adapt.finetune", config, "--run-dir", tmp_path / "x", "--seq-len", "65")
+    assert long.returncode == 2
+    assert "seq_len = 65 is above the model's context of 64" in long.stderr

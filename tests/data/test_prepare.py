@@ -149,7 +149,7 @@ def test_a_template_filled_in_many_times_is_refused_with_the_reason(tmp_path):
     template = words(0, 60)
     rows = [{"text": f"{template} {words(n + 1, 40)}"} for n in range(1500)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match="every .* document resembles one of another split"):
+    with pytest.raises(UserError, match=r"every .* document resembles one of another split"):
         prepare(DataConfig(corpus=str(path), cache_dir=str(tmp_path), straddle_similarity=0.2))
     assert not list((tmp_path / "documents").iterdir())
 

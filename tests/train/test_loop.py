@@ -14,7 +14,8 @@ from model.transformer import Transformer
 from train.distributed import Ranks
 from train.metrics import read_metrics
 from train.optim import adamw, learning_rate
-from train.pretrain import prepared, start_run, train
+from train.pretrain import prepared, train
+from train.run import start_run
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def fit(recipe, tmp_path):
         tokenizer, *text = prepared(config)
         model = model or Transformer(config.model, tokenizer.vocab_size).init_weights(settings.seed)
         folder = tmp_path / name
-        start_run(folder, config.model_copy(update={"train": settings}), tokenizer, resume)
+        start_run(folder, config.model_copy(update={"train": settings}), tokenizer, resume=resume)
         with Ranks("cpu") as ranks:
             result = train(
                 model, *(sets or text), tokenizer, settings, folder, ranks, resume=resume

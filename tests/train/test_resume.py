@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.formats.native import latest_checkpoint
+from train.metrics import read_metrics
 
 
 def losses(run):
@@ -58,6 +59,8 @@ def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(
     assert_same(tensors(run, "optimizer.safetensors"), tensors(whole, "optimizer.safetensors"))
     assert_same(tensors(run, "rng.safetensors"), tensors(whole, "rng.safetensors"))
     assert losses(run) == losses(whole)
+    evaluated = [row["step"] for row in read_metrics(run) if "bits_per_byte" in row]
+    assert len(evaluated) == len(set(evaluated))
 
 
 def test_one_rank_can_go_on_as_two(command, recipe, whole, tmp_path):
@@ -171,3 +174,10 @@ def test_torchrun_stopped_by_a_signal_saves_on_all_ranks(command, recipe, tmp_pa
     _, said = process.communicate(timeout=60)
     assert "torchrun --standalone --nproc-per-node 2 -m train.pretrain" in said
     assert int(latest_checkpoint(run).name) == max(losses(run)) >= 5
+
+
+def test_a_mistake_ends_all_ranks_with_one_error(command, recipe, tmp_path):
+    done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", tmp_path / "run",
+                            "--data.corpus", tmp_path / "missing.txt", timeout=120)  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("error: data.corpus: ") == 1
