@@ -1,6 +1,6 @@
 """Which pre-tokenisation a recipe should use: bytes per token, and bits per byte at equal compute.
 
-    python -m benchmarks.pretokenization [--recipe configs/tiny.toml] [--steps 150] [--seeds 3]
+    python -m benchmarks.pretokenization [--recipe configs/tiny.toml] [--steps 300] [--seeds 3]
 
 Trains the recipe once per variant and seed, for the same steps of equally many tokens; the score
 is that of the whole validation split, so the test split stays unread.
@@ -36,7 +36,7 @@ def main() -> None:
     """Measure, record and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="configs/tiny.toml")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     recipe = load(Recipe, args.recipe)
