@@ -218,9 +218,14 @@ def plot(arms: dict[str, list[dict]], path: Path) -> None:
         for position, (arm, score) in enumerate(found.items()):
             reach = [[score.value - score.low], [score.high - score.value]]
             axes.barh(position, score.value, xerr=reach, color=colours[arm], capsize=3)
-            axes.text(0, position, f" {score.value:.3f}", va="center", color="white")
+            label = axes.annotate(
+                f"{score.value:.3f}", (score.high, position), (6, 0),
+                textcoords="offset points", va="center", fontsize=9,
+            )  # fmt: skip
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
         axes.set_yticks(range(len(found)), list(found))
         axes.set_title(title, fontsize=10)
+        axes.margins(x=0.15)
     floors = []
     if "compressors" in arms:
         floors += [(left, k, v) for k, v in arms["compressors"][0]["compressors"].items()]
@@ -230,7 +235,7 @@ def plot(arms: dict[str, list[dict]], path: Path) -> None:
     for number, (panel, name, floor) in enumerate(floors):
         colour = "black" if number % 2 else "grey"
         panel.axvline(floor, linestyle="--", color=colour, label=name)
-        panel.legend(fontsize=8, loc="lower right")
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
