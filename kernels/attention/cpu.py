@@ -1,0 +1,131 @@
+"""Attention on a CPU: torch's fused kernel, whole or over the visible band, block by block.
+
+Nothing here ever holds a T x S mask or score matrix. torch's kernel has no soft cap: for that the
+scores of one block at a time are made in float32.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from kernels.attention.reference import visible
+
+ROWS = 256  # queries per block: few against a long window, enough to fill a matrix product
+_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What scores and sums are kept in: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+Bounds = torch.Tensor | None
+
+
+def cpu_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: Bounds,
+    causal: bool, softcap: float, scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(o, lse) as `launch_forward` gives them."""
+    B, T, H, _ = q.shape
+    o = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty(B, H, T, dtype=wide(q.dtype), device=q.device)
+    for rows, keys, mask in _bands(q, k, first, causal, softcap):
+        if softcap:
+            _, p, part_lse = _probabilities(q, k, rows, keys, mask, softcap, scale)
+            part = _rows(p @ _heads(v[:, keys]), q[:, rows])
+        else:
+            part, part_lse = _fused(
+                *(_same_heads(x, q) for x in (q[:, rows], k[:, keys], v[:, keys])),
+                is_causal=causal and mask is None and T > 1, attn_mask=mask, scale=scale,
+            )  # fmt: skip
+            part = part.transpose(1, 2)
+        o[:, rows], lse[:, :, rows] = part, part_lse
+    return o, lse
+
+
+def cpu_backward(
+    do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
+    lse: torch.Tensor, first: Bounds, causal: bool, softcap: float, scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(dq, dk, dv) as `launch_backward` gives them."""
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dk, dv = (torch.zeros(x.shape, dtype=wide(x.dtype), device=x.device) for x in (k, v))
+    for rows, keys, mask in _bands(q, k, first, causal, softcap):
+        if softcap:
+            t, p, _ = _probabilities(q, k, rows, keys, mask, softcap, scale)
+            dos = _heads(do[:, rows], k.shape[2])
+            delta = (dos * _heads(o[:, rows], k.shape[2])).sum(-1, keepdim=True)
+            ds = p * (dos @ _heads(v[:, keys]).mT - delta) * (1 - t * t) * scale
+            dq[:, rows] = _rows(ds @ _heads(k[:, keys]), q[:, rows])
+            dk[:, keys] += (ds.mT @ _heads(q[:, rows], k.shape[2])).transpose(1, 2)
+            dv[:, keys] += (p.mT @ dos).transpose(1, 2)
+        else:
+            parts = _fused_backward(
+                *(_same_heads(x, q) for x in (do[:, rows], q[:, rows], k[:, keys], v[:, keys])),
+                _same_heads(o[:, rows], q), lse[:, :, rows].contiguous(), 0.0,
+                causal and mask is None and q.shape[1] > 1, attn_mask=mask, scale=scale,
+            )  # fmt: skip
+            if mask is None:  # all in one: nothing to add up
+                groups = (p.unflatten(1, (k.shape[2], -1)).sum(2) for p in parts[1:])
+                grads = (parts[0], *groups)
+                return tuple(x.transpose(1, 2).to(q.dtype).contiguous() for x in grads)
+            dq[:, rows] = parts[0].transpose(1, 2)
+            for total, part in ((dk, parts[1]), (dv, parts[2])):
+                B, _, N, D = part.shape
+                groups = part.view(B, k.shape[2], -1, N, D).to(total.dtype).sum(2)
+                total[:, keys] += groups.transpose(1, 2)
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _bands(
+    q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool, softcap: float
+) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
+    # Blocks of queries, the keys that any of them sees, and what to add to their scores.
+    T, S = q.shape[1], k.shape[1]
+    if first is None and not softcap and (not causal or T in (1, S)):
+        yield slice(0, T), slice(0, S), None  # a single query sees all keys, causal or not
+        return
+    for start in range(0, T, ROWS):
+        rows = slice(start, min(start + ROWS, T))
+        begin = int(first[:, start].min()) if first is not None else 0
+        end = min(S, rows.stop + S - T) if causal else S
+        lower = None if first is None else first[:, rows] - begin
+        width = end - begin
+        # If causal, the last of these queries stands at the last of these keys.
+        seen = visible(rows.stop - start, width, causal, lower, q.device)[:, None]
+        mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
+        yield rows, slice(begin, end), mask.masked_fill_(~seen, float("-inf"))
+
+
+def _same_heads(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    # (B, rows, K, D) -> (B, H, rows, D): torch's kernel wants as many heads in k and v as in q.
+    return x.repeat_interleave(q.shape[2] // x.shape[2], 2).transpose(1, 2)
+
+
+def _heads(x: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+    # (B, rows, H, D) -> (B, K, G * rows, D), the queries of a group under each other.
+    B, rows, H, D = x.shape
+    heads = heads or H
+    return x.to(wide(x.dtype)).view(B, rows, heads, H // heads, D).permute(0, 2, 3, 1, 4).reshape(
+        B, heads, H // heads * rows, D
+    )  # fmt: skip
+
+
+def _rows(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    # The way back: (B, K, G * rows, D) -> (B, rows, H, D).
+    B, rows, H, D = like.shape
+    K = x.shape[1]
+    return x.view(B, K, H // K, rows, D).permute(0, 3, 1, 2, 4).reshape(B, rows, H, D)
+
+
+def _probabilities(q, k, rows, keys, mask, softcap, scale):
+    # tanh of the scaled scores and probabilities, (B, K, G * rows, keys), and lse (B, H, rows).
+    K = k.shape[2]
+    group = q.shape[2] // K
+    t = torch.tanh(_heads(q[:, rows], K) @ _heads(k[:, keys]).mT * (scale / softcap))
+    s = softcap * t + mask.to(t.dtype).repeat(1, 1, group, 1)
+    lse = s.logsumexp(-1)
+    p = (s - lse[..., None]).exp()
+    return t, p, lse.view(q.shape[0], q.shape[2], -1)

@@ -1,0 +1,105 @@
+"""The forward kernel: one tile of queries against all the keys it may see.
+
+FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 1) with grouped heads, a lower bound of
+visible keys per query (window and documents in one vector) and a soft cap on the logits (Gemma 2,
+arXiv:2408.00118, section 2). The names are those of kernels/attention/tiles.py.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.attention.tiles import load, soft_cap, store
+from kernels.elementwise import LN2, LOG2E
+
+
+@triton.jit
+def _over_keys(
+    state, q, k, v, batch, head, begin, end, first, last, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    # Online softmax over keys begin..end; row i sees first[i] to last[i]. Only tiles at an edge
+    # are MASKED: most of the time goes into the others.
+    acc, total, top = state
+    for n in tl.range(begin, end, N):
+        keys = load(k, batch, n, head, D, DP, N, DESCRIPTOR)
+        s = tl.dot(q, tl.trans(keys), input_precision=PRECISION)  # (M, N)
+        if SOFTCAP:
+            s = soft_cap(s, scale, softcap, FAST) * (softcap * LOG2E)
+        else:
+            s = s * (scale * LOG2E)
+        if MASKED:
+            column = n + tl.arange(0, N)[None, :]
+            seen = column < k[4]
+            if CAUSAL:
+                seen = seen & (column <= last[:, None])
+            if BOUNDED:
+                seen = seen & (column >= first[:, None])
+            s = tl.where(seen, s, float("-inf"))
+        higher = tl.maximum(top, tl.max(s, 1))
+        # A row that has seen nothing yet has top = -inf, and -inf - -inf is NaN.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        p = tl.exp2(s - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(p, 1)
+        values = load(v, batch, n, head, D, DP, N, DESCRIPTOR)
+        acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
+        top = higher
+    return acc, total, top
+
+
+@triton.jit
+def forward(
+    q, k, v, o, LSE, FIRST, H, group, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write o (B, T, H, D) and LSE (B, H, T), natural; grid (tiles of M queries, B * H).
+
+    FIRST (B, T) int32 is the first key that each query sees; it never falls with T.
+    """
+    T, S = q[4], k[4]
+    # The last tiles see the most keys: they start first, so that no long one is left at the end.
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
+    batch, head = tl.program_id(1) // H, tl.program_id(1) % H
+    rows = row + tl.arange(0, M)
+    last = rows + (S - T)  # queries are the last T of S positions
+    first = last
+    begin, full_begin, full_end, end = 0, 0, S // N * N, S
+    if CAUSAL:
+        full_end = tl.minimum(full_end, (row + 1 + S - T) // N * N)
+        end = tl.minimum(end, row + M + S - T)
+    if BOUNDED:
+        bounds = FIRST + batch.to(tl.int64) * T
+        first = tl.load(bounds + rows, mask=rows < T, other=0)
+        begin = tl.load(bounds + row) // N * N
+        highest = tl.load(bounds + tl.minimum(row + M, T) - 1)
+        full_begin = tl.minimum((highest + N - 1) // N * N, end)
+    full_end = tl.maximum(full_end, full_begin)
+
+    queries = load(q, batch, row, head, D, DP, M, DESCRIPTOR)
+    kv_head = head // group
+    state = (
+        tl.zeros([M, DP], tl.float32),
+        tl.zeros([M], tl.float32),
+        tl.full([M], float("-inf"), tl.float32),
+    )
+    if BOUNDED:
+        state = _over_keys(
+            state, queries, k, v, batch, kv_head, begin, full_begin, first, last, scale, softcap,
+            D, DP, N, True, CAUSAL, True, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+        )  # fmt: skip
+    state = _over_keys(
+        state, queries, k, v, batch, kv_head, full_begin, full_end, first, last, scale, softcap,
+        D, DP, N, False, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+    )  # fmt: skip
+    state = _over_keys(
+        state, queries, k, v, batch, kv_head, full_end, end, first, last, scale, softcap,
+        D, DP, N, True, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+    )  # fmt: skip
+    acc, total, top = state
+    store(o, batch, row, head, acc / total[:, None], D, DP, M)
+    lse = LSE + (batch * H + head).to(tl.int64) * T
+    tl.store(lse + rows, (top + tl.log2(total)) * LN2, mask=rows < T)

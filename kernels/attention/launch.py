@@ -1,0 +1,148 @@
+"""Launches the attention kernels on CUDA tensors (or, interpreted, on any)."""
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kernels.attention.backward import backward_keys, backward_queries, prepare_backward
+from kernels.attention.config import Tiles, config
+from kernels.attention.forward import forward
+from kernels.device import arch
+
+PADDING = 128  # rows of LSE and delta in the backward pass are padded to a multiple of this
+
+
+def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None = None):
+    """(o, lse): o like q, (B, T, H, D), contiguous; lse (B, H, T) float32, natural."""
+    B, T, H, D = q.shape
+    target = arch(q)
+    tiles = _fitting(tiles or config(target, "forward", D, q.dtype), q, k, v)
+    o = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    grid = (triton.cdiv(T, tiles.M), B * H)
+    forward[grid](
+        _tensor(q, tiles, tiles.M),
+        _tensor(k, tiles, tiles.N),
+        _tensor(v, tiles, tiles.N),
+        _tensor(o),
+        lse,
+        first,
+        H,
+        H // k.shape[2],
+        scale,
+        softcap,
+        M=tiles.M,
+        N=tiles.N,
+        **_options(q, first, causal, softcap, tiles, target),
+    )
+    return o, lse
+
+
+def launch_backward(
+    do, q, k, v, o, lse, first, causal, softcap, scale, deterministic,
+    tiles: tuple[Tiles, Tiles] | None = None,
+):  # fmt: skip
+    """(dq, dk, dv), contiguous, in the dtypes of q, k, v."""
+    B, T, H, D = q.shape
+    S, heads = k.shape[1:3]
+    target = arch(q)
+    chosen = tiles or (
+        config(target, "keys" if deterministic else "fused", D, q.dtype),
+        config(target, "queries", D, q.dtype),
+    )
+    over_k, over_q = (_fitting(each, q, k, v, do) for each in chosen)
+    padded = triton.cdiv(T, PADDING) * PADDING
+    lse2 = torch.empty(B, H, padded, dtype=torch.float32, device=q.device)
+    delta = torch.empty_like(lse2)
+    dp = triton.next_power_of_2(max(D, 16))
+    prepare_backward[(padded // PADDING, B * H)](
+        _tensor(o), _tensor(do), lse, lse2, delta, H, padded, D=D, DP=dp, M=PADDING, num_warps=8
+    )
+    dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+    last = None
+    if first is not None:  # the same bounds, seen from the keys
+        positions = torch.arange(S, dtype=torch.int32, device=q.device).expand(B, S).contiguous()
+        last = torch.searchsorted(first, positions, right=True, out_int32=True)
+    if deterministic:
+        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+        sums = dq
+    else:
+        sums = torch.zeros(B, T, H, D, dtype=torch.float32, device=q.device)
+    backward_keys[(triton.cdiv(S, over_k.N), B * heads)](
+        _tensor(q, over_k, over_k.M),
+        _tensor(k, over_k, over_k.N),
+        _tensor(v, over_k, over_k.N),
+        _tensor(do, over_k, over_k.M),
+        _tensor(sums, None if deterministic else over_k, over_k.M),
+        _tensor(dk),
+        _tensor(dv),
+        lse2,
+        delta,
+        last,
+        H,
+        H // heads,
+        padded,
+        scale,
+        softcap,
+        M=over_k.M,
+        N=over_k.N,
+        ATOMIC=not deterministic,
+        **_options(q, last, causal, softcap, over_k, target),
+    )
+    if not deterministic:
+        return (sums * scale).to(q.dtype), dk, dv
+    backward_queries[(triton.cdiv(T, over_q.M), B * H)](
+        _tensor(q, over_q, over_q.M),
+        _tensor(k, over_q, over_q.N),
+        _tensor(v, over_q, over_q.N),
+        _tensor(do, over_q, over_q.M),
+        _tensor(dq),
+        lse2,
+        delta,
+        first,
+        H,
+        H // heads,
+        padded,
+        scale,
+        softcap,
+        M=over_q.M,
+        N=over_q.N,
+        **_options(q, first, causal, softcap, over_q, target),
+    )
+    return dq, dk, dv
+
+
+def _fitting(tiles: Tiles, *tensors: torch.Tensor) -> Tiles:
+    # Descriptors need addresses and strides that are multiples of 16 bytes.
+    def aligned(x: torch.Tensor) -> bool:
+        size = x.element_size()
+        return x.data_ptr() % 16 == 0 and all(s * size % 16 == 0 for s in x.stride()[:3])
+
+    aligned_widths = tensors[0].shape[3] * tensors[0].element_size() % 16 == 0
+    descriptor = tiles.descriptor and aligned_widths and all(map(aligned, tensors))
+    return tiles._replace(descriptor=descriptor)
+
+
+def _tensor(x: torch.Tensor, tiles: Tiles | None = None, rows: int = 0) -> tuple:
+    # See kernels/attention/tiles.py.
+    start = x
+    if tiles is not None and tiles.descriptor:
+        dp = triton.next_power_of_2(max(x.shape[3], 16))
+        start = TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, dp])
+    return (start, x.stride(0), x.stride(1), x.stride(2), x.shape[1])
+
+
+def _options(q, bounds, causal, softcap, tiles: Tiles, target: str) -> dict:
+    D = q.shape[3]
+    return {
+        "D": D,
+        "DP": triton.next_power_of_2(max(D, 16)),
+        "CAUSAL": causal,
+        "BOUNDED": bounds is not None,
+        "SOFTCAP": softcap > 0,
+        "FAST": target.startswith("sm_") and q.dtype != torch.float32,
+        "DESCRIPTOR": tiles.descriptor,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+    }

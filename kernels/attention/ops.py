@@ -1,0 +1,209 @@
+"""The attention operator: checks, registration with torch, gradients, FLOPs.
+
+`torch.ops.homegrown.attention` and `.attention_backward` are opaque to torch.compile: their fake
+implementations give the shapes, the CPU and CUDA ones the values.
+"""
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from kernels.attention.cpu import cpu_backward, cpu_forward, wide
+from kernels.device import library, runs_triton
+
+MAX_HEAD_DIM = 128
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = True,
+    first: torch.Tensor | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+    deterministic: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention without the score matrix in memory (FlashAttention-2, arXiv:2307.08691).
+
+    Args:
+        q: (B, T, H, D) queries, the last T of S positions; bfloat16, float16 or float32. Any
+            strides with a contiguous last dimension: a slice of packed q, k, v needs no copy.
+        k: (B, S, K, D) keys, S >= T; H is a multiple of K (grouped queries).
+        v: (B, S, K, D) values.
+        causal: query i sees keys up to i + S - T.
+        first: (B, T) int32, the first key that each query sees; see `first_keys`.
+        softcap: scores become softcap * tanh(score / softcap) (Gemma 2); 0 is none.
+        scale: of the scores; D ** -0.5 if not given.
+        deterministic: the backward pass gives the same bits each time; else dq is summed by
+            atomic additions, which is faster on a GPU. No difference on a CPU.
+
+    Returns:
+        o (B, T, H, D) like q, and the natural log-sum-exp of the scores, (B, H, T) float32, which
+        carries no gradient.
+
+    Raises ValueError for shapes, dtypes, devices and values that do not fit.
+    """
+    _check(q, k, v, causal, first, softcap)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.ops.homegrown.attention(q, k, v, first, causal, softcap, scale, deterministic)
+
+
+def first_keys(
+    T: int,
+    S: int | None = None,
+    *,
+    window: int = 0,
+    documents: torch.Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """The `first` of `attention` for a sliding window, for packed documents, or for both.
+
+    Args:
+        T: queries, the last of S positions.
+        S: keys; T if not given.
+        window: each query sees at most this many keys, its own included; 0 is no limit.
+        documents: (B, S) integer ids that never fall along S; no query sees another document.
+        device: where, if there are no `documents`.
+
+    Returns:
+        (B, T) int32, B = 1 without documents (`.expand` it); never falls along T.
+
+    Raises ValueError for a negative window, or documents that are not sorted or not (B, S).
+    """
+    S = T if S is None else S
+    if window < 0:
+        raise ValueError(f"window = {window} is negative; 0 is no window")
+    if documents is not None:
+        device = documents.device
+        if documents.dim() != 2 or documents.shape[1] != S or documents.is_floating_point():
+            raise ValueError(f"documents is {_shape(documents)}, not integers of shape (B, {S})")
+        if (documents.diff() < 0).any():
+            raise ValueError("documents is not sorted: ids must not fall along a row")
+    positions = torch.arange(S - T, S, device=device, dtype=torch.int32)
+    first = torch.zeros_like(positions) if not window else (positions - window + 1).clamp(min=0)
+    first = first[None]
+    if documents is not None:
+        ids = documents.contiguous()
+        starts = torch.searchsorted(ids, ids[:, S - T :].contiguous(), out_int32=True)
+        first = torch.maximum(first, starts)
+    return first.contiguous()
+
+
+def _shape(x: torch.Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+
+
+def _check(q, k, v, causal, first, softcap) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} is {_shape(x)}, not (B, T, heads, head_dim)")
+        if x.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            raise ValueError(f"{name} is {_shape(x)}; attention takes bfloat16, float16, float32")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device}, q {q.dtype} on {q.device}")
+    B, T, H, D = q.shape
+    S, K = k.shape[1:3]
+    if not 1 <= D <= MAX_HEAD_DIM:
+        raise ValueError(f"q has head_dim {D}; attention takes 1 to {MAX_HEAD_DIM}")
+    if k.shape != v.shape or k.shape[0] != B or k.shape[3] != D:
+        raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit q {tuple(q.shape)}")
+    if K == 0 or H % K:
+        raise ValueError(f"q has {H} heads, which is not a multiple of the {K} of k and v")
+    if T > S:
+        raise ValueError(f"q has {T} positions, more than the {S} of k and v")
+    if softcap < 0:
+        raise ValueError(f"softcap = {softcap} is negative; 0 is none")
+    if first is not None:
+        if not causal:
+            raise ValueError("first: a window or documents need causal=True")
+        if first.shape != (B, T) or first.dtype != torch.int32:
+            raise ValueError(f"first is {_shape(first)}, not int32 {(B, T)}")
+
+
+library.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? first, bool causal, float softcap, "
+    "float scale, bool deterministic) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(
+    "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, "
+    "Tensor? first, bool causal, float softcap, float scale, bool deterministic) "
+    "-> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _forward(q, k, v, first, causal, softcap, scale, deterministic):
+    q, k, v = (_unit(x) for x in (q, k, v))
+    first = None if first is None else first.contiguous()
+    if not runs_triton(q):
+        return cpu_forward(q, k, v, first, causal, softcap, scale)
+    from kernels.attention.launch import launch_forward
+
+    return launch_forward(q, k, v, first, causal, softcap, scale)
+
+
+def _backward(do, q, k, v, o, lse, first, causal, softcap, scale, deterministic):
+    do, q, k, v = (_unit(x) for x in (do, q, k, v))
+    first = None if first is None else first.contiguous()
+    if not runs_triton(q):
+        return cpu_backward(do, q, k, v, o, lse, first, causal, softcap, scale)
+    from kernels.attention.launch import launch_backward
+
+    return launch_backward(do, q, k, v, o, lse, first, causal, softcap, scale, deterministic)
+
+
+for device in ("CPU", "CUDA"):
+    library.impl("attention", _forward, device)
+    library.impl("attention_backward", _backward, device)
+
+
+@torch.library.register_fake("homegrown::attention", lib=library)
+def _fake(q, k, v, first, causal, softcap, scale, deterministic):
+    B, T, H, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=wide(q.dtype))
+
+
+@torch.library.register_fake("homegrown::attention_backward", lib=library)
+def _fake_backward(do, q, k, v, o, lse, first, causal, softcap, scale, deterministic):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, first, *settings = inputs
+    ctx.save_for_backward(q, k, v, *output, first)
+    ctx.settings = settings
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx, do, _):
+    q, k, v, o, lse, first = ctx.saved_tensors
+    found = torch.ops.homegrown.attention_backward(do, q, k, v, o, lse, first, *ctx.settings)
+    return *found, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "homegrown::attention", _gradients, setup_context=_save, lib=library
+)
+
+
+def _pairs(T: int, S: int, causal: bool) -> int:
+    return T * (S - T) + T * (T + 1) // 2 if causal else T * S
+
+
+@register_flop_formula(torch.ops.homegrown.attention)
+def _flops(q, k, v, first, causal, *_, **__) -> int:
+    """Two products; what a window or documents leave out is not known from the shapes."""
+    B, T, H, D = q
+    return 4 * B * H * D * _pairs(T, k[1], causal)
+
+
+@register_flop_formula(torch.ops.homegrown.attention_backward)
+def _backward_flops(do, q, k, v, o, lse, first, causal, *_, **__) -> int:
+    """Five products, by the usual count, whichever way it is computed."""
+    return _flops(q, k, v, first, causal) * 5 // 2

@@ -1,0 +1,58 @@
+"""What the attention kernels share: loading and storing tiles, scores in base 2, row bounds.
+
+B batch, T queries, S keys, H query heads, K key/value heads, D head_dim; DP is D rounded up to a
+power of two. A tensor (B, rows, heads, D) comes into a kernel as one tuple
+
+    (pointer or descriptor, stride of B, stride of rows, stride of heads, rows)
+
+whose last dimension is contiguous; so packed and strided inputs need no copy.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.elementwise import tanh
+
+
+@triton.jit
+def pointers(x, batch, row, head, DP: tl.constexpr, BLOCK: tl.constexpr):
+    """Addresses of rows `row` to `row + BLOCK` of one head, (BLOCK, DP)."""
+    start, stride_b, stride_t, stride_h, _ = x
+    base = start + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+    rows = (row + tl.arange(0, BLOCK)).to(tl.int64)
+    return base + rows[:, None] * stride_t + tl.arange(0, DP)[None, :]
+
+
+@triton.jit
+def inside(x, row, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
+    """Which elements of that tile exist."""
+    where = (row + tl.arange(0, BLOCK) < x[4])[:, None]
+    if D < DP:
+        where = where & (tl.arange(0, DP) < D)[None, :]
+    return where
+
+
+@triton.jit
+def load(x, batch, row, head, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
+         DESCRIPTOR: tl.constexpr):  # fmt: skip
+    """A (BLOCK, DP) tile, zero where there is nothing."""
+    if DESCRIPTOR:
+        tile = x[0].load([batch, row, head, 0]).reshape([BLOCK, DP])
+    else:
+        where = inside(x, row, D, DP, BLOCK)
+        tile = tl.load(pointers(x, batch, row, head, DP, BLOCK), mask=where, other=0.0)
+    return tile
+
+
+@triton.jit
+def store(x, batch, row, head, value, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a (BLOCK, DP) tile, rounded to the tensor's dtype, where there is something."""
+    value = value.to(x[0].dtype.element_ty)
+    where = inside(x, row, D, DP, BLOCK)
+    tl.store(pointers(x, batch, row, head, DP, BLOCK), value, mask=where)
+
+
+@triton.jit
+def soft_cap(products, scale, softcap, FAST: tl.constexpr):
+    """Tanh of the scaled products over the cap: times the cap it is the score."""
+    return tanh(products * (scale / softcap), FAST)

@@ -1,0 +1,240 @@
+"""Time every kernel against what torch offers, forward and backward, on the device that is here.
+
+    python -m kernels.bench [--case window loss …] [--dtype float32] [--sweep] [--out DIR]
+
+The ways to compute a case are timed in turn within each round; medians and the middle half are
+reported, and ratios of medians. The device's own ceilings, a large matrix product and a copy, are
+measured first: "roofline" is the share of the time that the slower of the two would need. Peak
+memory is what the pass adds to its inputs. On a CPU the CPU paths are timed, and the table says so.
+Writes kernels-DEVICE.json and kernels-DEVICE.png.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from kernels.bench_cases import CASES, SWEEP, Case
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Result:
+    """One way of computing one case, forward and backward."""
+
+    case: str
+    way: str
+    forward_ms: float
+    forward_spread: list[float]
+    """The middle half of the timings."""
+    backward_ms: float
+    backward_spread: list[float]
+    tflops: float
+    gbytes: float
+    """Of the least that must be read and written, per second of both passes."""
+    roofline: float
+    peak_bytes: int
+    ratio: float = 1.0
+    """Time of both passes over ours."""
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after all work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Measured FLOP/s of a large matrix product, and bytes/s of a large copy."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    source = torch.randn(n * n * 4, device=device, dtype=torch.float32)
+    target = torch.empty_like(source)
+    products, copies = [], []
+    for _ in range(8):
+        start = clock(device)
+        a @ a
+        middle = clock(device)
+        target.copy_(source)
+        products.append(middle - start)
+        copies.append(clock(device) - middle)
+    return 2 * n**3 / min(products), 2 * source.nbytes / min(copies)
+
+
+def peak_of(device: torch.device, work: Callable[[], object]) -> int:
+    """Bytes that `work` adds to what is in memory before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    clear = Path("/proc/self/clear_refs")
+    if not clear.exists():
+        return 0
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is needed
+
+    def resident(field: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(field)[1].split()[0]) * 1024
+
+    clear.write_text("5")  # the peak starts again from here
+    before = resident("VmRSS:")
+    work()
+    return resident("VmHWM:") - before
+
+
+def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int) -> list[Result]:
+    """Time all ways of one case in turn."""
+    setups = {}
+    for name, way in case.ways(device).items():
+        torch.manual_seed(0)
+        inputs = case.inputs(device, dtype)
+        setups[name] = (way, inputs)
+    timings: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in setups}
+    peaks = {}
+
+    def both(name: str) -> tuple[float, float]:
+        way, inputs = setups[name]
+        for x in inputs:
+            x.grad = None
+        start = clock(device)
+        out = way(*inputs)
+        middle = clock(device)
+        gradient = torch.ones_like(out)
+        between = clock(device)
+        out.backward(gradient)
+        return middle - start, clock(device) - between
+
+    for name in list(setups):
+        try:
+            both(name)
+        except (RuntimeError, NotImplementedError) as error:
+            print(f"{case.name}: {name} is left out: {str(error).splitlines()[0]}")
+            del setups[name]
+            continue
+        peaks[name] = peak_of(device, partial(both, name))
+    for _ in range(rounds):
+        for name in setups:
+            forward, backward = both(name)
+            timings[name][0].append(forward)
+            timings[name][1].append(backward)
+    flops, size = case.cost(dtype)
+    product, copy = ceilings(device, dtype)
+    results = []
+    for name in setups:
+        forward, backward = (statistics.median(times) for times in timings[name])
+        spreads = [[1e3 * q for q in statistics.quantiles(t, n=4)[::2]] for t in timings[name]]
+        seconds = forward + backward
+        results.append(
+            Result(
+                case.name,
+                name,
+                1e3 * forward,
+                spreads[0],
+                1e3 * backward,
+                spreads[1],
+                flops / seconds / 1e12,
+                size / seconds / 1e9,
+                max(flops / product, size / copy) / seconds,
+                peaks[name],
+            )
+        )
+    ours = results[0].forward_ms + results[0].backward_ms
+    for result in results:
+        result.ratio = (result.forward_ms + result.backward_ms) / ours
+    return results
+
+
+def show(results: list[Result]) -> None:
+    """Print the table of one case."""
+    for r in results:
+        print(
+            f"{r.case:26}{r.way:16}{r.forward_ms:9.2f}{r.backward_ms:9.2f}{r.ratio:7.2f}x"
+            f"{r.tflops:9.3f}{r.gbytes:8.1f}{r.roofline:7.0%}{r.peak_bytes / 2**20:9.0f}",
+            flush=True,
+        )
+
+
+def plot(results: list[Result], device: str, path: Path) -> None:
+    """Draw the ratios."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no picture: drawing needs pip install -e '.[compare]'")
+        return
+    others = [r for r in results if r.ratio != 1.0]
+    figure = Figure(figsize=(8, 1 + 0.3 * len(others)), layout="constrained")
+    axes = figure.subplots()
+    labels = [f"{r.case}: {r.way}" for r in others]
+    bars = axes.barh(labels, [r.ratio for r in others], color="tab:blue")
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linestyle="--")
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_title(f"time over ours, forward and backward, {device}", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Entry point of `python -m kernels.bench`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = sorted({case.name for case in CASES})
+    parser.add_argument("--case", nargs="+", choices=names, default=names)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--sweep", action="store_true", help="several lengths of each case")
+    parser.add_argument("--rounds", type=int, default=0, help="default: 7 on a CPU, 30 on a GPU")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    dtype = getattr(torch, args.dtype or ("bfloat16" if cuda else "float32"))
+    rounds = args.rounds or (30 if cuda else 7)
+    name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
+    note = "" if cuda else "; no GPU here: these are the CPU paths, no Triton kernel has run"
+    print(f"{name}, {args.dtype or dtype}, medians of {rounds} rounds{note}")
+    columns = ("forward ms", "backward", "ratio", "TFLOP/s", "GB/s", "roof", "peak MiB")
+    print(f"{'case':26}{'way':15}{columns[0]:>10}{columns[1]:>9}{columns[2]:>8}{columns[3]:>9}"
+          f"{columns[4]:>8}{columns[5]:>7}{columns[6]:>9}")  # fmt: skip
+    results = []
+    for case in SWEEP if args.sweep else CASES:
+        if case.name.split("@")[0] in args.case:
+            found = run(case, device, dtype, rounds)
+            show(found)
+            results += found
+    about = {
+        "date": date.today().isoformat(),
+        "device": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "rounds": rounds,
+        "command": f"python -m kernels.bench {' '.join(sys.argv[1:])}".strip(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "triton": version("triton") if cuda else "not used"},
+        "load_average": os.getloadavg()[0],
+        "results": [vars(r) for r in results],
+    }  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"kernels-{name.replace(' ', '-')}.json"
+    path.write_text(json.dumps(about, indent=2) + "\n")
+    plot(results, name, path.with_suffix(".png"))
+    print(f"written: {path}, {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What `kernels.bench` times: each case with our way first, then torch's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from kernels.attention import attention, first_keys
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.mlp import relu2, swiglu
+from kernels.norm import rms_norm
+from kernels.rope import rope
+from kernels.rope.reference import rope_reference
+
+Way = Callable[..., torch.Tensor]
+
+
+@dataclass
+class Case:
+    """A name, inputs that need gradients, the ways to compute it, and what it costs at least."""
+
+    name: str
+    inputs: Callable[[torch.device, torch.dtype], list[torch.Tensor]]
+    ways: Callable[[torch.device], dict[str, Way]]
+    cost: Callable[[torch.dtype], tuple[float, float]]
+    """FLOPs and bytes of a forward and a backward pass."""
+
+
+def attention_case(
+    name: str, T: int, D: int, *, B: int, H: int = 4, K: int = 4, causal: bool = True,
+    window: int = 0, documents: int = 0, softcap: float = 0.0,
+) -> Case:  # fmt: skip
+    """Attention over T positions; `documents` is how many of equal length are packed."""
+
+    def inputs(device, dtype):
+        shapes = ((B, T, H, D), (B, T, K, D), (B, T, K, D))
+        return [torch.randn(s, device=device, dtype=dtype).requires_grad_() for s in shapes]
+
+    def ids(device) -> torch.Tensor | None:
+        if not documents:
+            return None
+        return (torch.arange(T, device=device) * documents // T).expand(B, T).contiguous()
+
+    def ways(device) -> dict[str, Way]:
+        first = None
+        if window or documents:
+            first = first_keys(T, window=window, documents=ids(device), device=device)
+            first = first.expand(B, T).contiguous()
+        ours = partial(attention, causal=causal, first=first, softcap=softcap)
+        found: dict[str, Way] = {"ours": lambda q, k, v: ours(q, k, v)[0]}
+        if device.type == "cuda":
+            found["ours, atomic dq"] = lambda q, k, v: ours(q, k, v, deterministic=False)[0]
+            found["flex"] = flex(device, causal, window, ids(device), softcap, B, T)
+        if first is None and not softcap:
+            found |= plain_sdpa(device, causal)
+        elif first is not None and not softcap:
+            bounds = first
+
+            def masked(q, k, v):  # the mask is a part of what this way needs
+                position = torch.arange(T, device=device)
+                mask = position[None, :] <= position[:, None]
+                mask = mask & (position[None, None, :] >= bounds[:, :, None])
+                return sdpa(q, k, v, attn_mask=mask[:, None])
+
+            found["sdpa, mask"] = masked
+        return found
+
+    def cost(dtype):
+        pairs = sum(min(t + 1, window or T) for t in range(T)) if causal else T * T
+        if documents:
+            length = T // documents
+            pairs = documents * sum(min(t + 1, window or length) for t in range(length))
+        flops = 3.5 * 4 * B * H * D * pairs
+        elements = B * T * D * (H * 2 + K * 2)
+        return flops, 3 * elements * dtype.itemsize
+
+    return Case(name, inputs, ways, cost)
+
+
+def sdpa(q, k, v, **settings) -> torch.Tensor:
+    """SDPA on (B, T, H, D)."""
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped, **settings).transpose(1, 2)
+
+
+def plain_sdpa(device: torch.device, causal: bool) -> dict[str, Way]:
+    """Every implementation of torch's that the device has."""
+    if device.type != "cuda":
+        return {"sdpa": lambda q, k, v: sdpa(q, k, v, is_causal=causal)}
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def forced(backend):
+        def way(q, k, v):
+            with sdpa_kernel(backend):
+                return sdpa(q, k, v, is_causal=causal)
+
+        return way
+
+    return {
+        "sdpa flash": forced(SDPBackend.FLASH_ATTENTION),
+        "sdpa cuDNN": forced(SDPBackend.CUDNN_ATTENTION),
+        "sdpa math": forced(SDPBackend.MATH),
+    }
+
+
+def flex(device, causal, window, documents, softcap, B, T) -> Way:
+    """FlexAttention, compiled, with a block mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def visible(b, h, q, k):
+        seen = (k <= q) if causal else (q >= 0)
+        if window:
+            seen = seen & (q - k < window)
+        if documents is not None:
+            seen = seen & (documents[b, q] == documents[b, k])
+        return seen
+
+    def capped(score, b, h, q, k):
+        return softcap * torch.tanh(score / softcap)
+
+    mask = create_block_mask(visible, B, None, T, T, device=device)
+    compiled = torch.compile(flex_attention)
+
+    def way(q, k, v):
+        return compiled(
+            *(x.transpose(1, 2) for x in (q, k, v)), score_mod=capped if softcap else None,
+            block_mask=mask, enable_gqa=q.shape[2] != k.shape[2],
+        ).transpose(1, 2)  # fmt: skip
+
+    return way
+
+
+def loss_case(name: str, N: int, C: int, V: int) -> Case:
+    """Projection to V logits and cross entropy of N tokens."""
+
+    def inputs(device, dtype):
+        x = torch.randn(N, C, device=device, dtype=dtype)
+        weight = torch.randn(V, C, device=device, dtype=dtype) * C**-0.5
+        return [x.requires_grad_(), weight.requires_grad_()]
+
+    def ways(device) -> dict[str, Way]:
+        targets = torch.arange(N, device=device) * 7919 % V
+        return {
+            "ours": lambda x, w: linear_cross_entropy(x, w, targets)[0],
+            "plain": lambda x, w: F.cross_entropy(F.linear(x, w).float(), targets, reduction="sum"),
+        }
+
+    return Case(name, inputs, ways,
+                lambda dtype: (6.0 * N * C * V, 3.0 * (N + V) * C * dtype.itemsize))  # fmt: skip
+
+
+def elementwise_case(name: str, shapes: list[tuple], ways: dict[str, Way], passes: int) -> Case:
+    """A kernel that is bound by memory: `passes` reads and writes of its first input."""
+
+    def inputs(device, dtype):
+        return [torch.randn(s, device=device, dtype=dtype).requires_grad_() for s in shapes]
+
+    def cost(dtype):
+        return 0.0, float(passes * torch.Size(shapes[0]).numel() * dtype.itemsize)
+
+    return Case(name, inputs, lambda device: ways, cost)
+
+
+def rope_case(name: str, B: int, T: int, H: int, D: int) -> Case:
+    """QK-norm and rotary positions."""
+
+    def inputs(device, dtype):
+        return [
+            torch.randn(B, T, H, D, device=device, dtype=dtype).requires_grad_(),
+            torch.ones(D, device=device, dtype=dtype).requires_grad_(),
+        ]
+
+    def ways(device) -> dict[str, Way]:
+        table = torch.randn(2, T, D // 2, device=device)
+        return {
+            "ours": lambda x, w: rope(x, table, w),
+            "torch": lambda x, w: rope_reference(x, table, w, 1e-5),
+        }
+
+    return Case(name, inputs, ways,
+                lambda dtype: (0.0, 5.0 * B * T * H * D * dtype.itemsize))  # fmt: skip
+
+
+def cases(T: int, suffix: str = "") -> list[Case]:
+    """Every case, the attention ones over T positions."""
+    rows = (T * 4, 768)
+    B = 8 if torch.cuda.is_available() else 1
+    return [
+        attention_case(f"causal-64{suffix}", T, 64, B=B),
+        attention_case(f"causal-128{suffix}", T, 128, B=B),
+        attention_case(f"full-64{suffix}", T, 64, B=B, causal=False),
+        attention_case(f"grouped-64{suffix}", T, 64, B=B, K=1),
+        attention_case(f"window{suffix}", T, 64, B=B, window=T // 8),
+        attention_case(f"documents{suffix}", T, 64, B=B, documents=8),
+        attention_case(f"softcap{suffix}", T, 64, B=B, softcap=30.0),
+        loss_case(f"loss{suffix}", T, 576, 49152),
+        elementwise_case(
+            f"norm{suffix}", [rows, (768,)],
+            {"ours": lambda x, w: rms_norm(x, w, 1e-5)[0],
+             "torch": lambda x, w: F.rms_norm(x, w.shape, w, 1e-5)}, 5,
+        ),
+        elementwise_case(
+            f"swiglu{suffix}", [rows, rows],
+            {"ours": swiglu, "torch": lambda a, b: F.silu(a) * b}, 8,
+        ),
+        elementwise_case(
+            f"relu2{suffix}", [rows],
+            {"ours": relu2, "torch": lambda a: F.relu(a).square()}, 5,
+        ),
+        rope_case(f"rope{suffix}", 4, T, 8, 64),
+    ]  # fmt: skip
+
+
+CASES = cases(4096)
+SWEEP = [case for T in (512, 1024, 2048, 4096, 8192, 16384) for case in cases(T, f"@{T}")]

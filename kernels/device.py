@@ -1,0 +1,52 @@
+"""Which way a kernel is computed, and for which architecture it is compiled.
+
+CUDA tensors go to Triton and CPU tensors to torch; `use_triton` sends the CPU's to Triton as well,
+which needs its interpreter (TRITON_INTERPRET=1, set before Triton is imported).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_forced = False
+
+
+@contextmanager
+def use_triton() -> Iterator[None]:
+    """Within it, kernels run in Triton on any device. For tests."""
+    global _forced
+    before, _forced = _forced, True
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def runs_triton(x: torch.Tensor) -> bool:
+    """Whether the kernels of `x` are Triton's."""
+    return x.is_cuda or _forced
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU, in numpy."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def arch(x: torch.Tensor) -> str:
+    """What kernels on `x` are compiled for: "sm_90", "gfx942" or "interpreter".
+
+    Raises ValueError for a tensor that no GPU driver of Triton's can take.
+    """
+    if interpreted():
+        return "interpreter"
+    if x.device.type not in ("cuda", "meta"):
+        raise ValueError(f"tensors are on {x.device}; Triton's kernels take CUDA tensors")
+    import triton
+
+    target = triton.runtime.driver.active.get_current_target()
+    return target.arch if target.backend == "hip" else f"sm_{target.arch}"
+
+
+library = torch.library.Library("homegrown", "DEF")

@@ -1,0 +1,231 @@
+"""Compile every kernel for GPUs that are not here, and show what became of it.
+
+    python -m kernels.inspect [--arch sm_80 sm_90 sm_100 gfx942] [--kernel attention …]
+
+The real launchers run on meta tensors with a driver that names the architecture: each kernel that
+they would launch is compiled, none is launched. Registers, bytes of registers spilt to memory,
+shared and tensor memory (bytes; columns of 512) and the matrix instructions are read from the
+result with the tools that come with Triton.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+SHARED_LIMIT = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448,
+                "sm_120": 101_376, "gfx942": 65_536}  # fmt: skip
+MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "v_mfma")  # mma of sm_8x, wgmma of sm_90, tcgen05, AMD's
+
+
+class Compiled(NamedTuple):
+    """One kernel, compiled once."""
+
+    arch: str
+    kernel: str
+    settings: dict
+    registers: int
+    spilled: int
+    """Bytes per thread."""
+    shared: int
+    """Bytes per program."""
+    tensor_memory: int
+    """Columns; a kernel that asks for more than 512 only traps."""
+    matrix: dict[str, int]
+    """Matrix instructions by opcode."""
+
+
+class Driver:
+    """As much of a Triton driver as compiling needs."""
+
+    def __init__(self, arch: str):
+        from triton.backends.compiler import GPUTarget
+
+        if arch.startswith("sm_"):
+            self.target = GPUTarget("cuda", int(arch[3:]), 32)
+        else:
+            self.target = GPUTarget("hip", arch, 64)
+
+    def get_current_target(self):
+        """What to compile for."""
+        return self.target
+
+    def get_current_device(self) -> str:
+        """A name of its own for each architecture: the JIT caches by it."""
+        return str(self.target.arch)
+
+    def get_current_stream(self, device=0) -> int:
+        """Any."""
+        return 0
+
+
+@contextmanager
+def compiling(arch: str) -> Iterator[list[Compiled]]:
+    """Within it, launching a kernel compiles it for `arch` and adds it to the list instead."""
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    found: list[Compiled] = []
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        compiled = run(self, *args, grid=grid, warmup=True, **options)
+        settings = {k: v for k, v in options.items() if k.isupper() or k.startswith("num_")}
+        found.append(Compiled(arch, self.fn.__name__, settings, *_measure(compiled)))
+        return compiled
+
+    before = triton.runtime.driver._active  # `reset_active` would look for a GPU
+    triton.runtime.driver.set_active(Driver(arch))
+    JITFunction.run = compile_only
+    try:
+        yield found
+    finally:
+        JITFunction.run = run
+        triton.runtime.driver.set_active(before)
+
+
+def _measure(compiled) -> tuple[int, int, int, int, dict[str, int]]:
+    if "amdgcn" in compiled.asm:
+        text = compiled.asm["amdgcn"]
+
+        def number(name: str) -> int:
+            return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
+
+        registers, spilled = number("vgpr_count"), 4 * number("vgpr_spill_count")
+    else:
+        import triton
+
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
+            text = _output(tools / "nvdisasm", "-c", file.name)
+        registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
+        # A stack that nothing is stored to only holds a return address.
+        spilled = stack if re.search(r"\bSTL\b", text) else 0
+    matrix = {name: len(re.findall(rf"\b{name}", text)) for name in MATRIX}
+    tensor_memory = getattr(compiled.metadata, "tmem_size", 0) or 0
+    shared = compiled.metadata.shared
+    return registers, spilled, shared, tensor_memory, {k: n for k, n in matrix.items() if n}
+
+
+def _output(*command) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def compile_attention() -> None:
+    """Both head widths that models use; masks and the soft cap, which need the most registers."""
+    from kernels.attention.launch import launch_backward, launch_forward
+
+    for D, bounded, softcap in (
+        (64, False, 0.0), (64, True, 30.0), (128, True, 0.0),
+    ):  # fmt: skip
+        q, kv = _empty(2, 1024, 8, D), _empty(2, 1024, 4, D)
+        first = _empty(2, 1024, dtype=torch.int32) if bounded else None
+        o, lse = launch_forward(q, kv, kv, first, True, softcap, D**-0.5)
+        for deterministic in (True, False):
+            launch_backward(q, q, kv, kv, o, lse, first, True, softcap, D**-0.5, deterministic)
+
+
+def compile_linear_cross_entropy() -> None:
+    """The loss alone: the products are the library's."""
+    from kernels.linear_cross_entropy.kernel import launch_cross_entropy
+
+    targets = _empty(1024, dtype=torch.int64)
+    launch_cross_entropy(_empty(1024, 49152), targets, -100, 0.0, 0.0, 0.0, True)
+    launch_cross_entropy(_empty(1024, 49152), targets, -100, 30.0, 1e-4, 0.1, True)
+
+
+def compile_norm() -> None:
+    """With and without a residual."""
+    from kernels.norm.kernel import launch_norm, launch_norm_backward
+
+    x, weight = _empty(4096, 768), _empty(768, dtype=torch.float32)
+    for residual in (None, x):
+        _, h, rstd = launch_norm(x, residual, weight, 1e-5)
+        launch_norm_backward(x, residual, h, weight, rstd)
+
+
+def compile_rope() -> None:
+    """With and without QK-norm."""
+    from kernels.rope.kernel import launch_rope, launch_rope_backward
+
+    x, table = _empty(2, 1024, 8, 64), _empty(2, 1024, 32, dtype=torch.float32)
+    for weight in (None, _empty(64, dtype=torch.float32)):
+        launch_rope(x, table, weight, 1e-5)
+        launch_rope_backward(x, x, table, weight, 1e-5)
+
+
+def compile_mlp() -> None:
+    """Both activations."""
+    from kernels.mlp.kernel import (
+        launch_relu2,
+        launch_relu2_backward,
+        launch_swiglu,
+        launch_swiglu_backward,
+    )
+
+    a = _empty(4096, 2048)
+    launch_swiglu(a, a)
+    launch_swiglu_backward(a, a, a)
+    launch_relu2(a)
+    launch_relu2_backward(a, a)
+
+
+def compile_newton_schulz() -> None:
+    """The symmetric product."""
+    from kernels.newton_schulz.kernel import launch_symmetric_product
+
+    launch_symmetric_product(_empty(768, 3072))
+
+
+KERNELS: dict[str, Callable[[], None]] = {
+    "attention": compile_attention,
+    "linear_cross_entropy": compile_linear_cross_entropy,
+    "norm": compile_norm,
+    "rope": compile_rope,
+    "mlp": compile_mlp,
+    "newton_schulz": compile_newton_schulz,
+}
+
+
+def main() -> None:
+    """Entry point of `python -m kernels.inspect`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", nargs="+", choices=sorted(SHARED_LIMIT), default=ARCHITECTURES)
+    parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
+    args = parser.parse_args()
+    print(f"{'':8}{'kernel':22}{'regs':>5}{'spill':>6}{'shared':>8}{'tmem':>5}  matrix, settings")
+    for arch in args.arch:
+        with compiling(arch) as found:
+            for name in args.kernel:
+                KERNELS[name]()
+                for row in found:
+                    matrix = " ".join(f"{k}:{n}" for k, n in row.matrix.items())
+                    settings = " ".join(f"{k}={v}" for k, v in row.settings.items())
+                    print(
+                        f"{row.arch:8}{row.kernel:22}{row.registers:5}{row.spilled:6}"
+                        f"{row.shared:8}{row.tensor_memory:5}  {matrix}  {settings}",
+                        flush=True,
+                    )
+                found.clear()
+
+
+if __name__ == "__main__":
+    main()

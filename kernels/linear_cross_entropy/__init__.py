@@ -1,0 +1,5 @@
+"""Output projection and loss: `linear_cross_entropy`."""
+
+from kernels.linear_cross_entropy.ops import linear_cross_entropy
+
+__all__ = ["linear_cross_entropy"]

@@ -1,0 +1,118 @@
+"""What stands between the matrices of a feed-forward block, computed again in the backward pass.
+
+SwiGLU (Shazeer 2020, arXiv:2002.05202) keeps its two inputs and nothing else, squared ReLU (So et
+al. 2021, arXiv:2109.08668) its one; autograd over plain torch would keep up to three more.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from kernels.device import library, runs_triton
+
+
+def swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """silu(a) * b, elementwise, computed in float32; both of one shape and dtype.
+
+    Raises ValueError if they are not.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        raise ValueError(
+            f"a is {a.dtype} {tuple(a.shape)} on {a.device}, b {b.dtype} {tuple(b.shape)} on "
+            f"{b.device}"
+        )
+    return torch.ops.homegrown.swiglu(a, b)
+
+
+def relu2(a: torch.Tensor) -> torch.Tensor:
+    """max(a, 0)^2, elementwise, dtype of a."""
+    return torch.ops.homegrown.relu2(a)
+
+
+for signature in (
+    "swiglu(Tensor a, Tensor b) -> Tensor",
+    "swiglu_backward(Tensor dy, Tensor a, Tensor b) -> (Tensor, Tensor)",
+    "relu2(Tensor a) -> Tensor",
+    "relu2_backward(Tensor dy, Tensor a) -> Tensor",
+):
+    library.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _swiglu(a, b):
+    a, b = a.contiguous(), b.contiguous()
+    if runs_triton(a):
+        from kernels.mlp.kernel import launch_swiglu
+
+        return launch_swiglu(a, b)
+    return F.silu(a) * b
+
+
+def _swiglu_backward(dy, a, b):
+    dy, a, b = dy.contiguous(), a.contiguous(), b.contiguous()
+    if runs_triton(a):
+        from kernels.mlp.kernel import launch_swiglu_backward
+
+        return launch_swiglu_backward(dy, a, b)
+    return torch.ops.aten.silu_backward(dy * b, a), F.silu(a).mul_(dy)
+
+
+def _relu2(a):
+    a = a.contiguous()
+    if runs_triton(a):
+        from kernels.mlp.kernel import launch_relu2
+
+        return launch_relu2(a)
+    return F.relu(a).square_()
+
+
+def _relu2_backward(dy, a):
+    dy, a = dy.contiguous(), a.contiguous()
+    if runs_triton(a):
+        from kernels.mlp.kernel import launch_relu2_backward
+
+        return launch_relu2_backward(dy, a)
+    return F.relu(a).mul_(2).mul_(dy)
+
+
+for device in ("CPU", "CUDA"):
+    library.impl("swiglu", _swiglu, device)
+    library.impl("swiglu_backward", _swiglu_backward, device)
+    library.impl("relu2", _relu2, device)
+    library.impl("relu2_backward", _relu2_backward, device)
+
+
+@torch.library.register_fake("homegrown::swiglu", lib=library)
+def _fake_swiglu(a, b):
+    return a.new_empty(a.shape)
+
+
+@torch.library.register_fake("homegrown::swiglu_backward", lib=library)
+def _fake_swiglu_backward(dy, a, b):
+    return a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+@torch.library.register_fake("homegrown::relu2", lib=library)
+def _fake_relu2(a):
+    return a.new_empty(a.shape)
+
+
+@torch.library.register_fake("homegrown::relu2_backward", lib=library)
+def _fake_relu2_backward(dy, a):
+    return a.new_empty(a.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+torch.library.register_autograd(
+    "homegrown::swiglu",
+    lambda ctx, dy: torch.ops.homegrown.swiglu_backward(dy, *ctx.saved_tensors),
+    setup_context=_save,
+    lib=library,
+)
+torch.library.register_autograd(
+    "homegrown::relu2",
+    lambda ctx, dy: torch.ops.homegrown.relu2_backward(dy, *ctx.saved_tensors),
+    setup_context=_save,
+    lib=library,
+)

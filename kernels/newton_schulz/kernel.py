@@ -1,0 +1,50 @@
+"""The symmetric product X X^T in Triton: tiles below the diagonal are computed, and mirrored."""
+
+import torch
+import triton
+import triton.language as tl
+
+TILE, DEPTH = 64, 32
+
+
+@triton.jit
+def symmetric_product(
+    X, stride_m, stride_k, OUT, M, K,
+    TILE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """OUT (M, M) contiguous = X X^T for X (M, K); grid (tiles, tiles)."""
+    i, j = tl.program_id(0), tl.program_id(1)
+    if j > i:
+        return
+    rows = i * TILE + tl.arange(0, TILE)
+    columns = j * TILE + tl.arange(0, TILE)
+    acc = tl.zeros([TILE, TILE], tl.float32)
+    for k in range(0, K, DEPTH):
+        depth = k + tl.arange(0, DEPTH)
+        a = tl.load(
+            X + rows[:, None].to(tl.int64) * stride_m + depth[None, :] * stride_k,
+            mask=(rows < M)[:, None] & (depth < K)[None, :], other=0.0,
+        )  # fmt: skip
+        b = tl.load(
+            X + columns[None, :].to(tl.int64) * stride_m + depth[:, None] * stride_k,
+            mask=(columns < M)[None, :] & (depth < K)[:, None], other=0.0,
+        )  # fmt: skip
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    value = acc.to(OUT.dtype.element_ty)
+    inside = (rows < M)[:, None] & (columns < M)[None, :]
+    tl.store(OUT + rows[:, None].to(tl.int64) * M + columns[None, :], value, mask=inside)
+    if i != j:
+        mirrored = OUT + columns[None, :].to(tl.int64) * M + rows[:, None]
+        tl.store(mirrored, value, mask=inside)
+
+
+def launch_symmetric_product(x: torch.Tensor) -> torch.Tensor:
+    """(M, M) contiguous, dtype of x."""
+    M, K = x.shape
+    out = torch.empty(M, M, dtype=x.dtype, device=x.device)
+    tiles = triton.cdiv(M, TILE)
+    symmetric_product[(tiles, tiles)](
+        x, x.stride(0), x.stride(1), out, M, K, TILE=TILE, DEPTH=DEPTH,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,5 @@
+"""RMSNorm with residual: `rms_norm`."""
+
+from kernels.norm.ops import rms_norm
+
+__all__ = ["rms_norm"]

@@ -1,0 +1,115 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864), with QK-norm before them in one pass.
+
+QK-norm is RMSNorm over each head's width (Henry et al. 2020, arXiv:2010.04245, with RMSNorm in
+place of the L2 norm). Pairs are (i, i + D/2), the half-split layout of Llama checkpoints.
+"""
+
+import torch
+
+from kernels.device import library, runs_triton
+from kernels.rope.reference import rope_reference
+
+
+def rope(
+    x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-5
+) -> torch.Tensor:
+    """Rotate queries or keys by their positions, normalised per head first if there is a weight.
+
+    Args:
+        x: (B, T, H, D), D even, any strides with a contiguous last dimension.
+        table: (2, T, D/2) float32, cosines and sines of these positions.
+        weight: (D,) gain of the norm; None is no norm.
+        eps: added to the mean square.
+
+    Returns:
+        (B, T, H, D) contiguous, dtype of x. `table` gets no gradient.
+
+    Raises ValueError for shapes, dtypes and devices that do not fit.
+    """
+    if x.dim() != 4 or x.shape[3] % 2:
+        raise ValueError(f"x is {tuple(x.shape)}, not (B, T, H, D) with an even D")
+    _, T, _, D = x.shape
+    if table.shape != (2, T, D // 2) or table.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"table is {table.dtype} {tuple(table.shape)}, not float32 {(2, T, D // 2)}"
+        )
+    if weight is not None and weight.shape != (D,):
+        raise ValueError(f"weight is {tuple(weight.shape)}, not ({D},)")
+    for name, other in (("table", table), ("weight", weight)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name} is on {other.device}, x on {x.device}")
+    return torch.ops.homegrown.rope(x, table, weight, eps)
+
+
+library.define(
+    "rope(Tensor x, Tensor table, Tensor? weight, float eps) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(
+    "rope_backward(Tensor dy, Tensor x, Tensor table, Tensor? weight, float eps) "
+    "-> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _forward(x, table, weight, eps):
+    if runs_triton(x):
+        from kernels.rope.kernel import launch_rope
+
+        return launch_rope(_unit(x), table.contiguous(), weight, eps)
+    return rope_reference(x, table, weight, eps).contiguous()
+
+
+def _backward(dy, x, table, weight, eps):
+    if runs_triton(x):
+        from kernels.rope.kernel import launch_rope_backward
+
+        return launch_rope_backward(_unit(dy), _unit(x), table.contiguous(), weight, eps)
+    # The transpose of a rotation is the rotation back.
+    back = torch.stack([table[0], -table[1]])
+    if weight is None:
+        return rope_reference(dy, back, None, eps).contiguous(), x.new_empty(0)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    g, h, w = rope_reference(dy.to(wide), back, None, eps), x.to(wide), weight.to(wide)
+    rstd = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    normal = h * rstd
+    dw = (g * normal).sum((0, 1, 2))
+    g = g * w
+    dx = rstd * (g - normal * (g * normal).mean(-1, keepdim=True))
+    return dx.to(x.dtype).contiguous(), dw.to(weight.dtype)
+
+
+for device in ("CPU", "CUDA"):
+    library.impl("rope", _forward, device)
+    library.impl("rope_backward", _backward, device)
+
+
+@torch.library.register_fake("homegrown::rope", lib=library)
+def _fake(x, table, weight, eps):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("homegrown::rope_backward", lib=library)
+def _fake_backward(dy, x, table, weight, eps):
+    return x.new_empty(x.shape), x.new_empty(0) if weight is None else weight.new_empty(
+        weight.shape
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    x, table, weight, ctx.eps = inputs
+    # Without a norm the gradient does not depend on x.
+    ctx.save_for_backward(None if weight is None else x, table, weight)
+
+
+def _gradients(ctx, dy):
+    x, table, weight = ctx.saved_tensors
+    dx, dw = torch.ops.homegrown.rope_backward(dy, dy if x is None else x, table, weight, ctx.eps)
+    return dx, None, None if weight is None else dw, None
+
+
+torch.library.register_autograd("homegrown::rope", _gradients, setup_context=_save, lib=library)

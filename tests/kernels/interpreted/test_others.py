@@ -1,0 +1,129 @@
+"""The other launchers, interpreted, against float64 torch: values and all gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.device import use_triton
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from kernels.mlp import relu2, swiglu
+from kernels.newton_schulz import newton_schulz, symmetric_product
+from kernels.norm import rms_norm
+from kernels.norm.reference import rms_norm_reference
+from kernels.rope import rope
+from kernels.rope.reference import rope_reference
+
+BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+DTYPES = st.sampled_from(list(BOUNDS))
+few = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def compare(ours, reference, inputs, dtype, *fixed):
+    """Outputs and gradients of `ours` in dtype, in Triton, against `reference` in float64."""
+    narrow = [x.to(dtype).requires_grad_() for x in inputs]
+    wide = [x.to(dtype).double().requires_grad_() for x in inputs]
+    with use_triton():
+        found = ours(*narrow, *fixed)
+        torch.manual_seed(1)
+        weights = [torch.randn(y.shape).to(dtype) for y in found]
+        gradients = torch.autograd.grad(found, narrow, weights)
+    expected = reference(*wide, *fixed)
+    wanted = torch.autograd.grad(expected, wide, [w.double() for w in weights])
+    upstream = sum(w.double().norm() for w in weights)  # what cancels is of this size
+    for a, b in zip((*found, *gradients), (*expected, *wanted), strict=True):
+        norm = torch.maximum(b.norm(), 0.3 * upstream)
+        assert (a.double() - b).norm() <= BOUNDS[dtype] * norm
+
+
+@few
+@given(st.integers(1, 9), st.integers(1, 70), st.booleans(), DTYPES)
+def test_norm(rows, width, residual, dtype):
+    torch.manual_seed(rows)
+    inputs = [torch.randn(rows, width), torch.randn(width)]
+    if residual:
+        inputs.append(torch.randn(rows, width))
+        compare(
+            lambda x, w, r: rms_norm(x, w, 1e-5, r),
+            lambda x, w, r: rms_norm_reference(x, w, 1e-5, r), inputs, dtype,
+        )  # fmt: skip
+    else:
+        compare(
+            lambda x, w: rms_norm(x, w, 1e-5)[:1],
+            lambda x, w: rms_norm_reference(x, w, 1e-5)[:1], inputs, dtype,
+        )  # fmt: skip
+
+
+@few
+@given(st.integers(1, 2), st.integers(1, 9), st.integers(1, 5), st.integers(1, 20), st.booleans(),
+       DTYPES)  # fmt: skip
+def test_rope(batch, T, heads, half, norm, dtype):
+    torch.manual_seed(T)
+    inputs = [torch.randn(batch, heads, T, 2 * half).transpose(1, 2)]
+    angles = torch.randn(T, half)
+    table = torch.stack([angles.cos(), angles.sin()])
+    if norm:
+        inputs.append(torch.randn(2 * half))
+        compare(
+            lambda x, w: (rope(x, table, w),), lambda x, w: (rope_reference(x, table, w, 1e-5),),
+            inputs, dtype,
+        )  # fmt: skip
+    else:
+        compare(
+            lambda x: (rope(x, table),), lambda x: (rope_reference(x, table, None, 1e-5),),
+            inputs, dtype,
+        )  # fmt: skip
+
+
+@few
+@given(st.integers(1, 3000), DTYPES)
+def test_activations(size, dtype):
+    torch.manual_seed(size)
+    inputs = [torch.randn(size), torch.randn(size)]
+    compare(
+        lambda a, b: (swiglu(a, b),), lambda a, b: (torch.nn.functional.silu(a) * b,), inputs, dtype
+    )
+    compare(lambda a: (relu2(a),), lambda a: (a.relu().square(),), inputs[:1], dtype)
+
+
+@few
+@given(
+    st.integers(1, 20), st.integers(2, 300), st.sampled_from([0.0, 3.0]),
+    st.sampled_from([0.0, 1e-2]), st.sampled_from([0.0, 0.1]), st.integers(1, 9),
+)  # fmt: skip
+def test_linear_cross_entropy(rows, vocabulary, softcap, z_loss, smoothing, chunk):
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, 16), torch.randn(vocabulary, 16)
+    targets = torch.randint(0, vocabulary, (rows,))
+    targets[0] = -100
+    compare(
+        lambda x, w: linear_cross_entropy(
+            x, w, targets, softcap=softcap, z_loss=z_loss, label_smoothing=smoothing, chunk=chunk
+        )[:1],
+        lambda x, w: (
+            linear_cross_entropy_reference(x, w, targets, -100, softcap, z_loss, smoothing),
+        ),
+        [x, weight], torch.float32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (63, 20), (64, 64), (150, 70), (300, 33)])
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+def test_symmetric_product(shape, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(dtype)
+    for matrix in (x, x.T.contiguous().T):
+        with use_triton():
+            found = symmetric_product(matrix)
+        expected = matrix.double() @ matrix.double().T
+        assert (found.double() - expected).norm() <= BOUNDS[dtype] * expected.norm()
+        assert torch.equal(found, found.T)
+
+
+def test_newton_schulz():
+    x = torch.randn(70, 130)
+    expected = newton_schulz(x)
+    with use_triton():
+        found = newton_schulz(x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
