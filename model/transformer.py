@@ -8,11 +8,10 @@ K key/value heads, D head_dim, C dim, V vocabulary.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from configs.schema import ModelConfig
-from model.attention import attend
+from model.fused import attend, project_and_score, relu2, rms_norm, rope, swiglu
 
 IGNORE = -100  # targets of this value are not scored
 
@@ -27,7 +26,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, dim) -> (…, dim), dtype of x."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+        return rms_norm(x, self.weight, self.eps)[0]
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of residual + x, and the sum itself, in one pass; dtype of `residual`."""
+        return rms_norm(x.to(residual.dtype), self.weight, self.eps, residual)
 
 
 def rope_table(length: int, head_dim: int, theta: float) -> torch.Tensor:
@@ -35,13 +38,6 @@ def rope_table(length: int, head_dim: int, theta: float) -> torch.Tensor:
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()]).float()
-
-
-def apply_rope(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + D/2) of (B, T, heads, D) by `table` (2, T, D/2); dtype of x."""
-    cos, sin = table[:, None, :, None, :].unbind(0)  # each (1, T, 1, D/2)
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
 
 
 class KVCache:
@@ -90,16 +86,18 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
-        self, x: torch.Tensor, rope: torch.Tensor, cache: KVCache | None = None
+        self, x: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None
     ) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); `rope` (2, T, D/2) holds the angles of these positions."""
+        """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) are those of these positions."""
         B, T, _ = x.shape
         q = self.wq(x).view(B, T, -1, self.config.head_dim)  # (B, T, H, D)
         k = self.wk(x).view(B, T, -1, self.config.head_dim)  # (B, T, K, D)
         v = self.wv(x).view(B, T, -1, self.config.head_dim)
-        if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, rope), apply_rope(k, rope)
+        gains = (self.q_norm.weight, self.k_norm.weight) if self.config.qk_norm else (None, None)
+        q, k = (
+            rope(y, angles, gain, self.config.norm_eps)
+            for y, gain in zip((q, k), gains, strict=True)
+        )
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
         return self.wo(attend(q, k, v).reshape(B, T, -1))
@@ -119,8 +117,8 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         if self.gated:
-            return self.w2(F.silu(self.w1(x)) * self.w3(x))
-        return self.w2(F.relu(self.w1(x)).square())
+            return self.w2(swiglu(self.w1(x), self.w3(x)))
+        return self.w2(relu2(self.w1(x)))
 
 
 class Block(nn.Module):
@@ -134,11 +132,11 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor, rope: torch.Tensor, cache: KVCache | None = None
+        self, x: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), rope, cache)
-        return x + self.feed_forward(self.ffn_norm(x))
+        normal, x = self.ffn_norm.add(self.attention(self.attention_norm(x), angles, cache), x)
+        return x + self.feed_forward(normal)
 
 
 class Transformer(nn.Module):
@@ -154,15 +152,15 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
-        rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
-        self.register_buffer("rope", rope, persistent=False)
+        table = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
+        self.register_buffer("rope", table, persistent=False)
         self.rope: torch.Tensor
 
     def _apply(self, fn, recurse: bool = True):
         # `.to(bfloat16)` must not round the angles: positions beyond 256 would be wrong.
-        rope = self.rope
+        table = self.rope
         super()._apply(fn, recurse)
-        self.rope = rope.to(self.rope.device)
+        self.rope = table.to(self.rope.device)
         return self
 
     @classmethod
@@ -218,10 +216,10 @@ class Transformer(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.max_seq_len:
             raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
-        rope = self.rope[:, start:end]
+        angles = self.rope[:, start:end]
         x = self.tok_embeddings(tokens)  # (B, T, C)
         for layer in self.layers:
-            x = layer(x, rope, cache)
+            x = layer(x, angles, cache)
         if cache is not None:
             cache.length = end
         return self.norm(x)
@@ -247,8 +245,7 @@ class Transformer(nn.Module):
         if targets is None:
             return self.output(x)
         scored = targets != IGNORE
-        logits = self.output(x[scored])  # (scored, V)
-        return F.cross_entropy(logits.float(), targets[scored], reduction="sum")
+        return project_and_score(x[scored], self.output.weight, targets[scored])
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,35 @@
+"""The one seam between the model and the kernels that compute its parts."""
+
+import torch
+
+from kernels.attention import attention
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.mlp import relu2, swiglu
+from kernels.norm import rms_norm
+from kernels.rope import rope
+
+__all__ = ["attend", "project_and_score", "relu2", "rms_norm", "rope", "swiglu"]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal softmax attention (Vaswani et al. 2017, section 3.2.1), grouped queries allowed.
+
+    Args:
+        q: (B, T, H, D) queries, the last T of S positions.
+        k: (B, S, K, D) keys with S >= T; H is a multiple of K.
+        v: (B, S, K, D) values.
+
+    Returns:
+        (B, T, H, D), dtype of q.
+    """
+    return attention(q, k, v)[0]
+
+
+def project_and_score(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Summed cross entropy in nats, float32, of x (N, C) projected by weight (V, C); targets (N,).
+
+    The product runs in the precision that autocast asks for, as that of a linear layer does.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return linear_cross_entropy(x.to(dtype), weight.to(dtype), targets)[0]
