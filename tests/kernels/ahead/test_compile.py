@@ -1,7 +1,5 @@
 """Every kernel, in every configuration that ships, compiles for GPUs that are not here."""
 
-import os
-
 import pytest
 
 pytest.importorskip("triton")
@@ -58,11 +56,10 @@ def test_the_table_answers_for_every_architecture():
     assert config("sm_90", "forward", 64, torch.bfloat16).descriptor
 
 
-def test_nothing_stays_compiled_in(tmp_path):
+def test_nothing_stays_of_the_driver():
     import triton
 
     before = triton.runtime.driver._active
     with compiling("sm_90"):
         assert triton.runtime.driver.active.get_current_target().arch == 90
     assert triton.runtime.driver._active is before
-    assert "TRITON_CACHE_DIR" not in os.environ or os.environ["TRITON_CACHE_DIR"]
