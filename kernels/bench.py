@@ -77,7 +77,11 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def peak_of(device: torch.device, work: Callable[[], object]) -> int:
-    """Bytes that `work` adds to what is in memory before it."""
+    """Bytes that `work` adds to what is in memory before it; the median of five runs."""
+    return int(statistics.median(_peak(device, work) for _ in range(5)))
+
+
+def _peak(device: torch.device, work: Callable[[], object]) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -28,18 +28,20 @@ def cpu_forward(
     causal: bool, softcap: float, scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(o, lse) as `launch_forward` gives them."""
+    if _fits(q, k, first, causal, softcap):
+        heads = (_same_heads(x, q) for x in (q, k, v))
+        o, lse = _fused(*heads, is_causal=causal and q.shape[1] > 1, scale=scale)
+        return o.transpose(1, 2).contiguous(), lse.contiguous()
     B, T, H, _ = q.shape
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(B, H, T, dtype=wide(q.dtype), device=q.device)
-    for rows, keys, mask in _bands(q, k, first, causal, softcap):
+    for rows, keys, mask in _bands(q, k, first, causal):
         if softcap:
             _, p, part_lse = _probabilities(q, k, rows, keys, mask, softcap, scale)
             part = _rows(p @ _heads(v[:, keys]), q[:, rows])
         else:
-            part, part_lse = _fused(
-                *(_same_heads(x, q) for x in (q[:, rows], k[:, keys], v[:, keys])),
-                is_causal=causal and mask is None and T > 1, attn_mask=mask, scale=scale,
-            )  # fmt: skip
+            heads = (_same_heads(x, q) for x in (q[:, rows], k[:, keys], v[:, keys]))
+            part, part_lse = _fused(*heads, attn_mask=mask, scale=scale)
             part = part.transpose(1, 2)
         o[:, rows], lse[:, :, rows] = part, part_lse
     return o, lse
@@ -48,11 +50,16 @@ def cpu_forward(
 def cpu_backward(
     do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
     lse: torch.Tensor, first: Bounds, causal: bool, softcap: float, scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """(dq, dk, dv) as `launch_backward` gives them."""
+    if _fits(q, k, first, causal, softcap):
+        heads = (_same_heads(x, q) for x in (do, q, k, v, o))
+        parts = _fused_backward(*heads, lse, 0.0, causal and q.shape[1] > 1, scale=scale)
+        grads = map(_grouped, parts, (q, k, v))
+        return tuple(x.to(q.dtype).contiguous() for x in grads)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros(x.shape, dtype=wide(x.dtype), device=x.device) for x in (k, v))
-    for rows, keys, mask in _bands(q, k, first, causal, softcap):
+    for rows, keys, mask in _bands(q, k, first, causal):
         if softcap:
             t, p, _ = _probabilities(q, k, rows, keys, mask, softcap, scale)
             dos = _heads(do[:, rows], k.shape[2])
@@ -62,31 +69,27 @@ def cpu_backward(
             dk[:, keys] += (ds.mT @ _heads(q[:, rows], k.shape[2])).transpose(1, 2)
             dv[:, keys] += (p.mT @ dos).transpose(1, 2)
         else:
-            parts = _fused_backward(
-                *(_same_heads(x, q) for x in (do[:, rows], q[:, rows], k[:, keys], v[:, keys])),
-                _same_heads(o[:, rows], q), lse[:, :, rows].contiguous(), 0.0,
-                causal and mask is None and q.shape[1] > 1, attn_mask=mask, scale=scale,
-            )  # fmt: skip
-            if mask is None:  # all in one: nothing to add up
-                groups = (p.unflatten(1, (k.shape[2], -1)).sum(2) for p in parts[1:])
-                grads = (parts[0], *groups)
-                return tuple(x.transpose(1, 2).to(q.dtype).contiguous() for x in grads)
+            band = (do[:, rows], q[:, rows], k[:, keys], v[:, keys], o[:, rows])
+            heads = (_same_heads(x, q) for x in band)
+            part_lse = lse[:, :, rows].contiguous()
+            parts = _fused_backward(*heads, part_lse, 0.0, False, attn_mask=mask, scale=scale)
             dq[:, rows] = parts[0].transpose(1, 2)
-            for total, part in ((dk, parts[1]), (dv, parts[2])):
-                B, _, N, D = part.shape
-                groups = part.view(B, k.shape[2], -1, N, D).to(total.dtype).sum(2)
-                total[:, keys] += groups.transpose(1, 2)
+            dk[:, keys] += _grouped(parts[1], k)
+            dv[:, keys] += _grouped(parts[2], v)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
+def _fits(q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool, softcap: float) -> bool:
+    # Whether torch's kernel needs no mask: a single query sees all keys, causal or not.
+    T, S = q.shape[1], k.shape[1]
+    return first is None and not softcap and (not causal or T in (1, S))
+
+
 def _bands(
-    q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool, softcap: float
-) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
+    q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     # Blocks of queries, the keys that any of them sees, and what to add to their scores.
     T, S = q.shape[1], k.shape[1]
-    if first is None and not softcap and (not causal or T in (1, S)):
-        yield slice(0, T), slice(0, S), None  # a single query sees all keys, causal or not
-        return
     for start in range(0, T, ROWS):
         rows = slice(start, min(start + ROWS, T))
         begin = int(first[:, start].min()) if first is not None else 0
@@ -101,7 +104,14 @@ def _bands(
 
 def _same_heads(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     # (B, rows, K, D) -> (B, H, rows, D): torch's kernel wants as many heads in k and v as in q.
-    return x.repeat_interleave(q.shape[2] // x.shape[2], 2).transpose(1, 2)
+    group = q.shape[2] // x.shape[2]
+    return (x if group == 1 else x.repeat_interleave(group, 2)).transpose(1, 2)
+
+
+def _grouped(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    # The way back for gradients, summed over the queries of a group: (B, rows, K, D).
+    x, heads = x.transpose(1, 2), like.shape[2]
+    return x if x.shape[2] == heads else x.unflatten(2, (heads, -1)).sum(3, dtype=wide(x.dtype))
 
 
 def _heads(x: torch.Tensor, heads: int | None = None) -> torch.Tensor:
