@@ -61,14 +61,15 @@ def clock(device: torch.device) -> float:
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Measured FLOP/s of a large matrix product, and bytes/s of a large copy."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = 8192 if device.type == "cuda" else 3072
     a = torch.randn(n, n, device=device, dtype=dtype)
+    out = torch.empty_like(a)
     source = torch.randn(n * n * 4, device=device, dtype=torch.float32)
     target = torch.empty_like(source)
     products, copies = [], []
-    for _ in range(8):
+    for _ in range(12):
         start = clock(device)
-        a @ a
+        torch.mm(a, a, out=out)
         middle = clock(device)
         target.copy_(source)
         products.append(middle - start)
@@ -102,7 +103,9 @@ def _peak(device: torch.device, work: Callable[[], object]) -> int:
     return resident("VmHWM:") - before
 
 
-def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int) -> list[Result]:
+def run(
+    case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof: tuple[float, float]
+) -> list[Result]:
     """Time all ways of one case in turn."""
     setups = {}
     for name, way in case.ways(device).items():
@@ -138,7 +141,7 @@ def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int) -> li
             timings[name][0].append(forward)
             timings[name][1].append(backward)
     flops, size = case.cost(dtype)
-    product, copy = ceilings(device, dtype)
+    product, copy = roof
     results = []
     for name in setups:
         forward, backward = (statistics.median(times) for times in timings[name])
@@ -213,13 +216,16 @@ def main() -> None:
     name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
     note = "" if cuda else "; no GPU here: these are the CPU paths, no Triton kernel has run"
     print(f"{name}, {args.dtype or dtype}, medians of {rounds} rounds{note}")
+    roof = ceilings(device, dtype)
+    product, copy = roof[0] / 1e12, roof[1] / 1e9
+    print(f"ceilings: {product:.3f} TFLOP/s in a product, {copy:.1f} GB/s in a copy")
     columns = ("forward ms", "backward", "ratio", "TFLOP/s", "GB/s", "roof", "peak MiB")
     print(f"{'case':26}{'way':15}{columns[0]:>10}{columns[1]:>9}{columns[2]:>8}{columns[3]:>9}"
           f"{columns[4]:>8}{columns[5]:>7}{columns[6]:>9}")  # fmt: skip
     results = []
     for case in SWEEP if args.sweep else CASES:
         if case.name.split("@")[0] in args.case:
-            found = run(case, device, dtype, rounds)
+            found = run(case, device, dtype, rounds, roof)
             show(found)
             results += found
     about = {
@@ -227,6 +233,7 @@ def main() -> None:
         "device": name,
         "dtype": str(dtype).removeprefix("torch."),
         "rounds": rounds,
+        "ceilings": {"tflops": product, "gbytes": copy},
         "command": f"python -m kernels.bench {' '.join(sys.argv[1:])}".strip(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "triton": version("triton") if cuda else "not used"},

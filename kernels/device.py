@@ -49,4 +49,20 @@ def arch(x: torch.Tensor) -> str:
     return target.arch if target.backend == "hip" else f"sm_{target.arch}"
 
 
+def power_of_2(n: int) -> int:
+    """The smallest one that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def warps(arch: str, elements: int) -> int:
+    """How many share `elements` (a power of two) at 8 to a lane, at most 512 lanes in all."""
+    lanes = 64 if arch.startswith("gfx") else 32
+    return max(1, min(512, elements // 8) // lanes)
+
+
+def unit_stride(x: torch.Tensor) -> torch.Tensor:
+    """Itself if its last dimension is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
 library = torch.library.Library("homegrown", "DEF")

@@ -13,8 +13,11 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +82,8 @@ def compiling(arch: str) -> Iterator[list[Compiled]]:
 
     def compile_only(self, *args, grid, warmup, **options):
         compiled = run(self, *args, grid=grid, warmup=True, **options)
-        settings = {k: v for k, v in options.items() if k.isupper() or k.startswith("num_")}
+        chosen = {p.name for p in self.params if p.is_constexpr} | {"num_warps", "num_stages"}
+        settings = {name: value for name, value in options.items() if name in chosen}
         found.append(Compiled(arch, self.fn.__name__, settings, *_measure(compiled)))
         return compiled
 
@@ -131,10 +135,12 @@ def compile_attention() -> None:
     """Both head widths that models use; masks and the soft cap, which need the most registers."""
     from kernels.attention.launch import launch_backward, launch_forward
 
-    for D, bounded, softcap in (
-        (64, False, 0.0), (64, True, 30.0), (128, True, 0.0),
+    half, single = torch.bfloat16, torch.float32
+    for dtype, D, bounded, softcap in (
+        (half, 64, False, 0.0), (half, 64, True, 30.0), (half, 128, True, 30.0),
+        (single, 64, False, 0.0), (single, 128, False, 0.0),
     ):  # fmt: skip
-        q, kv = _empty(2, 1024, 8, D), _empty(2, 1024, 4, D)
+        q, kv = _empty(2, 1024, 8, D, dtype=dtype), _empty(2, 1024, 4, D, dtype=dtype)
         first = _empty(2, 1024, dtype=torch.int32) if bounded else None
         o, lse = launch_forward(q, kv, kv, first, True, softcap, D**-0.5)
         for deterministic in (True, False):
@@ -203,6 +209,21 @@ KERNELS: dict[str, Callable[[], None]] = {
 }
 
 
+def compile_for(arch: str, kernel: str) -> list[Compiled]:
+    """All that one row of KERNELS launches."""
+    with compiling(arch) as found:
+        KERNELS[kernel]()
+    return found
+
+
+def compile_all(architectures: Sequence[str], kernels: Iterable[str]) -> Iterator[Compiled]:
+    """In order, in as many processes as there are cores."""
+    work = list(product(architectures, kernels))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for found in pool.map(compile_for, *zip(*work, strict=True)):
+            yield from found
+
+
 def main() -> None:
     """Entry point of `python -m kernels.inspect`."""
     parser = argparse.ArgumentParser(
@@ -212,19 +233,14 @@ def main() -> None:
     parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
     args = parser.parse_args()
     print(f"{'':8}{'kernel':22}{'regs':>5}{'spill':>6}{'shared':>8}{'tmem':>5}  matrix, settings")
-    for arch in args.arch:
-        with compiling(arch) as found:
-            for name in args.kernel:
-                KERNELS[name]()
-                for row in found:
-                    matrix = " ".join(f"{k}:{n}" for k, n in row.matrix.items())
-                    settings = " ".join(f"{k}={v}" for k, v in row.settings.items())
-                    print(
-                        f"{row.arch:8}{row.kernel:22}{row.registers:5}{row.spilled:6}"
-                        f"{row.shared:8}{row.tensor_memory:5}  {matrix}  {settings}",
-                        flush=True,
-                    )
-                found.clear()
+    for row in compile_all(args.arch, args.kernel):
+        matrix = " ".join(f"{k}:{n}" for k, n in row.matrix.items())
+        settings = " ".join(f"{k}={v}" for k, v in row.settings.items())
+        print(
+            f"{row.arch:8}{row.kernel:22}{row.registers:5}{row.spilled:6}"
+            f"{row.shared:8}{row.tensor_memory:5}  {matrix}  {settings}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ The names are those of kernels/attention/tiles.py.
 import triton
 import triton.language as tl
 
-from kernels.attention.tiles import inside, load, pointers, soft_cap, store
+from kernels.attention.tiles import inside, load, pointers, seen, soft_cap, store, visible_keys
 from kernels.elementwise import LOG2E
 
 
@@ -57,12 +57,12 @@ def _over_queries(
             s = s * (scale * LOG2E)
         p = tl.exp2(s - lse[None, :])
         if MASKED:
-            seen = exists[:, None]
+            where = exists[:, None]
             if CAUSAL:
-                seen = seen & (rows[None, :] >= first[:, None])
+                where = where & (rows[None, :] >= first[:, None])
             if BOUNDED:
-                seen = seen & (rows[None, :] < last[:, None])
-            p = tl.where(seen, p, 0.0)
+                where = where & (rows[None, :] < last[:, None])
+            p = tl.where(where, p, 0.0)
         dos = load(do, batch, m, head, D, DP, M, DESCRIPTOR)
         dv = tl.dot(p.to(dos.dtype), dos, dv, input_precision=PRECISION)
         dp = tl.dot(values, tl.trans(dos), input_precision=PRECISION)
@@ -155,13 +155,7 @@ def _dq_over_keys(
             s = s * (scale * LOG2E)
         p = tl.exp2(s - lse[:, None])
         if MASKED:
-            column = n + tl.arange(0, N)[None, :]
-            seen = column < k[4]
-            if CAUSAL:
-                seen = seen & (column <= last[:, None])
-            if BOUNDED:
-                seen = seen & (column >= first[:, None])
-            p = tl.where(seen, p, 0.0)
+            p = tl.where(seen(n, k[4], first, last, N, CAUSAL, BOUNDED), p, 0.0)
         values = load(v, batch, n, head, D, DP, N, DESCRIPTOR)
         ds = p * (tl.dot(dos, tl.trans(values), input_precision=PRECISION) - delta[:, None])
         if SOFTCAP:
@@ -182,19 +176,9 @@ def backward_queries(
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)
-    last = rows + (S - T)
-    first = last
-    begin, full_begin, full_end, end = 0, 0, S // N * N, S
-    if CAUSAL:
-        full_end = tl.minimum(full_end, (row + 1 + S - T) // N * N)
-        end = tl.minimum(end, row + M + S - T)
-    if BOUNDED:
-        bounds = FIRST + batch.to(tl.int64) * T
-        first = tl.load(bounds + rows, mask=rows < T, other=0)
-        begin = tl.load(bounds + row) // N * N
-        highest = tl.load(bounds + tl.minimum(row + M, T) - 1)
-        full_begin = tl.minimum((highest + N - 1) // N * N, end)
-    full_end = tl.maximum(full_end, full_begin)
+    first, last, begin, full_begin, full_end, end = visible_keys(
+        FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED
+    )
 
     queries = load(q, batch, row, head, D, DP, M, DESCRIPTOR)
     dos = load(do, batch, row, head, D, DP, M, DESCRIPTOR)

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from kernels.device import power_of_2
+
 Pass = Literal["forward", "keys", "fused", "queries"]
 
 
@@ -37,12 +39,26 @@ TABLE = {
     ),
     "gfx942": (
         (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 1), Tiles(32, 64, 4, 1), Tiles(64, 64, 4, 2)),
-        (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 1), Tiles(32, 64, 4, 1), Tiles(64, 32, 4, 1)),
+        (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ),
+}
+# Where the derivative of the soft cap leaves too few registers (with Triton 3.6 above all).
+CAPPED = {
+    ("sm_90", "keys"): Tiles(32, 128, 8, 2),
+    ("sm_90", "fused"): Tiles(64, 64, 8, 2),
+    ("sm_100", "keys"): Tiles(32, 64, 8, 2),
+    ("sm_100", "fused"): Tiles(32, 64, 8, 2),
 }
 
 
-def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype) -> Tiles:
+def padded_width(head_dim: int) -> int:
+    """The width of a tile: a power of two, and 16 at least, which matrix instructions need."""
+    return max(16, power_of_2(head_dim))
+
+
+def config(
+    arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bool = False
+) -> Tiles:
     """Tiles of the `which` kernel on `arch` ("sm_90", "gfx942", "interpreter").
 
     Other NVIDIA architectures use those of the nearest older one here: registers and instructions
@@ -50,12 +66,16 @@ def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype) -> Tiles:
     """
     if arch == "interpreter":
         return Tiles(32, 32, 4, 1)
-    if dtype == torch.float32:  # no matrix units at full precision, and twice the memory
-        return Tiles(32, 32, 4, 1)
+    if dtype == torch.float32:  # no matrix units at full precision, and twice the registers
+        if arch.startswith("gfx"):
+            return Tiles(32, 32, 4, 1)
+        return Tiles(16, 16, 8, 1) if which == "fused" and head_dim > 64 else Tiles(32, 32, 8, 1)
     if arch not in TABLE:
         number = int(arch[3:]) if arch.startswith("sm_") else 0
         # 86, 89 and 120 (consumer boards) have the instructions of 80.
         arch = "sm_90" if 90 <= number < 100 else "sm_100" if 100 <= number < 120 else "sm_80"
     column = ("forward", "keys", "fused", "queries").index(which)
     tiles = TABLE[arch][head_dim > 64][column]
+    if capped and head_dim <= 64:
+        tiles = CAPPED.get((arch, which), tiles)
     return tiles._replace(descriptor=arch in ("sm_90", "sm_100"))

@@ -8,7 +8,7 @@ arXiv:2408.00118, section 2). The names are those of kernels/attention/tiles.py.
 import triton
 import triton.language as tl
 
-from kernels.attention.tiles import load, soft_cap, store
+from kernels.attention.tiles import load, seen, soft_cap, store, visible_keys
 from kernels.elementwise import LN2, LOG2E
 
 
@@ -30,13 +30,7 @@ def _over_keys(
         else:
             s = s * (scale * LOG2E)
         if MASKED:
-            column = n + tl.arange(0, N)[None, :]
-            seen = column < k[4]
-            if CAUSAL:
-                seen = seen & (column <= last[:, None])
-            if BOUNDED:
-                seen = seen & (column >= first[:, None])
-            s = tl.where(seen, s, float("-inf"))
+            s = tl.where(seen(n, k[4], first, last, N, CAUSAL, BOUNDED), s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         # A row that has seen nothing yet has top = -inf, and -inf - -inf is NaN.
         base = tl.where(higher == float("-inf"), 0.0, higher)
@@ -65,19 +59,9 @@ def forward(
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)
-    last = rows + (S - T)  # queries are the last T of S positions
-    first = last
-    begin, full_begin, full_end, end = 0, 0, S // N * N, S
-    if CAUSAL:
-        full_end = tl.minimum(full_end, (row + 1 + S - T) // N * N)
-        end = tl.minimum(end, row + M + S - T)
-    if BOUNDED:
-        bounds = FIRST + batch.to(tl.int64) * T
-        first = tl.load(bounds + rows, mask=rows < T, other=0)
-        begin = tl.load(bounds + row) // N * N
-        highest = tl.load(bounds + tl.minimum(row + M, T) - 1)
-        full_begin = tl.minimum((highest + N - 1) // N * N, end)
-    full_end = tl.maximum(full_end, full_begin)
+    first, last, begin, full_begin, full_end, end = visible_keys(
+        FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED
+    )
 
     queries = load(q, batch, row, head, D, DP, M, DESCRIPTOR)
     kv_head = head // group

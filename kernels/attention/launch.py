@@ -5,7 +5,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.attention.backward import backward_keys, backward_queries, prepare_backward
-from kernels.attention.config import Tiles, config
+from kernels.attention.config import Tiles, config, padded_width
 from kernels.attention.forward import forward
 from kernels.device import arch
 
@@ -27,13 +27,7 @@ def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None =
         _tensor(o),
         lse,
         first,
-        H,
-        H // k.shape[2],
-        scale,
-        softcap,
-        M=tiles.M,
-        N=tiles.N,
-        **_options(q, first, causal, softcap, tiles, target),
+        **_options(q, k, first, causal, softcap, scale, tiles, target),
     )
     return o, lse
 
@@ -47,16 +41,25 @@ def launch_backward(
     S, heads = k.shape[1:3]
     target = arch(q)
     chosen = tiles or (
-        config(target, "keys" if deterministic else "fused", D, q.dtype),
+        config(target, "keys" if deterministic else "fused", D, q.dtype, softcap > 0),
         config(target, "queries", D, q.dtype),
     )
     over_k, over_q = (_fitting(each, q, k, v, do) for each in chosen)
     padded = triton.cdiv(T, PADDING) * PADDING
     lse2 = torch.empty(B, H, padded, dtype=torch.float32, device=q.device)
     delta = torch.empty_like(lse2)
-    dp = triton.next_power_of_2(max(D, 16))
     prepare_backward[(padded // PADDING, B * H)](
-        _tensor(o), _tensor(do), lse, lse2, delta, H, padded, D=D, DP=dp, M=PADDING, num_warps=8
+        _tensor(o),
+        _tensor(do),
+        lse,
+        lse2,
+        delta,
+        H,
+        padded,
+        D=D,
+        DP=padded_width(D),
+        M=PADDING,
+        num_warps=8,
     )
     dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     last = None
@@ -79,15 +82,9 @@ def launch_backward(
         lse2,
         delta,
         last,
-        H,
-        H // heads,
-        padded,
-        scale,
-        softcap,
-        M=over_k.M,
-        N=over_k.N,
+        padded=padded,
         ATOMIC=not deterministic,
-        **_options(q, last, causal, softcap, over_k, target),
+        **_options(q, k, last, causal, softcap, scale, over_k, target),
     )
     if not deterministic:
         return (sums * scale).to(q.dtype), dk, dv
@@ -100,14 +97,8 @@ def launch_backward(
         lse2,
         delta,
         first,
-        H,
-        H // heads,
-        padded,
-        scale,
-        softcap,
-        M=over_q.M,
-        N=over_q.N,
-        **_options(q, first, causal, softcap, over_q, target),
+        padded=padded,
+        **_options(q, k, first, causal, softcap, scale, over_q, target),
     )
     return dq, dk, dv
 
@@ -127,16 +118,22 @@ def _tensor(x: torch.Tensor, tiles: Tiles | None = None, rows: int = 0) -> tuple
     # See kernels/attention/tiles.py.
     start = x
     if tiles is not None and tiles.descriptor:
-        dp = triton.next_power_of_2(max(x.shape[3], 16))
-        start = TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, dp])
+        block = [1, rows, 1, padded_width(x.shape[3])]
+        start = TensorDescriptor(x, list(x.shape), list(x.stride()), block)
     return (start, x.stride(0), x.stride(1), x.stride(2), x.shape[1])
 
 
-def _options(q, bounds, causal, softcap, tiles: Tiles, target: str) -> dict:
-    D = q.shape[3]
+def _options(q, k, bounds, causal, softcap, scale, tiles: Tiles, target: str) -> dict:
+    H, D = q.shape[2:]
     return {
+        "H": H,
+        "group": H // k.shape[2],
+        "scale": scale,
+        "softcap": softcap,
         "D": D,
-        "DP": triton.next_power_of_2(max(D, 16)),
+        "DP": padded_width(D),
+        "M": tiles.M,
+        "N": tiles.N,
         "CAUSAL": causal,
         "BOUNDED": bounds is not None,
         "SOFTCAP": softcap > 0,

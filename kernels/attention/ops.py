@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.cpu import cpu_backward, cpu_forward, wide
-from kernels.device import library, runs_triton
+from kernels.device import library, runs_triton, unit_stride
 
 MAX_HEAD_DIM = 128
 
@@ -134,12 +134,8 @@ library.define(
 )
 
 
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def _forward(q, k, v, first, causal, softcap, scale, deterministic):
-    q, k, v = (_unit(x) for x in (q, k, v))
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     first = None if first is None else first.contiguous()
     if not runs_triton(q):
         return cpu_forward(q, k, v, first, causal, softcap, scale)
@@ -149,7 +145,7 @@ def _forward(q, k, v, first, causal, softcap, scale, deterministic):
 
 
 def _backward(do, q, k, v, o, lse, first, causal, softcap, scale, deterministic):
-    do, q, k, v = (_unit(x) for x in (do, q, k, v))
+    do, q, k, v = (unit_stride(x) for x in (do, q, k, v))
     first = None if first is None else first.contiguous()
     if not runs_triton(q):
         return cpu_backward(do, q, k, v, o, lse, first, causal, softcap, scale)

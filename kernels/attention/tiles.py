@@ -53,6 +53,43 @@ def store(x, batch, row, head, value, D: tl.constexpr, DP: tl.constexpr, BLOCK: 
 
 
 @triton.jit
+def visible_keys(
+    FIRST, batch, row, T, S,
+    M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """Which keys queries `row` to `row + M` see: of each its first and last, (M,), and of the tile
+
+    begin <= full_begin <= full_end <= end: between the middle two every query sees every key.
+    """
+    rows = row + tl.arange(0, M)
+    last = rows + (S - T)  # queries are the last T of S positions
+    first = last
+    begin, full_begin, full_end, end = 0, 0, S // N * N, S
+    if CAUSAL:
+        full_end = tl.minimum(full_end, (row + 1 + S - T) // N * N)
+        end = tl.minimum(end, row + M + S - T)
+    if BOUNDED:
+        bounds = FIRST + batch.to(tl.int64) * T
+        first = tl.load(bounds + rows, mask=rows < T, other=0)
+        begin = tl.load(bounds + row) // N * N
+        highest = tl.load(bounds + tl.minimum(row + M, T) - 1)
+        full_begin = tl.minimum((highest + N - 1) // N * N, end)
+    return first, last, begin, full_begin, tl.maximum(full_end, full_begin), end
+
+
+@triton.jit
+def seen(n, S, first, last, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr):
+    """Which of keys `n` to `n + N` each query sees, (M, N)."""
+    column = n + tl.arange(0, N)[None, :]
+    where = column < S
+    if CAUSAL:
+        where = where & (column <= last[:, None])
+    if BOUNDED:
+        where = where & (column >= first[:, None])
+    return where
+
+
+@triton.jit
 def soft_cap(products, scale, softcap, FAST: tl.constexpr):
     """Tanh of the scaled products over the cap: times the cap it is the score."""
     return tanh(products * (scale / softcap), FAST)

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from kernels.device import arch
 from kernels.elementwise import LOG2E, tanh
+from kernels.linear_cross_entropy.config import config
 
 
 @triton.jit
@@ -75,12 +76,13 @@ def launch_cross_entropy(
 ) -> torch.Tensor:  # fmt: skip
     """Loss of each row, (N,) float32; `gradient` writes it over `logits` (N, V)."""
     N, V = logits.shape
-    fast = arch(logits).startswith("sm_") and logits.dtype != torch.float32
+    target = arch(logits)
+    fast = target.startswith("sm_") and logits.dtype != torch.float32
     loss = torch.empty(N, dtype=torch.float32, device=logits.device)
     if N:
         cross_entropy[(N,)](
             logits, logits.stride(0), targets, loss, V, ignore, softcap, z_loss, smoothing,
-            BLOCK=min(4096, triton.next_power_of_2(V)), SOFTCAP=softcap > 0,
-            SMOOTHING=smoothing > 0, GRADIENT=gradient, FAST=fast, num_warps=8,
+            SOFTCAP=softcap > 0, SMOOTHING=smoothing > 0, GRADIENT=gradient, FAST=fast,
+            **config(target, V),
         )  # fmt: skip
     return loss

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 1024
+from kernels.device import arch
+from kernels.mlp.config import config
 
 
 @triton.jit
@@ -49,30 +50,30 @@ def relu2_backward(DY, A, DA, n, BLOCK: tl.constexpr):
 def launch_swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """silu(a) * b, like a."""
     y = torch.empty_like(a)
-    swiglu_forward[_grid(a)](a, b, y, a.numel(), BLOCK=BLOCK)
+    swiglu_forward[_grid(a)](a, b, y, a.numel(), **config(arch(a)))
     return y
 
 
 def launch_swiglu_backward(dy, a, b) -> tuple[torch.Tensor, torch.Tensor]:
     """(da, db)."""
     da, db = torch.empty_like(a), torch.empty_like(b)
-    swiglu_backward[_grid(a)](dy, a, b, da, db, a.numel(), BLOCK=BLOCK)
+    swiglu_backward[_grid(a)](dy, a, b, da, db, a.numel(), **config(arch(a)))
     return da, db
 
 
 def launch_relu2(a: torch.Tensor) -> torch.Tensor:
     """max(a, 0)^2, like a."""
     y = torch.empty_like(a)
-    relu2_forward[_grid(a)](a, y, a.numel(), BLOCK=BLOCK)
+    relu2_forward[_grid(a)](a, y, a.numel(), **config(arch(a)))
     return y
 
 
 def launch_relu2_backward(dy: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     """Da."""
     da = torch.empty_like(a)
-    relu2_backward[_grid(a)](dy, a, da, a.numel(), BLOCK=BLOCK)
+    relu2_backward[_grid(a)](dy, a, da, a.numel(), **config(arch(a)))
     return da
 
 
 def _grid(x: torch.Tensor) -> tuple[int]:
-    return (triton.cdiv(x.numel(), BLOCK),)
+    return (triton.cdiv(x.numel(), config(arch(x))["BLOCK"]),)

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-TILE, DEPTH = 64, 32
+from kernels.device import arch
+from kernels.newton_schulz.config import config
 
 
 @triton.jit
@@ -42,9 +43,10 @@ def launch_symmetric_product(x: torch.Tensor) -> torch.Tensor:
     """(M, M) contiguous, dtype of x."""
     M, K = x.shape
     out = torch.empty(M, M, dtype=x.dtype, device=x.device)
-    tiles = triton.cdiv(M, TILE)
+    sizes = config(arch(x), x.dtype)
+    tiles = triton.cdiv(M, sizes["TILE"])
     symmetric_product[(tiles, tiles)](
-        x, x.stride(0), x.stride(1), out, M, K, TILE=TILE, DEPTH=DEPTH,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
+        x, x.stride(0), x.stride(1), out, M, K,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **sizes,
     )  # fmt: skip
     return out

@@ -4,6 +4,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels.device import library, runs_triton
+from kernels.newton_schulz.reference import symmetric_product_reference
 
 # Quintic whose iterates bring every singular value near 1 (Jordan 2024, "Muon: An optimizer for
 # hidden layers in neural networks"): fast rather than exact, values end between 0.7 and 1.2.
@@ -42,7 +43,7 @@ library.define("symmetric_product(Tensor x) -> Tensor", tags=(torch.Tag.pt2_comp
 
 def _compute(x):
     if not runs_triton(x):
-        return x @ x.mT
+        return symmetric_product_reference(x)
     from kernels.newton_schulz.kernel import launch_symmetric_product
 
     return launch_symmetric_product(x)

@@ -4,6 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.device import arch
+from kernels.norm.config import PARTS, config
+
 
 @triton.jit
 def rms_norm_forward(
@@ -60,11 +63,9 @@ def launch_norm(x, residual, weight, eps):
     y = torch.empty_like(x)
     h = x if residual is None else torch.empty_like(x)
     rstd = torch.empty(N, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(C)
     rms_norm_forward[(N,)](
-        x, residual, weight, y, h, rstd, C, eps, BLOCK=block, ADD=residual is not None,
-        num_warps=_warps(block),
-    )  # fmt: skip
+        x, residual, weight, y, h, rstd, C, eps, ADD=residual is not None, **config(arch(x), C)
+    )
     return y, h, rstd
 
 
@@ -72,16 +73,10 @@ def launch_norm_backward(dy, dh, h, weight, rstd):
     """(dx, dweight); dx is the gradient of the residual as well."""
     C = h.shape[-1]
     N = h.numel() // C
-    programs = min(N, 256)
+    programs = min(N, PARTS)
     dx = torch.empty_like(h)
     dw = torch.empty(programs, C, dtype=torch.float32, device=h.device)
-    block = triton.next_power_of_2(C)
     rms_norm_backward[(programs,)](
-        dy, dh, h, weight, rstd, dx, dw, N, C, BLOCK=block, ADD=dh is not None,
-        num_warps=_warps(block),
-    )  # fmt: skip
+        dy, dh, h, weight, rstd, dx, dw, N, C, ADD=dh is not None, **config(arch(h), C)
+    )
     return dx, dw.sum(0).to(weight.dtype)
-
-
-def _warps(block: int) -> int:
-    return max(1, min(16, block // 256))

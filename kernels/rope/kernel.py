@@ -4,6 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.device import arch
+from kernels.rope.config import PARTS, config
+
 
 @triton.jit
 def _halves(X, strides, batch, t, heads, H, half, HALF: tl.constexpr):
@@ -96,8 +99,7 @@ def launch_rope(x, table, weight, eps):
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     rope_forward[(B * T,)](
         x, tuple(x.stride()[:3]), table, weight, y, T, H, D // 2, eps,
-        HEADS=triton.next_power_of_2(H), HALF=triton.next_power_of_2(D // 2),
-        NORM=weight is not None,
+        NORM=weight is not None, **config(arch(x), H, D),
     )  # fmt: skip
     return y
 
@@ -105,13 +107,12 @@ def launch_rope(x, table, weight, eps):
 def launch_rope_backward(dy, x, table, weight, eps):
     """(dx, dweight or an empty tensor)."""
     B, T, H, D = x.shape
-    programs = min(B * T, 1024)
+    programs = min(B * T, PARTS)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     norm = weight is not None
     dw = torch.empty(programs if norm else 0, D, dtype=torch.float32, device=x.device)
     rope_backward[(programs,)](
         dy, tuple(dy.stride()[:3]), x, tuple(x.stride()[:3]), table, weight, dx, dw, B * T, T, H,
-        D // 2, eps, HEADS=triton.next_power_of_2(H), HALF=triton.next_power_of_2(D // 2),
-        NORM=norm,
+        D // 2, eps, NORM=norm, **config(arch(x), H, D),
     )  # fmt: skip
     return dx, dw.sum(0).to(weight.dtype) if norm else x.new_empty(0)

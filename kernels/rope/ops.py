@@ -6,7 +6,7 @@ place of the L2 norm). Pairs are (i, i + D/2), the half-split layout of Llama ch
 
 import torch
 
-from kernels.device import library, runs_triton
+from kernels.device import library, runs_triton, unit_stride
 from kernels.rope.reference import rope_reference
 
 
@@ -52,15 +52,11 @@ library.define(
 )
 
 
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _forward(x, table, weight, eps):
     if runs_triton(x):
         from kernels.rope.kernel import launch_rope
 
-        return launch_rope(_unit(x), table.contiguous(), weight, eps)
+        return launch_rope(unit_stride(x), table.contiguous(), weight, eps)
     return rope_reference(x, table, weight, eps).contiguous()
 
 
@@ -68,7 +64,9 @@ def _backward(dy, x, table, weight, eps):
     if runs_triton(x):
         from kernels.rope.kernel import launch_rope_backward
 
-        return launch_rope_backward(_unit(dy), _unit(x), table.contiguous(), weight, eps)
+        return launch_rope_backward(
+            unit_stride(dy), unit_stride(x), table.contiguous(), weight, eps
+        )
     # The transpose of a rotation is the rotation back.
     back = torch.stack([table[0], -table[1]])
     if weight is None:

@@ -4,38 +4,32 @@ import pytest
 
 pytest.importorskip("triton")
 
-import torch
-
-from kernels.attention.config import TABLE, Tiles, config
-from kernels.inspect import ARCHITECTURES, KERNELS, SHARED_LIMIT, compiling
+from kernels.inspect import ARCHITECTURES, KERNELS, SHARED_LIMIT, compile_all, compiling
 
 OPCODE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 MULTIPLIES = {"forward", "backward_keys", "backward_queries", "symmetric_product"}
 SPILLED_LIMIT = 256  # bytes per thread where a head is wider than 64; none elsewhere
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def compiled(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        with compiling(request.param) as found:
-            for compile_kernel in KERNELS.values():
-                compile_kernel()
-    return request.param, found
+        return list(compile_all(ARCHITECTURES, KERNELS))
 
 
 @pytest.mark.slow
-def test_everything_compiles_without_spilling(compiled):
-    arch, found = compiled
-    names = {row.kernel for row in found}
-    assert len(names) >= 13, names
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_everything_compiles_without_spilling(compiled, arch):
+    found = [row for row in compiled if row.arch == arch]
+    assert len({row.kernel for row in found}) == 14
     for row in found:
         wide = row.settings.get("D", 0) > 64
         assert row.spilled <= (SPILLED_LIMIT if wide else 0), row
         assert 0 < row.registers <= 512, row
         assert row.shared <= SHARED_LIMIT[arch], row
         assert row.tensor_memory <= 512, row
-        if row.kernel in MULTIPLIES:
+        if row.kernel in MULTIPLIES and row.settings["PRECISION"] != "ieee":
             assert row.matrix.get(OPCODE[arch], 0) > 0, row
     # Both ways to dq, both masks, both widths, and the soft cap.
     for switch in ("ATOMIC", "BOUNDED", "SOFTCAP"):
@@ -43,17 +37,6 @@ def test_everything_compiles_without_spilling(compiled):
             seen = {row.settings[switch] for row in found
                     if row.kernel == kernel and switch in row.settings}  # fmt: skip
             assert seen in ({True, False}, set()), (kernel, switch)
-
-
-def test_the_table_answers_for_every_architecture():
-    for arch in (*TABLE, "sm_86", "sm_89", "sm_103", "sm_120", "interpreter"):
-        for which in ("forward", "keys", "fused", "queries"):
-            for head_dim in (16, 64, 80, 128):
-                for dtype in (torch.bfloat16, torch.float32):
-                    tiles = config(arch, which, head_dim, dtype)
-                    assert isinstance(tiles, Tiles)
-    assert config("sm_120", "forward", 64, torch.bfloat16) == TABLE["sm_80"][0][0]
-    assert config("sm_90", "forward", 64, torch.bfloat16).descriptor
 
 
 def test_nothing_stays_of_the_driver():
