@@ -42,6 +42,11 @@ TABLE = {
         (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ),
 }
+# No matrix instructions at full precision, and twice the registers.
+FLOAT32 = (
+    (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1), Tiles(16, 64, 8, 1), Tiles(32, 32, 8, 1)),
+    (Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
+)
 # Where the derivative of the soft cap leaves too few registers (with Triton 3.6 above all).
 CAPPED = {
     ("sm_90", "keys"): Tiles(32, 128, 8, 2),
@@ -66,15 +71,15 @@ def config(
     """
     if arch == "interpreter":
         return Tiles(32, 32, 4, 1)
-    if dtype == torch.float32:  # no matrix units at full precision, and twice the registers
+    column = ("forward", "keys", "fused", "queries").index(which)
+    if dtype == torch.float32:
         if arch.startswith("gfx"):
             return Tiles(32, 32, 4, 1)
-        return Tiles(16, 16, 8, 1) if which == "fused" and head_dim > 64 else Tiles(32, 32, 8, 1)
+        return FLOAT32[head_dim > 64][column]
     if arch not in TABLE:
         number = int(arch[3:]) if arch.startswith("sm_") else 0
         # 86, 89 and 120 (consumer boards) have the instructions of 80.
         arch = "sm_90" if 90 <= number < 100 else "sm_100" if 100 <= number < 120 else "sm_80"
-    column = ("forward", "keys", "fused", "queries").index(which)
     tiles = TABLE[arch][head_dim > 64][column]
     if capped and head_dim <= 64:
         tiles = CAPPED.get((arch, which), tiles)
