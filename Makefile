@@ -34,7 +34,7 @@ lint: setup
 
 # Under ten minutes on one GPU: the kernels' tests and their timings, recorded per device.
 gpu-check: setup
-	$(BIN)/python -m pytest tests/kernels/test_gpu.py -v
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/kernels/test_gpu.py
 	$(BIN)/python -m kernels.bench
 
 bench: setup

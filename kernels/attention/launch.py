@@ -137,7 +137,7 @@ def _options(q, k, bounds, causal, softcap, scale, tiles: Tiles, target: str) ->
         "CAUSAL": causal,
         "BOUNDED": bounds is not None,
         "SOFTCAP": softcap > 0,
-        "FAST": target.startswith("sm_") and q.dtype != torch.float32,
+        "FAST": target.startswith("sm_") and q.dtype == torch.bfloat16,
         "DESCRIPTOR": tiles.descriptor,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "num_warps": tiles.warps,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import cases, check
+from kernel_cases import BOUNDS, cases, check
 
 from kernels.attention import attention, first_keys
 from kernels.linear_cross_entropy import linear_cross_entropy
@@ -22,10 +22,13 @@ pytestmark = [
 ]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+# Each case compiles kernels of its own: in tests of their own they do so side by side (-n auto).
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=cases())
-def test_attention_equals_float64(case):
-    check(case, "cuda")
+def test_attention_equals_float64(dtype, deterministic, case):
+    check(case | {"dtype": dtype, "deterministic": deterministic}, "cuda")
 
 
 @pytest.mark.parametrize("D", [64, 80, 128])

@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.attention import attention, first_keys
 from kernels.attention.reference import attention_reference
 from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_cross_entropy.ops import _compute
 from kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
 from kernels.mlp import relu2, swiglu
 from kernels.newton_schulz import newton_schulz, symmetric_product
@@ -142,6 +145,21 @@ def test_linear_cross_entropy_of_nothing_and_without_gradients():
         loss, _ = linear_cross_entropy(x, weight, torch.tensor([1, 2, -100]))
     expected = F.cross_entropy(x @ weight.T, torch.tensor([1, 2, -100]), reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_linear_cross_entropy_holds_one_chunk_of_logits():
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(y.numel() for y in tree_leaves(result) if isinstance(y, torch.Tensor))
+            return result
+
+    x, weight = torch.randn(64, 8), torch.randn(1000, 8)
+    with Sizes():  # the mode sees inside the implementation, not inside the operator
+        _compute(x, weight, torch.arange(64), -100, 2.0, 0.1, 0.1, 16, True, True)
+    assert max(sizes) == 16 * 1000
 
 
 def double(*shape):
