@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from configs.schema import ModelConfig
 from model.fused import attend, project_and_score, relu2, rms_norm, rope, swiglu
@@ -145,6 +146,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.recompute = False  # activations of each layer in the backward pass (Chen et al. 2016)
         weight = torch.empty(vocab_size, config.dim)
         self.tok_embeddings = nn.Embedding(vocab_size, config.dim, _weight=weight)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
@@ -152,15 +154,12 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
-        table = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
-        self.register_buffer("rope", table, persistent=False)
-        self.rope: torch.Tensor
+        # Not a buffer: `.to(bfloat16)` must not round the angles, and ranks need not send it.
+        self.rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
 
     def _apply(self, fn, recurse: bool = True):
-        # `.to(bfloat16)` must not round the angles: positions beyond 256 would be wrong.
-        table = self.rope
         super()._apply(fn, recurse)
-        self.rope = table.to(self.rope.device)
+        self.rope = self.rope.to(self.device)
         return self
 
     @classmethod
@@ -219,7 +218,10 @@ class Transformer(nn.Module):
         angles = self.rope[:, start:end]
         x = self.tok_embeddings(tokens)  # (B, T, C)
         for layer in self.layers:
-            x = layer(x, angles, cache)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, angles, use_reentrant=False)
+            else:
+                x = layer(x, angles, cache)
         if cache is not None:
             cache.length = end
         return self.norm(x)
