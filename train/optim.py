@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and the learning-rate schedules."""
+"""The optimisers with their parameter groups, and the learning-rate schedules."""
 
 import math
 
@@ -6,6 +6,21 @@ import torch
 from torch import nn
 
 from configs.schema import TrainConfig
+from train.muon import Muon
+
+
+def optimizers(
+    parameters: dict[str, nn.Parameter], config: TrainConfig
+) -> list[torch.optim.Optimizer]:
+    """One AdamW for all; or Muon for the blocks' matrices and AdamW for the rest."""
+    if config.optimizer == "adamw":
+        return [adamw(parameters, config)]
+    inside = {n: p for n, p in parameters.items() if p.dim() == 2 and n.startswith("layers.")}
+    rest = {n: p for n, p in parameters.items() if n not in inside}
+    found: list[torch.optim.Optimizer] = []
+    if inside:
+        found.append(Muon(inside.values(), config.learning_rate, config.weight_decay))
+    return [*found, adamw(rest, config)] if rest else found
 
 
 def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -25,16 +40,18 @@ def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.opt
 
 
 def learning_rate(progress: float, config: TrainConfig) -> float:
-    """The rate when a share `progress` (0 to 1) of the run is done.
+    """The rate when a share `progress` (0 to 1) of the run is done, after a linear warm-up.
 
-    cosine: linear warm-up, then half a cosine to `min_lr_ratio` (Loshchilov & Hutter 2017).
-    wsd: linear warm-up, constant, linear over the last `cooldown` (Hu et al. 2024, section 4).
+    cosine: half a cosine down to `min_lr_ratio` (Loshchilov & Hutter 2017).
+    wsd: constant, then linear over the last `cooldown` (Hu et al. 2024, section 4).
+    linear: a straight line down to `min_lr_ratio`.
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
     if progress < config.warmup:
         return peak * progress / config.warmup
+    left = (1 - progress) / max(1e-9, 1 - config.warmup)
     if config.schedule == "cosine":
-        done = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
-        return low + (peak - low) * (1 + math.cos(math.pi * min(1.0, done))) / 2
-    left = (1 - progress) / max(1e-9, config.cooldown)
+        left = (1 + math.cos(math.pi * min(1.0, 1 - left))) / 2
+    elif config.schedule == "wsd":
+        left = (1 - progress) / max(1e-9, config.cooldown)
     return low + (peak - low) * max(0.0, min(1.0, left))

@@ -1,0 +1,74 @@
+"""Optimisers, schedules and averages against torch's own and by arithmetic."""
+
+import pytest
+import torch
+
+from configs.schema import TrainConfig
+from train.average import averaged, start_average, update_average
+from train.muon import Muon
+from train.optim import learning_rate, optimizers
+
+
+def test_muon_is_torchs():
+    shapes = [(16, 48), (48, 16), (32, 32)]
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    first = Muon(ours, 0.02, 0.1)
+    second = torch.optim.Muon(theirs, 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        first.step()
+        second.step()
+    for a, b in zip(ours, theirs, strict=True):  # torch's products are in bfloat16
+        assert (a - b).norm() <= 5e-3 * b.norm()
+
+
+def test_muon_takes_matrices_only():
+    with pytest.raises(ValueError, match=r"params: Muon takes matrices, not a tensor of \(3,\)"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], 0.1, 0.0)
+
+
+def test_muon_gets_the_blocks_and_adamw_the_rest():
+    names = {
+        "tok_embeddings.weight": (9, 4),
+        "layers.0.attention.wq.weight": (4, 4),
+        "layers.0.ffn_norm.weight": (4,),
+        "norm.weight": (4,),
+        "output.weight": (9, 4),
+    }
+    parameters = {n: torch.nn.Parameter(torch.randn(shape)) for n, shape in names.items()}
+    muon, adamw = optimizers(parameters, TrainConfig(optimizer="muon", weight_decay=0.3))
+    of = {id(p): (type(o).__name__, g["weight_decay"]) for o in (muon, adamw)
+          for g in o.param_groups for p in g["params"]}  # fmt: skip
+    found = {name: of[id(p)] for name, p in parameters.items()}
+    assert found == {
+        "tok_embeddings.weight": ("AdamW", 0.3),
+        "layers.0.attention.wq.weight": ("Muon", 0.3),
+        "layers.0.ffn_norm.weight": ("AdamW", 0.0),
+        "norm.weight": ("AdamW", 0.0),
+        "output.weight": ("AdamW", 0.3),
+    }
+
+
+def test_linear_schedule_is_a_straight_line():
+    config = TrainConfig(schedule="linear", learning_rate=1.0, min_lr_ratio=0.0, warmup=0.2)
+    rates = [learning_rate(step / 10, config) for step in range(11)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0])
+
+
+def test_the_average_is_exponential_and_swaps_back():
+    p = torch.nn.Parameter(torch.zeros(3))
+    average = start_average({"p": p})
+    expected = torch.zeros(3)
+    for step in range(1, 6):
+        p.data.fill_(step)
+        update_average(average, {"p": p}, 0.9)
+        expected = 0.9 * expected + 0.1 * step
+    torch.testing.assert_close(average["p"], expected)
+    with averaged(average, {"p": p}):
+        torch.testing.assert_close(p.detach(), expected)
+    assert p.tolist() == [5, 5, 5]
+    torch.testing.assert_close(average["p"], expected)
