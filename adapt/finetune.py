@@ -15,13 +15,13 @@ from configs.schema import DataConfig, FinetuneRecipe, MergedModel
 from data.prepare import prepare
 from data.shards import Examples, Windows, write_shards
 from data.tasks import Item, Task, load_task
-from model.formats.native import write_checkpoint
+from model.formats.native import latest_checkpoint, read_file, write_checkpoint
 from model.load import load_model
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.pretrain import train
-from train.run import check_run, finish, run_directory_arguments, start_run
+from train.run import check_run, finish, goes_on, run_directory_arguments, start_run
 
 
 def text_sets(
@@ -57,10 +57,11 @@ def save_merged(
 ) -> None:
     """Write the whole merged model as a run directory of its own."""
     merge_lora(model)
-    start_run(run, MergedModel(data=data, model=model.config), tokenizer, overwrite=True)
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    info = {"tokenizer": tokenizer.hash, "bits_per_byte": None}
-    write_checkpoint(run, step, {"model.safetensors": weights}, info)
+    recipe = MergedModel(data=data, model=model.config)
+    with start_run(run, recipe, tokenizer, overwrite=True):
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        info = {"tokenizer": tokenizer.hash, "bits_per_byte": None}
+        write_checkpoint(run, step, {"model.safetensors": weights}, info)
 
 
 def main() -> int:
@@ -68,9 +69,10 @@ def main() -> int:
     recipe, own = parse(FinetuneRecipe, run_directory_arguments())
     run = own.run_dir or Path("runs") / Path(own.config).stem
     with Ranks(recipe.train.device) as ranks:
+        resume = bool(ranks.sum(ranks.first and goes_on(run, own.resume))[0])
         with ranks.first_goes_first():
             if ranks.first:
-                check_run(run, recipe, own.resume, own.overwrite)
+                check_run(run, recipe, resume, own.overwrite)
             model, tokenizer = load_model(recipe.base)
             add_lora(model, recipe.lora, recipe.train.seed)
             folder = prepare(recipe.data)
@@ -82,7 +84,7 @@ def main() -> int:
                 task = load_task(recipe.task, folder)
                 train_set, validation_set = task_sets(task, model, tokenizer)
             if ranks.first:
-                start_run(run, recipe, tokenizer, resume=own.resume, overwrite=own.overwrite)
+                lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
         result = train(
             model,
             train_set,
@@ -91,11 +93,21 @@ def main() -> int:
             recipe.train,
             run,
             ranks,
-            resume=own.resume,
+            resume=resume,
+            profile=own.profile,
         )
-        if ranks.first and not result.signal:
+        if not ranks.first:
+            return 128 * bool(result.signal) + result.signal
+        if not result.signal:
+            if recipe.train.parallel == "fsdp" and ranks.world_size > 1:
+                # This process holds only some rows of the adapter; the checkpoint has them all.
+                model, _ = load_model(recipe.base)
+                add_lora(model, recipe.lora, recipe.train.seed)
+                adapter = read_file(latest_checkpoint(run), "model.safetensors")
+                model.load_state_dict(adapter, strict=False)
             save_merged(run / "merged", model, tokenizer, recipe.data, result.progress.step)
             say(f"sample from it: python -m model.sample {run / 'merged'}")
+        lock.close()
         return finish(result, run)
 
 

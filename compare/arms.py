@@ -32,8 +32,9 @@ from prompting.shots import fixed_shots, neighbour_shots, no_shots
 from tokenizer.bpe import Tokenizer
 from tokenizer.train import train_tokenizer
 from train.distributed import Ranks
+from train.foresight import uses_bfloat16
 from train.metrics import peak_memory
-from train.pretrain import DataSet, train, uses_bfloat16
+from train.pretrain import DataSet, train
 from train.run import RunResult, start_run
 
 
@@ -201,8 +202,11 @@ def _train(
     recipe: Recipe | FinetuneRecipe,
 ) -> RunResult:
     run = study.folder / f"{name}-{study.seed}"
-    start_run(run, recipe, tokenizer, overwrite=True)  # an arm that was cut off starts again
-    with Ranks(recipe.train.device) as ranks:
+    # An arm that was cut off starts again.
+    with (
+        start_run(run, recipe, tokenizer, overwrite=True),
+        Ranks(recipe.train.device) as ranks,
+    ):
         result = train(model, *sets, tokenizer, recipe.train, run, ranks)
     if result.signal:
         raise KeyboardInterrupt

@@ -123,24 +123,37 @@ class TrainConfig(Section):
     Evaluation and saving do not count."""
     batch_size: int = Field(32, ge=1)
     """Windows (or examples) per optimiser step, over all ranks."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Windows per forward pass on one rank; changes memory and speed, never the result."""
+    micro_batch_size: int = Field(8, ge=0)
+    """Windows per forward pass on one rank; changes memory and speed, never the result. 0 takes as
+    many as fit in memory."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     """Final learning rate as a share of the peak."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """Cosine decay, or warm-up, stable, decay (linear)."""
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    """Cosine decay; warm-up, stable, (linear) decay; or linear decay."""
     warmup: float = Field(0.05, ge=0, le=1)
     """Share of the run in which the learning rate rises."""
     cooldown: float = Field(0.2, ge=0, le=1)
     """Share of the run in which wsd decays."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon for the matrices inside the blocks and AdamW for the rest, at one rate."""
     weight_decay: float = Field(0.1, ge=0)
-    """AdamW decay of matrices; gains are not decayed."""
+    """Decay of matrices; gains are not decayed."""
     beta2: float = Field(0.95, gt=0, lt=1)
     """AdamW's second-moment decay (beta1 is 0.9)."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of a moving average of the weights, which is then what is evaluated and
+    sampled from; 0 is none."""
+    on_spike: Literal["warn", "rewind"] = "warn"
+    """What to do about a loss far above the recent ones: say so, or go back to the newest
+    checkpoint and on with other data."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What ranks share: the gradients (every rank holds the model), or also the model itself."""
+    recompute: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the matrix products (weights stay float32); auto is bfloat16 where the device
     computes in it and the model is wide enough for it to pay, else float32."""
@@ -154,6 +167,11 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints kept, beside the best one by validation."""
+    price_per_hour: float = Field(0.0, ge=0)
+    """What all devices together cost per hour, in any currency: progress then shows the price of
+    the whole run."""
+    hang_seconds: float = Field(1800.0, gt=0)
+    """A run in which nothing moves for so long is ended, and the rank that hangs is named."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Also log to Weights & Biases."""
 

@@ -1,34 +1,37 @@
-"""The state of a run: saved whole, restored exactly.
+"""The state of a run: taken whole, restored exactly, on any number of ranks.
 
 Beside the weights (model/formats/native.py) a checkpoint holds
 
-    optimizer.safetensors      AdamW's moments by parameter name
-    rng.safetensors            torch's generator of every rank (CPU and CUDA)
-    state.json                 step, tokens, seconds, loader cursor, data fingerprint, Python and
-                               numpy generators of every rank
+    optimizer.safetensors      the optimisers' tensors by parameter name
+    average.safetensors        the moving average of the weights, if one is kept
+    state.json                 progress, loader cursor, data fingerprint
+    generators-00000.json      torch's, Python's and numpy's generators of each rank
+
+Where parameters are sharded (FSDP) every rank writes its rows of weights and optimiser tensors;
+whoever restores takes the rows that it needs, sharded otherwise or not at all.
 """
 
 import random
-import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from configs.cli import UserError
 from data.loader import Loader
 from model.formats.native import (
     check_tokenizer,
-    checkpoints,
+    has_file,
     latest_checkpoint,
     read_file,
     read_manifest,
-    write_checkpoint,
 )
 from tokenizer.bpe import Tokenizer
-from train.distributed import Ranks
+from train.distributed import Ranks, local
 
 
 @dataclass
@@ -42,79 +45,107 @@ class Progress:
     """Wall-clock time in training steps; evaluation and saving are not in it."""
     flops: float = 0.0
     skipped: int = 0
-    """Steps not taken because the gradient was not finite."""
+    """Steps not taken because loss or gradient was not finite."""
+    rewound: int = 0
+    """Times that a loss spike sent the run back to a checkpoint."""
+    recent: list[float] = field(default_factory=list)
+    """The last losses per token, which a spike is measured against."""
 
 
-def save(
-    run: Path,
-    progress: Progress,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    loader: Loader,
-    fingerprint: str,
-    tokenizer: Tokenizer,
-    bits_per_byte: float | None,
-    keep_last: int,
-    ranks: Ranks,
-) -> None:
-    """Write a checkpoint and delete old ones; the newest `keep_last` and the best stay.
+@dataclass
+class TrainState:
+    """Everything that a resumed run must find again."""
 
-    Every rank must call it; the first one writes.
-    """
-    generators = ranks.gather(_generators())
-    if not ranks.first:
-        return
+    parameters: dict[str, nn.Parameter]
+    """Those that are trained, by name."""
+    optimizers: list[torch.optim.Optimizer]
+    loader: Loader
+    tokenizer: Tokenizer
+    fingerprint: str
+    """Of the data and of the weights that are not trained."""
+    average: dict[str, torch.Tensor]
+    """The moving average of the parameters, if one is kept."""
+    progress: Progress = field(default_factory=Progress)
+
+    def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The one that updates this parameter."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if any(p is parameter for p in group["params"]):
+                    return optimizer
+        raise AssertionError("a parameter without an optimiser")
+
+
+def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
+    """The files that this rank adds to a checkpoint, copied to the CPU: training may go on."""
     moments = {
-        f"{name}.{key}": value.contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
+        f"{name}.{key}": value
+        for name, parameter in state.parameters.items()
+        for key, value in state.optimizer_of(parameter).state[parameter].items()
     }
-    tensors = {
-        f"{kind}.{rank}": state["torch"][kind]
-        for rank, state in enumerate(generators)
-        for kind in state["torch"]
-    }
-    state = {
-        "progress": asdict(progress),
-        "loader": loader.state(),
-        "data": fingerprint,
-        "generators": [{k: g[k] for k in ("python", "numpy")} for g in generators],
-    }
-    files: dict[str, dict] = {
-        "model.safetensors": {name: p.detach() for name, p in parameters.items()},
-        "optimizer.safetensors": moments,
-        "rng.safetensors": tensors,
-        "state.json": state,
-    }
-    info = {"tokenizer": tokenizer.hash, "bits_per_byte": bits_per_byte}
-    write_checkpoint(run, progress.step, files, info)
-    _prune(run, keep_last)
+    files = {f"generators-{ranks.rank:05}.json": _generators()}
+    if ranks.first:
+        files["state.json"] = {
+            "progress": asdict(state.progress),
+            "loader": state.loader.state(),
+            "data": state.fingerprint,
+            "ranks": ranks.world_size,
+        }
+    sharded = any(isinstance(p, DTensor) for p in state.parameters.values())
+    if ranks.first or sharded:
+        part = f"-{ranks.rank + 1:05}-of-{ranks.world_size:05}" if sharded else ""
+        kinds = {"model": state.parameters, "optimizer": moments, "average": state.average}
+        for stem, tensors in kinds.items():
+            if stem == "average" and not tensors:
+                continue
+            files[f"{stem}{part}.safetensors"] = {
+                name: local(x).detach().to("cpu", copy=True).contiguous()
+                for name, x in tensors.items()
+                if ranks.first or isinstance(x, DTensor)
+            }
+    return files
 
 
-def restore(
-    run: Path,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    loader: Loader,
-    fingerprint: str,
-    tokenizer: Tokenizer,
-    ranks: Ranks,
-) -> Progress:
-    """Load the newest checkpoint into everything given.
+def restore(run: Path, state: TrainState, ranks: Ranks) -> None:
+    """Load the newest undamaged checkpoint into everything that `state` holds.
 
-    Raises UserError if there is none, it is corrupted, or it belongs to other data, another
-    tokenizer or another model.
+    Raises UserError if there is none, or it belongs to other data, another tokenizer or another
+    model.
     """
     checkpoint = latest_checkpoint(run)
-    state = read_file(checkpoint, "state.json")
-    if state["data"] != fingerprint:
+    saved = read_file(checkpoint, "state.json")
+    if saved["data"] != state.fingerprint:
         raise UserError(
             f"{run}: was trained on other data, or on another base model (a file has changed since "
             "then); restore it, or start anew with --overwrite"
         )
-    check_tokenizer(run, tokenizer, read_manifest(checkpoint))
-    weights = read_file(checkpoint, "model.safetensors")
-    moments = read_file(checkpoint, "optimizer.safetensors")
+    check_tokenizer(run, state.tokenizer, read_manifest(checkpoint))
+    _restore_weights(run, state.parameters, read_file(checkpoint, "model.safetensors"))
+    if state.average:
+        kept = "average" if has_file(checkpoint, "average.safetensors") else "model"
+        _restore_weights(run, state.average, read_file(checkpoint, f"{kept}.safetensors"))
+    for key, value in read_file(checkpoint, "optimizer.safetensors").items():
+        name, _, kind = key.rpartition(".")
+        parameter = state.parameters[name]
+        if value.dim() or parameter.is_cuda:  # a step count stays where its optimiser put it
+            value = _like(value, parameter)
+        state.optimizer_of(parameter).state[parameter][kind] = value
+    state.loader.restore(saved["loader"])
+    if ranks.rank < saved["ranks"]:  # a new rank keeps its freshly seeded generators
+        _restore_generators(read_file(checkpoint, f"generators-{ranks.rank:05}.json"))
+    vars(state.progress).update(saved["progress"])
+
+
+def rewind(run: Path, state: TrainState, ranks: Ranks) -> None:
+    """Back to the newest checkpoint, but on with data not seen yet; time spent stays spent."""
+    progress, data = state.progress, state.loader.state()
+    seconds, flops, rewound = progress.seconds, progress.flops, progress.rewound
+    restore(run, state, ranks)
+    state.loader.restore(data)
+    progress.seconds, progress.flops, progress.rewound = seconds, flops, rewound + 1
+
+
+def _restore_weights(run: Path, parameters: Mapping[str, torch.Tensor], weights: dict) -> None:
     if weights.keys() != parameters.keys():
         odd = sorted(weights.keys() ^ parameters.keys())[0]
         raise UserError(f'{run}: the checkpoint is of another model ("{odd}" is in only one)')
@@ -125,16 +156,17 @@ def restore(
                     f"{run}: the checkpoint is of another model ({name} is "
                     f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)})"
                 )
-            parameter.copy_(weights[name])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (value := moments.get(f"{name}.{key}")) is not None:
-                    where = "cpu" if key == "step" and not parameter.is_cuda else parameter.device
-                    optimizer.state[parameter][key] = value.to(where)
-    loader.restore(state["loader"])
-    if ranks.rank < len(state["generators"]):  # a new rank keeps its freshly seeded generators
-        tensors = read_file(checkpoint, "rng.safetensors")
-        _restore_generators(state["generators"][ranks.rank], tensors, ranks.rank)
-    return Progress(**state["progress"])
+            parameter.copy_(_like(weights[name], parameter))
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    # Where the parameter is, and sharded as it is if it has its shape.
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        # Every rank has read all of it: no need to send anything.
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(value, mesh, placements, src_data_rank=None)
+    return value
 
 
 def _generators() -> dict:
@@ -143,26 +175,19 @@ def _generators() -> dict:
         tensors["cuda"] = torch.cuda.get_rng_state()
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
-        "torch": tensors,
+        "torch": {name: bytes(x.numpy()).hex() for name, x in tensors.items()},
         "python": random.getstate(),
         "numpy": [kind, np.asarray(keys).tolist(), *rest],
     }
 
 
-def _restore_generators(state: dict, tensors: dict[str, torch.Tensor], rank: int) -> None:
-    torch.set_rng_state(tensors[f"cpu.{rank}"])
-    if f"cuda.{rank}" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"cuda.{rank}"])
+def _restore_generators(state: dict) -> None:
+    def tensor(name: str) -> torch.Tensor:
+        return torch.frombuffer(bytearray.fromhex(state["torch"][name]), dtype=torch.uint8)
+
+    torch.set_rng_state(tensor("cpu"))
+    if "cuda" in state["torch"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensor("cuda"))
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(state["numpy"]))
-
-
-def _prune(run: Path, keep_last: int) -> None:
-    found = checkpoints(run)
-    scores = {path: read_manifest(path)["bits_per_byte"] for path in found}
-    scored = {path: score for path, score in scores.items() if score is not None}
-    best = min(scored, key=scored.__getitem__, default=None)
-    for path in found[:-keep_last]:
-        if path != best:
-            shutil.rmtree(path)

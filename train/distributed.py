@@ -1,6 +1,7 @@
 """One process or many: who this process is, and the few things ranks tell each other."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,9 +9,31 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.cli import UserError
+from model.transformer import Transformer
+
+
+def local(x: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of it: its rows where it is sharded, else all."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+@contextmanager
+def gradients_summed(model: nn.Module, now: bool) -> Iterator[None]:
+    """Within it, backward passes add gradients up over ranks `now`, or leave that to later ones."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+        yield
+    elif isinstance(model, DistributedDataParallel) and not now:
+        with model.no_sync():
+            yield
+    else:
+        yield
 
 
 class Ranks:
@@ -23,6 +46,7 @@ class Ranks:
         """`device` is auto, cpu or cuda. Raises UserError if there is no such device."""
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.beats, self.last_beat = 0, time.monotonic()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
@@ -39,7 +63,15 @@ class Ranks:
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+            patience = timedelta(minutes=30)
+            store, *_ = next(rendezvous("env://", timeout=patience))
+            # torchrun keeps one store while it starts workers again, with the addresses of those
+            # that are gone in it.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"attempt-{attempt}-{self.world_size}", store)
+            dist.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.world_size, timeout=patience
+            )
             # Preparing a corpus may take the first rank hours, while the others only wait.
             self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=2))
 
@@ -55,8 +87,28 @@ class Ranks:
         if self.world_size > 1:
             dist.destroy_process_group()
 
+    def beat(self) -> None:
+        """Note that this rank is alive."""
+        self.beats += 1
+        self.last_beat = time.monotonic()
+
+    def publish(self, word: str) -> None:
+        """Tell the others something, whether they listen or not."""
+        if self.world_size > 1:
+            dist.distributed_c10d._get_default_store().set(f"homegrown/{self.rank}", word)
+        self._published = word
+
+    def published(self) -> list[str]:
+        """What each rank last published, its own word for those that never did."""
+        if self.world_size == 1:
+            return [self._published]
+        store = dist.distributed_c10d._get_default_store()
+        keys = [f"homegrown/{rank}" for rank in range(self.world_size)]
+        return [store.get(k).decode() if store.check([k]) else self._published for k in keys]
+
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64; every rank must call it."""
+        self.beat()
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -93,9 +145,21 @@ class Ranks:
         finally:
             dist.broadcast_object_list(done, 0, group=self._patient)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with gradients averaged over ranks by DDP; itself if there is one rank."""
+    def wrap(self, model: Transformer, parallel: str, bfloat16: bool) -> nn.Module:
+        """`model` with gradients averaged over ranks; itself if there is one rank.
+
+        "ddp": every rank holds all of it. "fsdp" (FSDP2, Zhao et al. 2023, arXiv:2304.11277): every
+        rank holds its rows of each parameter, of its gradient and of its moments, and the ranks put
+        a layer together for as long as it is computed with, its matrices in bfloat16 if so asked.
+        """
         if self.world_size == 1:
-            return model
+            return model.to(self.device)
+        if parallel == "fsdp":
+            half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+            for layer in model.layers:
+                fully_shard(layer, mp_policy=half if bfloat16 else MixedPrecisionPolicy())
+            fully_shard(model)
+            return model.to(self.device)
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        model = model.to(self.device)
+        return DistributedDataParallel(model, device_ids=devices)

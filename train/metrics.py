@@ -19,22 +19,27 @@ class Metrics:
     """Writes `metrics.jsonl` and shows progress; does nothing on ranks other than the first."""
 
     def __init__(self, run: Path, config: TrainConfig, start_step: int, first: bool):
-        """Rows after `start_step`, left by a run that was cut off, are dropped."""
+        """Rows after `start_step`, left by a run that was cut off, are dropped; -1 drops all."""
         self.config, self.first, self.wandb = config, first, None
+        self.started: tuple[float, float] | None = None
         if not first:
             return
         self.path = run / "metrics.jsonl"
-        kept = [json.dumps(row) for row in read_metrics(run) if row["step"] <= start_step]
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        aside.replace(self.path)
-        self.file = open(self.path, "a", buffering=1)
+        self._open(start_step)
         self.bar = bar(TextColumn("{task.fields[status]}"))
         self.bar.start()
         self.total = config.steps if not config.max_seconds else round(config.max_seconds)
         self.task = self.bar.add_task("training", total=self.total, status="")
         if config.wandb != "off":
             self.wandb = _wandb(run, config)
+
+    def _open(self, last_step: int) -> None:
+        rows = read_metrics(self.path.parent)
+        kept = [json.dumps(row) for row in rows if row["step"] <= last_step]
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text("".join(f"{line}\n" for line in kept))
+        aside.replace(self.path)
+        self.file = open(self.path, "a", buffering=1)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -46,14 +51,22 @@ class Metrics:
         """Record one training step; `done` is in steps or seconds, whichever ends the run."""
         if not self.first:
             return
+        if self.started is None:  # the first step of this process tells nothing of the others
+            self.started = (done, row["seconds"])
         self._write(row)
         status = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
+        if row["mfu"]:
+            status += f"  mfu {row['mfu']:.0%}"
+        rate = (done - self.started[0]) / max(1e-9, row["seconds"] - self.started[1])
+        left = max(0.0, self.total - done) / rate if rate else 0.0
+        if price := self.config.price_per_hour:
+            status += f"  {price * (row['seconds'] + left) / 3600:,.2f} in all"
         self.bar.update(self.task, completed=min(done, self.total), status=status)
         if not console.is_terminal and row["step"] % self.config.log_every == 0:
             unit = "s" if self.config.max_seconds else "steps"
             say(
                 f"step {row['step']}  {done:.0f}/{self.total} {unit}  {status}  "
-                f"lr {row['lr']:.2e}  grad {row['grad_norm']:.2f}"
+                f"lr {row['lr']:.2e}  grad {row['grad_norm']:.2f}  {clock(left)} left"
             )
 
     def evaluation(self, row: dict) -> None:
@@ -65,6 +78,12 @@ class Metrics:
             f"step {row['step']}  validation: {row['bits_per_byte']:.4f} bits per byte, "
             f"loss {row['validation_loss']:.4f}, perplexity {row['perplexity']:.2f}"
         )
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`: the run has gone back to it."""
+        if self.first:
+            self.file.close()
+            self._open(step)
 
     def close(self) -> None:
         """Leave the terminal as it was and finish the files."""
@@ -78,7 +97,15 @@ class Metrics:
     def _write(self, row: dict) -> None:
         self.file.write(json.dumps(row) + "\n")
         if self.wandb:
-            self.wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+            known = {k: v for k, v in row.items() if k != "step" and v is not None}
+            self.wandb.log(known, step=row["step"])
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def read_metrics(run: Path) -> list[dict]:

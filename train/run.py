@@ -1,12 +1,15 @@
 """A run directory: whether it may be written to, how a run starts in it and how it ends."""
 
+import fcntl
 import os
+import platform
 import shlex
 import shutil
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from configs.cli import Parser, UserError, load, to_toml
 from configs.console import say
@@ -19,6 +22,7 @@ def run_directory_arguments() -> Parser:
     """The arguments that every training command shares."""
     parser = Parser(sys.modules["__main__"].__doc__, add_help=False)
     parser.add_argument("--run-dir", type=Path, help="default: runs/NAME-OF-THE-RECIPE")
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="profile these steps, as 10:13")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     group.add_argument("--overwrite", action="store_true", help="delete the run that is there")
@@ -48,6 +52,16 @@ def check_run(run: Path, config: Section, resume: bool, overwrite: bool) -> None
             raise UserError(f"{run}: is not a run directory, so --overwrite will not delete it")
 
 
+def goes_on(run: Path, resume: bool) -> bool:
+    """Whether to resume: where it is asked for, and where torchrun or SLURM has started us again
+
+    because a process or a machine was lost.
+    """
+    again = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    restarted = any(os.environ.get(name, "0") != "0" for name in again)
+    return resume or (restarted and (run / "config.toml").exists())
+
+
 def start_run(
     run: Path,
     config: Section,
@@ -55,20 +69,59 @@ def start_run(
     *,
     resume: bool = False,
     overwrite: bool = False,
-) -> None:
-    """Make a run directory, complete in itself.
+) -> IO[str]:
+    """Make a run directory, complete in itself, and lock it; the lock holds until it is closed.
 
     With `overwrite` what is there is deleted; with `resume` only the recipe is written, whose
-    [train] may have changed. Raises UserError if there is something and neither is given.
+    [train] may have changed. Raises UserError if there is something and neither is given, or if
+    another process is at work there.
     """
-    if overwrite:
-        shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        if any(run.iterdir()):
-            raise UserError(f"{run}: another process has started a run here")
-        (run / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    aside = run.with_name(f".{run.name}.{os.getpid()}")
+    if resume:
+        lock = _lock(run)
+        _write(aside, to_toml(config))
+        aside.replace(run / "config.toml")
+        return lock
+    aside.mkdir(parents=True)
+    try:
+        (aside / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        _write(aside / "config.toml", to_toml(config))
+        lock = _lock(aside)
+        old = aside.with_suffix(".old")
+        if overwrite and run.exists():
+            _lock(run).close()
+            run.rename(old)
+        try:
+            aside.rename(run)  # there is a whole run directory at once, or none
+        except OSError:
+            raise UserError(f"{run}: another process has started a run here") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return lock
+
+
+def _lock(run: Path) -> IO[str]:
+    file = open(run / "lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{run}: is in use by {file.read().strip() or 'another process'}; wait for it, or use "
+            "another --run-dir"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -84,13 +137,19 @@ class RunResult:
 
 
 class Signals:
-    """Remembers SIGINT and SIGTERM instead of dying of them, so that a step can be finished."""
+    """Remembers signals instead of dying of them, so that a step can be finished.
+
+    SIGINT and SIGTERM end a run, saved; SIGUSR1, which batch systems send ahead of the end of a
+    job, saves it.
+    """
 
     def __init__(self):
         self.received = 0
+        self.save = False
 
     def __enter__(self) -> "Signals":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        noted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._before = {s: signal.signal(s, self._note) for s in noted}
         return self
 
     def __exit__(self, *_) -> None:
@@ -98,6 +157,9 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+            return
         self.received = number
         say(f"{signal.Signals(number).name}: finishing this step, then saving")
 

@@ -7,9 +7,11 @@ A run directory:
     checkpoints/000200/        one folder per saved step
         model.safetensors      the parameters that train, under the model's own names
         …                      optimiser and loop state (train/checkpoint.py)
-        manifest.json          SHA-256 of every file above, tokenizer hash, step
+        manifest.json          SHA-256 of every file above and of itself, tokenizer hash, step
 
-A checkpoint is written aside, fsynced and renamed, so a folder with a number is complete.
+A file may be cut over ranks: `model-00002-of-00004.safetensors` holds the second rank's rows of
+each tensor, and whoever reads puts them one after another. A checkpoint is written aside, fsynced
+and renamed, so a folder with a number is complete.
 """
 
 import hashlib
@@ -18,37 +20,59 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 from configs.cli import UserError, read_toml, validate
+from configs.console import say
 from configs.schema import ModelConfig
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
 
-def write_checkpoint(run: Path, step: int, files: dict[str, dict], info: dict) -> Path:
-    """Write `checkpoints/<step>` so that it either exists complete or not at all.
-
-    `files` maps a name to tensors (*.safetensors) or to JSON values (*.json); `info` goes into the
-    manifest beside the checksums.
-    """
-    final = run / "checkpoints" / f"{step:06d}"
-    aside = final.with_name(f"{final.name}.tmp")
+def begin_checkpoint(run: Path, step: int) -> Path:
+    """An empty folder aside for the files of this step."""
+    aside = run / "checkpoints" / f"{step:06d}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    checksums = {}
-    for name, content in files.items():
-        data = save(content) if name.endswith(".safetensors") else json.dumps(content).encode()
-        checksums[name] = hashlib.sha256(data).hexdigest()
-        _write(aside / name, data)
-    manifest = {"step": step, "files": checksums, **info}
-    _write(aside / "manifest.json", json.dumps(manifest, indent=2).encode())
+    return aside
+
+
+def write_file(aside: Path, name: str, content: dict) -> str:
+    """Tensors (*.safetensors) or JSON values, fsynced; returns the SHA-256. Raises OSError."""
+    path = aside / name
+    if name.endswith(".safetensors"):
+        try:
+            save_file(content, path)
+        except SafetensorError as error:  # a full disk comes as one of these
+            raise OSError(f"{path}: {error}") from None
+    else:
+        path.write_text(json.dumps(content))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def commit_checkpoint(aside: Path, checksums: dict[str, str], info: dict) -> Path:
+    """Add the manifest, with `info` in it, and give the folder its name."""
+    manifest = {"step": int(aside.stem), "files": checksums, **info}
+    manifest["checksum"] = _manifest_checksum(manifest)
+    write_file(aside, "manifest.json", manifest)
     _sync_folder(aside)
+    final = aside.with_suffix("")
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     _sync_folder(final.parent)
     return final
+
+
+def write_checkpoint(run: Path, step: int, files: dict[str, dict], info: dict) -> Path:
+    """All of the above at once: `checkpoints/<step>` either exists complete or not at all."""
+    aside = begin_checkpoint(run, step)
+    checksums = {name: write_file(aside, name, content) for name, content in files.items()}
+    return commit_checkpoint(aside, checksums, info)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -58,38 +82,74 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint. Raises UserError if there is none."""
+    """The newest checkpoint that is undamaged; of damaged ones on the way to it, it says so.
+
+    Raises UserError, naming the file, if there is none.
+    """
     found = checkpoints(run)
     if not found:
         raise UserError(f"{run}: not a run directory with a checkpoint")
-    return found[-1]
+    damage = None
+    for checkpoint in reversed(found):
+        try:
+            manifest = read_manifest(checkpoint)
+            for name in manifest["files"]:
+                _checked_bytes(checkpoint, name, manifest)
+        except UserError as error:
+            say(f"WARNING: {error}; trying the checkpoint before it")
+            damage = damage or error
+        else:
+            return checkpoint
+    assert damage is not None
+    raise damage
 
 
 def read_manifest(checkpoint: Path) -> dict:
-    """The manifest of a checkpoint. Raises UserError if it is missing or malformed."""
+    """The manifest of a checkpoint. Raises UserError if it is missing or damaged."""
     try:
-        return json.loads((checkpoint / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        checksum = manifest.pop("checksum")
+        if checksum != _manifest_checksum(manifest):
+            raise ValueError("does not match its checksum")
+        if manifest["step"] != int(checkpoint.name):
+            raise ValueError(f"is of step {manifest['step']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{checkpoint}: corrupted checkpoint: manifest.json: {error}") from None
+    return manifest
+
+
+def has_file(checkpoint: Path, name: str) -> bool:
+    """Whether the checkpoint holds this file, whole or cut over ranks."""
+    return name in read_manifest(checkpoint)["files"] or bool(_parts(checkpoint, name))
+
+
+def _parts(checkpoint: Path, name: str) -> list[str]:
+    stem, _, kind = name.partition(".")
+    found = read_manifest(checkpoint)["files"]
+    return sorted(n for n in found if n.startswith(f"{stem}-") and n.endswith(f".{kind}"))
 
 
 def read_file(checkpoint: Path, name: str) -> dict:
-    """Tensors or JSON values of one file. Raises UserError if it differs from its checksum."""
-    expected = read_manifest(checkpoint)["files"].get(name)
-    try:
-        data = (checkpoint / name).read_bytes()
-    except OSError as error:
-        raise UserError(f"{checkpoint}: corrupted checkpoint: {name}: {error.strerror}") from None
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise UserError(
-            f"{checkpoint}: corrupted checkpoint: {name} does not match its checksum; delete this "
-            "folder to use the one before it"
-        )
-    return load(data) if name.endswith(".safetensors") else json.loads(data)
+    """Tensors or JSON values of one file, its parts put together if it is cut over ranks.
+
+    Raises UserError if one is missing or differs from its checksum.
+    """
+    manifest = read_manifest(checkpoint)
+    if name.endswith(".json"):
+        return json.loads(_checked_bytes(checkpoint, name, manifest))
+    parts = _parts(checkpoint, name) or [name]
+    loaded = [load(_checked_bytes(checkpoint, part, manifest)) for part in parts]
+    if len(loaded) == 1:
+        return loaded[0]
+    names = {key for part in loaded for key in part}
+    pieces = {key: [part[key] for part in loaded if key in part] for key in sorted(names)}
+    return {key: torch.cat(rows) if rows[0].dim() else rows[0] for key, rows in pieces.items()}
 
 
 def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     """The newest checkpoint's model, in float32 on the CPU, and its tokenizer.
+
+    The moving average of the weights if the run kept one.
 
     Raises UserError if the folder is no run directory, its checkpoint is corrupted, or its
     tokenizer is not the one that the weights were trained with.
@@ -97,7 +157,8 @@ def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     checkpoint = latest_checkpoint(run)
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     check_tokenizer(run, tokenizer, read_manifest(checkpoint))
-    state = read_file(checkpoint, "model.safetensors")
+    averaged = has_file(checkpoint, "average.safetensors")
+    state = read_file(checkpoint, f"{'average' if averaged else 'model'}.safetensors")
     if "tok_embeddings.weight" not in state:
         raise UserError(f"{run}: holds an adapter, not a whole model; use {run}/merged")
     tables = validate(_HasModel, read_toml(run / "config.toml"), f"{run}/config.toml")
@@ -120,11 +181,18 @@ class _HasModel(BaseModel):
     model: ModelConfig
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _checked_bytes(checkpoint: Path, name: str, manifest: dict) -> bytes:
+    try:
+        data = (checkpoint / name).read_bytes()
+    except OSError as error:
+        raise UserError(f"{checkpoint}: corrupted checkpoint: {name}: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != manifest["files"].get(name):
+        raise UserError(f"{checkpoint}: corrupted checkpoint: {name} does not match its checksum")
+    return data
+
+
+def _manifest_checksum(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sync_folder(path: Path) -> None:

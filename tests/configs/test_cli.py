@@ -55,7 +55,7 @@ def test_the_resolved_recipe_reads_back_as_itself(toml, tmp_path):
         ),
         ("", ["--train.steps", "many"], "train.steps = 'many'"),
         ("", ["--train.steps"], "--train.steps takes one value, got no value"),
-        ("", ["--train.schedule", "foo"], "should be 'cosine' or 'wsd'"),
+        ("", ["--train.schedule", "foo"], "should be 'cosine', 'wsd' or 'linear'"),
         ("", ["--model.n-heads", "3", "--model.n-kv-heads", "2"], "not a multiple of n_kv_heads"),
         ("", ["stray"], '"stray" is not an option'),
     ],

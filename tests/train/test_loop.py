@@ -54,6 +54,14 @@ def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
 
 
+def test_a_micro_batch_that_is_found_gives_the_same_losses(fit, capsys):
+    found = losses(fit(name="found", micro_batch_size=0, steps=5)[1])
+    assert "8 windows/step = 1 ranks x 1 x 8" in capsys.readouterr().err
+    assert found == pytest.approx(
+        losses(fit(name="given", micro_batch_size=2, steps=5)[1]), rel=1e-5
+    )
+
+
 def test_it_learns_a_batch_by_heart(fit, recipe):
     tokenizer, *_ = prepared(load(Recipe, recipe))
     examples = Examples([("one", " two three"), ("four", " five six")], 64, tokenizer)

@@ -57,7 +57,8 @@ def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(
     assert later.returncode == 0, later.stderr
     assert_same(tensors(run), tensors(whole))
     assert_same(tensors(run, "optimizer.safetensors"), tensors(whole, "optimizer.safetensors"))
-    assert_same(tensors(run, "rng.safetensors"), tensors(whole, "rng.safetensors"))
+    generators = [latest_checkpoint(r) / "generators-00000.json" for r in (run, whole)]
+    assert generators[0].read_bytes() == generators[1].read_bytes()
     assert losses(run) == losses(whole)
     evaluated = [row["step"] for row in read_metrics(run) if "bits_per_byte" in row]
     assert len(evaluated) == len(set(evaluated))

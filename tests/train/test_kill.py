@@ -1,0 +1,114 @@
+"""Runs of two processes, killed for real at random moments, end where an unbroken one ends."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from model.formats.native import checkpoints, latest_checkpoint, read_file
+from train.metrics import read_metrics
+
+KILLS = 20
+STEPS = 300
+SETTINGS = (
+    "--train.steps", STEPS, "--train.save-every", "1", "--train.eval-every", STEPS,
+    "--train.average", "0.9",
+)  # fmt: skip
+
+
+def losses(run):
+    return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}
+
+
+def steps(run):
+    return max(losses(run), default=0)
+
+
+def torchrun(*options):
+    return ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options,
+            "-m", "train.pretrain")  # fmt: skip
+
+
+def kill_group(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
+def workers(process):
+    """The processes that torchrun started."""
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    with open(children) as file:
+        return [int(word) for word in file.read().split()]
+
+
+@pytest.fixture(scope="module")
+def whole(command, recipe, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = command(*torchrun(), recipe, "--run-dir", run, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def assert_same_run(run, whole):
+    first, second = latest_checkpoint(run), latest_checkpoint(whole)
+    assert first.name == second.name == f"{STEPS:06}"
+    for name in ("model", "optimizer", "average"):
+        one, other = (read_file(path, f"{name}.safetensors") for path in (first, second))
+        assert one.keys() == other.keys()
+        for key in one:
+            assert torch.equal(one[key], other[key]), key
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_no_trace(command, recipe, whole, tmp_path):
+    run = tmp_path / "run"
+    generator = random.Random(0)
+    reached, saving = [], 0
+    for kill in range(KILLS):
+        resume = ["--resume"] if (run / "config.toml").exists() else []
+        process = command.start(
+            *torchrun(), recipe, "--run-dir", run, *SETTINGS, *resume, start_new_session=True
+        )
+        metrics = run / "metrics.jsonl"
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        if kill % 5 == 4:  # while it starts
+            time.sleep(generator.uniform(0, 6))
+        else:  # within some steps of training, every one of which is saved
+            deadline = time.monotonic() + 120
+            goal = (reached[-1] if reached else 0) + 2
+            while not metrics.exists() or metrics.stat().st_mtime_ns == before or steps(run) < goal:
+                assert time.monotonic() < deadline
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.005)
+            time.sleep(generator.uniform(0, 0.6))
+        kill_group(process)
+        saving += any((run / "checkpoints").glob("*.tmp"))
+        reached.append(max((int(p.name) for p in checkpoints(run)), default=0))
+    assert len(set(reached)) >= 8, reached
+    assert reached[-1] < STEPS, reached
+    assert saving  # at least one was killed while it wrote a checkpoint
+    done = command(*torchrun(), recipe, "--run-dir", run, *SETTINGS, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_lost_worker_again(command, recipe, whole, tmp_path):
+    run = tmp_path / "run"
+    process = command.start(*torchrun("--max-restarts", "3"), recipe, "--run-dir", run, *SETTINGS)
+    for at in (40, 150):
+        deadline = time.monotonic() + 120
+        while max((int(p.name) for p in checkpoints(run)), default=0) < at:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        os.kill(random.Random(at).choice(workers(process)), signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert_same_run(run, whole)

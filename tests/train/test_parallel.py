@@ -1,0 +1,153 @@
+"""One process, DDP and FSDP: the same losses, and checkpoints that fit each other."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from model.formats.native import latest_checkpoint, load_run, read_file
+from train.metrics import read_metrics
+
+FSDP = ("--train.parallel", "fsdp")
+
+
+def losses(run):
+    return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}
+
+
+def evaluations(run):
+    return [row["bits_per_byte"] for row in read_metrics(run) if "bits_per_byte" in row]
+
+
+def assert_close(run, whole):
+    expected, got = losses(whole), losses(run)
+    assert got.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert got[step] == pytest.approx(loss, rel=1e-5), step
+    assert evaluations(run) == pytest.approx(evaluations(whole), rel=1e-5)
+
+
+# Pairs of text and answer of very different lengths, only the answer scored: ranks have unequal
+# numbers of tokens; and three validation pairs, of which a fourth rank gets none.
+EXAMPLES = """
+import sys
+from pathlib import Path
+from configs.cli import load
+from configs.schema import Recipe
+from data.shards import Examples
+from model.transformer import Transformer
+from train.distributed import Ranks
+from train.pretrain import prepared, train
+from train.run import start_run
+
+path, run, parallel, micro = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+recipe = load(Recipe, path)
+config = recipe.train.model_copy(
+    update={"steps": 30, "parallel": parallel, "micro_batch_size": micro, "eval_every": 10}
+)
+with Ranks("cpu") as ranks:
+    tokenizer, *_ = prepared(recipe)
+    pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
+    sets = Examples(pairs, 64, tokenizer), Examples(pairs[:3], 64, tokenizer)
+    model = Transformer(recipe.model, tokenizer.vocab_size).init_weights(0)
+    if ranks.first:
+        lock = start_run(run, recipe, tokenizer)
+    ranks.sum(0)
+    train(model, *sets, tokenizer, config, run, ranks)
+"""
+
+
+def fit_examples(recipe, tmp_path, processes, parallel, micro):
+    script, run = tmp_path / "examples.py", tmp_path / f"{parallel}-{processes}-{micro}"
+    script.write_text(EXAMPLES)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+         str(processes), script, recipe, run, parallel, str(micro)],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.slow
+def test_every_way_gives_the_losses_of_one_process(recipe, tmp_path):
+    whole = fit_examples(recipe, tmp_path, 1, "ddp", 8)
+    assert len(losses(whole)) == 30
+    for processes, parallel, micro in [
+        (2, "ddp", 4), (2, "ddp", 1), (2, "fsdp", 4), (2, "fsdp", 1), (4, "fsdp", 2),
+    ]:  # fmt: skip
+        assert_close(fit_examples(recipe, tmp_path, processes, parallel, micro), whole)
+
+
+@pytest.fixture(scope="module")
+def four(command, recipe, tmp_path_factory):
+    """Ten steps cut over four ranks, and ten by one process."""
+    folder = tmp_path_factory.mktemp("four")
+    done = command("train.pretrain", recipe, "--run-dir", folder / "one")
+    assert done.returncode == 0, done.stderr
+    first = command.torchrun(4, "train.pretrain", recipe, "--run-dir", folder / "four", *FSDP,
+                             "--train.micro-batch-size", "1", "--train.steps", "6",
+                             "--train.eval-every", "5", "--train.save-every", "3",
+                             "--train.schedule", "wsd", "--train.cooldown", "0")  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_is_a_whole_model(four):
+    checkpoint = latest_checkpoint(four / "four")
+    shards = sorted(path.name for path in checkpoint.glob("model-*"))
+    assert shards == [f"model-{i:05}-of-00004.safetensors" for i in range(1, 5)]
+    sizes = [(checkpoint / name).stat().st_size for name in shards]
+    assert max(sizes) < 1.5 * min(sizes)
+    model, _ = load_run(four / "four")
+    other, _ = load_run(four / "one")
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in other.named_parameters()
+    }
+    assert (four / "four" / "sample.txt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
+def test_saved_by_four_resumed_by_fewer(command, recipe, four, tmp_path, processes, parallel):
+    import shutil
+
+    run, same = tmp_path / "run", tmp_path / "same"
+    settings = ("--resume", "--train.steps", "12", "--train.schedule", "wsd",
+                "--train.cooldown", "0")  # fmt: skip
+    shutil.copytree(four / "four", run)
+    shutil.copytree(four / "four", same)
+    arguments = ("train.pretrain", recipe, "--run-dir", run, *settings)
+    arguments = (*arguments, "--train.parallel", parallel)
+    done = command.torchrun(processes, *arguments) if processes > 1 else command(*arguments)
+    assert done.returncode == 0, done.stderr
+    done = command.torchrun(4, "train.pretrain", recipe, "--run-dir", same, *settings, *FSDP,
+                            "--train.micro-batch-size", "1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_close(run, same)
+    moments = [read_file(latest_checkpoint(r), "optimizer.safetensors") for r in (run, same)]
+    assert moments[0].keys() == moments[1].keys()
+    for key, value in moments[1].items():
+        torch.testing.assert_close(moments[0][key], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_muon_recompute_and_average_give_the_same_on_two_ranks(command, recipe, tmp_path, parallel):
+    settings = ("--train.optimizer", "muon", "--train.recompute", "true", "--train.average", "0.9",
+                "--train.learning-rate", "1e-3")  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = command("train.pretrain", recipe, "--run-dir", one, *settings)
+    assert done.returncode == 0, done.stderr
+    done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", two, *settings,
+                            "--train.parallel", parallel)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_close(two, one)
+    for name in ("model", "average", "optimizer"):
+        first, second = (read_file(latest_checkpoint(r), f"{name}.safetensors") for r in (one, two))
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,68 @@
+"""What is done about a step that went wrong: a loss that is not finite, or a loss spike."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from configs.cli import UserError
+from configs.console import say
+from model.formats.native import write_file
+from train.checkpoint import Progress
+
+MAX_SKIPPED = 10  # steps in a row without a finite gradient before a run gives up
+RECENT = 50  # losses that a new one is compared with
+MAX_REWOUND = 5  # times that a run goes back to a checkpoint for a spike
+SPIKE = 6  # standard deviations above their mean
+
+
+class Guard:
+    """Judges each step by its loss and gradient norm, which are the same on every rank."""
+
+    def __init__(self, run: Path, rank: int, progress: Progress):
+        self.run, self.rank, self.progress = run, rank, progress
+        self.in_a_row = 0
+
+    def finite(self, loss: float, norm: float, batches: Sequence[tuple[torch.Tensor, ...]]) -> bool:
+        """Whether the step may be taken.
+
+        Raises UserError after MAX_SKIPPED steps in a row that may not, with the batch on disk.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.in_a_row = 0
+            return True
+        self.progress.skipped += 1
+        self.in_a_row += 1
+        step = self.progress.step + 1
+        say(f"step {step}: loss is {loss}, gradient norm {norm}; step skipped")
+        if self.in_a_row == MAX_SKIPPED:
+            kept = {
+                f"{kind}.{i}": tensor.contiguous()
+                for i, batch in enumerate(batches)
+                for kind, tensor in zip(("inputs", "targets"), batch, strict=True)
+            }
+            name = f"bad-batch-{step}-rank-{self.rank}.safetensors"
+            write_file(self.run, name, kept)
+            raise UserError(
+                f"{MAX_SKIPPED} steps in a row without a finite gradient; lower "
+                'train.learning_rate or use train.precision = "float32". The last batch is in '
+                f"{self.run / name}"
+            )
+        return False
+
+    def spike(self, loss: float) -> bool:
+        """Whether this mean loss stands far above the recent ones; a finite one becomes recent."""
+        recent = self.progress.recent
+        if len(recent) == RECENT:
+            usual, spread = statistics.fmean(recent), statistics.stdev(recent)
+            if loss > usual + SPIKE * spread:
+                if self.progress.rewound == MAX_REWOUND:
+                    return False
+                say(f"step {self.progress.step}: loss {loss:.4f} is a spike: {usual:.4f} is usual")
+                return True
+        if math.isfinite(loss):
+            recent.append(loss)
+            del recent[:-RECENT]
+        return False

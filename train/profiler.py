@@ -1,0 +1,69 @@
+"""What a run does with its time: torch's profiler over a few steps, and a share of the peak."""
+
+from pathlib import Path
+
+import torch
+
+from configs.cli import UserError
+from configs.console import say
+
+# Dense bfloat16 FLOP/s by a part of the device's name, the longest that fits; makers' data sheets.
+PEAK = {
+    "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100": 989e12, "H100 PCIe": 756e12,
+    "H100 NVL": 835e12, "A100": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12,
+    "A10G": 70e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 6000 Ada": 364e12,
+    "RTX A6000": 155e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "MI300X": 1307e12, "MI250X": 191e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, bfloat16: bool) -> float | None:
+    """What the device could do in a second; None where that is not known."""
+    if device.type != "cuda" or not bfloat16:
+        return None
+    return peak_of_name(torch.cuda.get_device_name(device))
+
+
+def peak_of_name(name: str) -> float | None:
+    """The entry of PEAK whose words are all in the device's name, the longest of them."""
+    words = name.replace("-", " ").split()
+    fits = [key for key in PEAK if set(key.split()) <= set(words)]
+    return PEAK[max(fits, key=len)] if fits else None
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """`10:13` -> the steps from 10 to before 13. Raises UserError."""
+    begin, _, end = text.partition(":")
+    if not (begin.isdigit() and end.isdigit() and 0 < int(begin) < int(end)):
+        raise UserError(f"--profile {text}: must be FIRST:LAST in steps, such as 10:13")
+    return int(begin), int(end)
+
+
+class Profiler:
+    """Records the steps of a window into `profile/`, for chrome://tracing or ui.perfetto.dev."""
+
+    def __init__(self, run: Path, window: tuple[int, int] | None, rank: int):
+        self.path = run / "profile" / f"rank-{rank}.json"
+        self.window, self.first = window, rank == 0
+        self._profile: torch.profiler.profile | None = None
+
+    def before(self, step: int) -> None:
+        """Called before each step."""
+        if self.window and step == self.window[0]:
+            self._profile = torch.profiler.profile(record_shapes=True, profile_memory=True)
+            self._profile.__enter__()
+        elif self._profile and self.window and step == self.window[1]:
+            self.close()
+
+    def close(self) -> None:
+        """Write what was recorded, if anything is being recorded."""
+        if self._profile is None:
+            return
+        self._profile.__exit__(None, None, None)
+        self.path.parent.mkdir(exist_ok=True)
+        self._profile.export_chrome_trace(str(self.path))
+        table = self._profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15)
+        self.path.with_suffix(".txt").write_text(table)
+        self._profile = None
+        if self.first:
+            say(f"profile: {self.path} (open in ui.perfetto.dev), {self.path.with_suffix('.txt')}")
