@@ -1,0 +1,80 @@
+"""Reports, profiles, and what is said before a run."""
+
+import base64
+import json
+import re
+
+import pytest
+import torch
+
+from configs.cli import UserError
+from train.foresight import free_memory
+from train.metrics import clock
+from train.profiler import parse_window, peak_flops, peak_of_name
+from train.report import load_curves
+
+
+@pytest.fixture(scope="module")
+def run(command, recipe, tmp_path_factory):
+    run = tmp_path_factory.mktemp("report") / "first & best"
+    done = command("train.pretrain", recipe, "--run-dir", run, "--profile", "3:5",
+                   "--train.price-per-hour", "3600")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run.with_suffix(".err").write_text(done.stderr)
+    return run
+
+
+def test_a_report_is_one_page_with_its_pictures(command, run, tmp_path):
+    page = tmp_path / "report.html"
+    done = command("train.report", run, run, "--out", page)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.count("<td>first &amp; best</td>") == 2
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)  # nothing from elsewhere
+    picture = base64.b64decode(re.search(r"base64,([^\"]+)", text)[1])
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+    assert "best bits/byte" in done.stdout
+
+
+def test_a_folder_without_steps_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no metrics"):
+        load_curves(tmp_path)
+
+
+def test_a_profile_covers_the_steps_that_were_asked_for(run):
+    trace = json.loads((run / "profile" / "rank-0.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum("homegrown::attention_backward" in name for name in names) >= 2 * 2 * 2
+    assert "homegrown::attention" in (run / "profile" / "rank-0.txt").read_text()
+
+
+def test_before_a_run_its_needs_are_said(run):
+    said = run.with_suffix(".err").read_text()
+    found = re.search(
+        r"memory: weights .* activations .* \(4 windows\) = .* of (.*) GiB free", said
+    )
+    assert float(found[1]) > 0.5
+    assert re.search(r"the model is [\d.,]+ times as large as is compute-optimal for 5,120 tokens",
+                     said)  # fmt: skip
+    assert re.search(r"step 10  10/10 steps .* \d+\.\d\d in all", said)
+
+
+def test_profile_windows_are_checked():
+    assert parse_window("10:13") == (10, 13)
+    for wrong in ("10", "13:10", "0:3", "a:b"):
+        with pytest.raises(UserError, match=f"--profile {wrong}: must be FIRST:LAST"):
+            parse_window(wrong)
+
+
+def test_peaks_are_those_of_the_data_sheets_or_unknown():
+    assert peak_of_name("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of_name("NVIDIA H100 PCIe") == 756e12
+    assert peak_of_name("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_of_name("Tesla K80") is None
+    assert peak_flops(torch.device("cpu"), True) is None
+
+
+def test_memory_and_time_are_plain_numbers():
+    assert 2**28 < free_memory(torch.device("cpu")) < 2**44
+    assert [clock(s) for s in (0.4, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
