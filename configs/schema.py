@@ -174,6 +174,8 @@ class TrainConfig(Section):
     """A run in which nothing moves for so long is ended, and the rank that hangs is named."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Also log to Weights & Biases."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, which must be installed."""
 
 
 class SampleConfig(Section):

@@ -1,14 +1,15 @@
-"""The one seam between the model and the kernels that compute its parts."""
+"""The one seam between the kernels and the model, its parts and its optimiser."""
 
 import torch
 
 from kernels.attention import attention
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.mlp import relu2, swiglu
+from kernels.newton_schulz import newton_schulz
 from kernels.norm import rms_norm
 from kernels.rope import rope
 
-__all__ = ["attend", "project_and_score", "relu2", "rms_norm", "rope", "swiglu"]
+__all__ = ["attend", "newton_schulz", "project_and_score", "relu2", "rms_norm", "rope", "swiglu"]
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

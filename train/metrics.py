@@ -21,6 +21,7 @@ class Metrics:
     def __init__(self, run: Path, config: TrainConfig, start_step: int, first: bool):
         """Rows after `start_step`, left by a run that was cut off, are dropped; -1 drops all."""
         self.config, self.first, self.wandb = config, first, None
+        self.tensorboard = None
         self.started: tuple[float, float] | None = None
         if not first:
             return
@@ -32,6 +33,8 @@ class Metrics:
         self.task = self.bar.add_task("training", total=self.total, status="")
         if config.wandb != "off":
             self.wandb = _wandb(run, config)
+        if config.tensorboard:
+            self.tensorboard = _tensorboard(run, start_step)
 
     def _open(self, last_step: int) -> None:
         rows = read_metrics(self.path.parent)
@@ -93,12 +96,17 @@ class Metrics:
         self.file.close()
         if self.wandb:
             self.wandb.finish()
+        if self.tensorboard:
+            self.tensorboard.close()
 
     def _write(self, row: dict) -> None:
         self.file.write(json.dumps(row) + "\n")
+        known = {k: v for k, v in row.items() if k != "step" and v is not None}
         if self.wandb:
-            known = {k: v for k, v in row.items() if k != "step" and v is not None}
             self.wandb.log(known, step=row["step"])
+        if self.tensorboard:
+            for name, value in known.items():
+                self.tensorboard.add_scalar(name, value, row["step"])
 
 
 def clock(seconds: float) -> str:
@@ -168,6 +176,14 @@ def plot_run(run: Path) -> Path | None:
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _tensorboard(run: Path, start_step: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("train.tensorboard = true needs: pip install tensorboard") from None
+    return SummaryWriter(run / "tensorboard", purge_step=max(0, start_step + 1))
 
 
 def _wandb(run: Path, config: TrainConfig):

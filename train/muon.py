@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from kernels.newton_schulz import newton_schulz
+from model.fused import newton_schulz
 
 MOMENTUM = 0.95
 

@@ -1,8 +1,9 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.loader import Loader
+from data.shards import Windows
 
 sizes = st.integers(1, 40)
 
@@ -35,3 +36,35 @@ def test_epochs_and_seeds_differ():
     first, second = loader.next(), loader.next()
     assert (first != second).any()
     assert (Loader(100, 100, 1).next() != first).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(20, 400), length=st.integers(3, 17), seed=st.integers(0, 3),
+    worlds=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=8), data=st.data(),
+)  # fmt: skip
+def test_every_token_once_per_epoch_while_the_number_of_ranks_changes(
+    tokens, length, seed, worlds, data
+):
+    windows = Windows.__new__(Windows)
+    windows.seq_len, windows.ids = length, np.arange(tokens)  # every token is another one
+    batch = 6
+    state, seen = {"epoch": 0, "cursor": 0}, []
+    while len(seen) * batch < 2 * len(windows):
+        world = data.draw(st.sampled_from(worlds))
+        ranks = [Loader(len(windows), batch, seed) for _ in range(world)]
+        for loader in ranks:
+            loader.restore(state)
+        for _ in range(data.draw(st.integers(1, 5))):
+            shares = [loader.next(rank, world) for rank, loader in enumerate(ranks)]
+            step = np.empty(batch, np.int64)
+            for rank, share in enumerate(shares):
+                step[rank::world] = share
+            seen.append(step)
+        state = ranks[0].state()
+    order = np.concatenate(seen)
+    for epoch in range(2):
+        part = order[epoch * len(windows) : (epoch + 1) * len(windows)]
+        _, targets = windows.batch(part)
+        drawn = targets[targets >= 0].sort().values.tolist()
+        assert drawn == list(range(1, tokens))

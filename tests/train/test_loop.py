@@ -1,6 +1,7 @@
 """The loop called as a function."""
 
 import math
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -205,3 +206,30 @@ def test_it_trains_on_a_gpu(command, recipe, tmp_path):
     done = command("train.pretrain", recipe, "--run-dir", tmp_path / "run",
                    "--train.device", "cuda", "--train.precision", "auto")  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        {"optimizer": "muon"},
+        {"optimizer": "muon", "precision": "bfloat16", "average": 0.9, "recompute": True},
+        {"schedule": "linear", "micro_batch_size": 3},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_resume_is_bitwise_with_every_optimiser_and_precision(fit, recipe, changes):
+    """Across an epoch's end, which comes in the middle of a batch."""
+    tokenizer, *_ = prepared(load(Recipe, recipe))
+    pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 14)]
+    examples = Examples(pairs, 64, tokenizer)
+    settings = {"steps": 9, "save_every": 4, "eval_every": 3, "keep_last": 9} | changes
+    _, whole, _ = fit((examples, examples), name="whole", **settings)
+    _, run, _ = fit((examples, examples), name="run", **settings)
+    for path in checkpoints(run)[1:]:
+        shutil.rmtree(path)
+    _, run, _ = fit((examples, examples), name="run", resume=True, **settings)
+    assert losses(run) == losses(whole)
+    for file in latest_checkpoint(whole).iterdir():
+        if file.name not in ("manifest.json", "state.json"):  # which hold times
+            assert (latest_checkpoint(run) / file.name).read_bytes() == file.read_bytes(), file.name

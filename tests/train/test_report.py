@@ -18,7 +18,7 @@ from train.report import load_curves
 def run(command, recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp("report") / "first & best"
     done = command("train.pretrain", recipe, "--run-dir", run, "--profile", "3:5",
-                   "--train.price-per-hour", "3600")  # fmt: skip
+                   "--train.price-per-hour", "3600", "--train.tensorboard", "true")  # fmt: skip
     assert done.returncode == 0, done.stderr
     run.with_suffix(".err").write_text(done.stderr)
     return run
@@ -78,3 +78,11 @@ def test_peaks_are_those_of_the_data_sheets_or_unknown():
 def test_memory_and_time_are_plain_numbers():
     assert 2**28 < free_memory(torch.device("cpu")) < 2**44
     assert [clock(s) for s in (0.4, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+def test_tensorboard_reads_every_step(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert {"loss", "lr", "grad_norm", "bits_per_byte"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
