@@ -6,7 +6,7 @@ import shutil
 import pytest
 from texts import words
 
-from model.formats.native import latest_checkpoint
+from model.formats.native import checkpoints, latest_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,8 @@ def test_corrupted_checkpoint(refused, recipe, run, tmp_path):
     for damage in ("flip", "cut", "gone"):
         broken = tmp_path / damage
         shutil.copytree(run, broken)
+        for path in checkpoints(broken)[:-1]:  # to which it would go back
+            shutil.rmtree(path)
         weights = latest_checkpoint(broken) / "model.safetensors"
         data = bytearray(weights.read_bytes())
         data[len(data) // 2] ^= 1

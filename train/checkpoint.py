@@ -169,6 +169,13 @@ def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def seed_generators(seed: int) -> None:
+    """Seed every generator that a checkpoint holds."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def _generators() -> dict:
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
