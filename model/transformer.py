@@ -202,7 +202,7 @@ class Transformer(nn.Module):
         return self
 
     def features(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """Normalised last hidden states.
+        """Normalised last hidden states, times base_dim / dim if there is a base_dim.
 
         Args:
             tokens: (B, T) int64 ids, the positions after those in `cache`.
@@ -224,7 +224,8 @@ class Transformer(nn.Module):
                 x = layer(x, angles, cache)
         if cache is not None:
             cache.length = end
-        return self.norm(x)
+        x = self.norm(x)
+        return x * self.config.width_ratio if self.config.base_dim else x
 
     def forward(
         self,

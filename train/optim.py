@@ -10,12 +10,12 @@ from train.muon import Muon
 
 
 def optimizers(
-    parameters: dict[str, nn.Parameter], config: TrainConfig
+    parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0
 ) -> list[torch.optim.Optimizer]:
     """One AdamW for all; or Muon for the blocks' matrices and AdamW for the rest."""
     if config.optimizer == "adamw":
-        return [adamw(parameters, config)]
-    inside = {n: p for n, p in parameters.items() if p.dim() == 2 and n.startswith("layers.")}
+        return [adamw(parameters, config, width_ratio)]
+    inside = {name: p for name, p in parameters.items() if hidden(name, p)}
     rest = {n: p for n, p in parameters.items() if n not in inside}
     found: list[torch.optim.Optimizer] = []
     if inside:
@@ -23,12 +23,27 @@ def optimizers(
     return [*found, adamw(rest, config)] if rest else found
 
 
-def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, gains do not."""
-    matrices = [p for p in parameters.values() if p.dim() >= 2]
+def hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a matrix inside a block: both of its sides grow with the model's width."""
+    return parameter.dim() == 2 and name.startswith("layers.")
+
+
+def adamw(
+    parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0
+) -> torch.optim.AdamW:
+    """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, gains do not.
+
+    The rate of matrices inside the blocks is scaled by `width_ratio`, that of a narrower model's
+    width over this one's, and their decay by its inverse (muP; Yang et al. 2022, arXiv:2203.03466,
+    table 8).
+    """
+    inside = [p for name, p in parameters.items() if hidden(name, p)]
+    outside = [p for name, p in parameters.items() if p.dim() >= 2 and not hidden(name, p)]
     gains = [p for p in parameters.values() if p.dim() < 2]
+    decay = config.weight_decay
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": inside, "weight_decay": decay / width_ratio, "scale": width_ratio},
+        {"params": outside, "weight_decay": decay},
         {"params": gains, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(

@@ -28,7 +28,7 @@ from model.sample import prompt_ids, sample
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 from train.average import averaged, start_average, update_average
-from train.checkpoint import TrainState, restore, rewind
+from train.checkpoint import TrainState, restore, rewind, seed_generators
 from train.distributed import Ranks, gradients_summed
 from train.evaluate import evaluate
 from train.foresight import describe, find_micro_batch, frozen_hash, uses_bfloat16
@@ -70,7 +70,7 @@ def train(
     Raises UserError if the batch does not divide over ranks, memory is too small, a checkpoint to
     resume does not fit, gradients stay infinite, or the last checkpoint cannot be saved.
     """
-    torch.manual_seed(config.seed + ranks.rank)
+    seed_generators(config.seed + ranks.rank)
     if config.batch_size % ranks.world_size:
         raise UserError(
             f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks"
@@ -88,7 +88,7 @@ def train(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = start_average(parameters) if config.average else {}
     loader = Loader(len(train_set), config.batch_size, config.seed)
-    chosen = optimizers(parameters, config)
+    chosen = optimizers(parameters, config, model.config.width_ratio)
     state = TrainState(parameters, chosen, loader, tokenizer, fingerprint, average)
     if resume and not checkpoints(run):
         say(f"{run}: holds no checkpoint yet; starting from step 0")
@@ -160,7 +160,7 @@ def train(
             if guard.finite(loss, norm, batches):
                 for optimizer in chosen:
                     for group in optimizer.param_groups:
-                        group["lr"] = lr
+                        group["lr"] = lr * group.get("scale", 1.0)
                     optimizer.step()
                 update_average(average, parameters, config.average)
             for optimizer in chosen:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from configs.schema import TrainConfig
+from configs.schema import ModelConfig, TrainConfig
+from model.transformer import Transformer
 from train.average import averaged, start_average, update_average
 from train.muon import Muon
 from train.optim import learning_rate, optimizers
@@ -72,3 +73,29 @@ def test_the_average_is_exponential_and_swaps_back():
         torch.testing.assert_close(p.detach(), expected)
     assert p.tolist() == [5, 5, 5]
     torch.testing.assert_close(average["p"], expected)
+
+
+@pytest.mark.parametrize(("base", "grows"), [(32, False), (0, True)])
+def test_with_a_base_width_steps_change_the_logits_alike_at_every_width(base, grows):
+    """The coordinate check of Yang et al. 2022, appendix D.1."""
+    changes = []
+    for width in (32, 128, 512):
+        shape = ModelConfig(
+            dim=width, n_layers=2, n_heads=width // 16, n_kv_heads=width // 16, head_dim=16,
+            hidden_dim=2 * width, max_seq_len=32, base_dim=base,
+        )  # fmt: skip
+        model = Transformer(shape, 60).init_weights(0)
+        config = TrainConfig(learning_rate=4e-3, weight_decay=0.0)
+        (optimizer,) = optimizers(dict(model.named_parameters()), config, shape.width_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("scale", 1.0)
+        tokens = torch.randint(0, 60, (4, 32), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            before = model(tokens)
+        for _ in range(3):
+            (model(tokens, targets=tokens.roll(-1, 1)) / tokens.numel()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            changes.append((model(tokens) - before).square().mean().sqrt().item())
+    assert (changes[-1] > 2.5 * changes[0]) == grows, changes
