@@ -44,7 +44,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(next(Path("cache/tokenizers").glob("*.json")))
     tokens = torch.randint(0, VOCABULARY, (4, MODEL.max_seq_len))
     chosen = optimizers(parameters, config)
-    with Ranks("cpu") as ranks, tempfile.TemporaryDirectory(dir=".") as folder:
+    with Ranks("cpu") as ranks, tempfile.TemporaryDirectory(dir="cache") as folder:
         state = TrainState(parameters, chosen, Loader(64, 8, 0), tokenizer, "", {})
         saver = Saver(Path(folder), 2, ranks)
 

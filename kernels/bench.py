@@ -184,7 +184,7 @@ def plot(results: list[Result], device: str, path: Path) -> None:
     except ImportError:
         print("no picture: drawing needs pip install -e '.[compare]'")
         return
-    others = [r for r in results if r.ratio != 1.0]
+    others = [r for r in results if r.way != "ours"]
     figure = Figure(figsize=(8, 1 + 0.3 * len(others)), layout="constrained")
     axes = figure.subplots()
     labels = [f"{r.case}: {r.way}" for r in others]

@@ -162,7 +162,7 @@ def train(
                     for group in optimizer.param_groups:
                         group["lr"] = lr * group.get("scale", 1.0)
                     optimizer.step()
-                update_average(average, parameters, config.average)
+                update_average(average, parameters, config.average, progress.step + 1)
             for optimizer in chosen:
                 optimizer.zero_grad()
 

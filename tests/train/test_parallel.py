@@ -1,6 +1,7 @@
 """One process, DDP and FSDP: the same losses, and checkpoints that fit each other."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -113,8 +114,6 @@ def test_a_sharded_checkpoint_is_a_whole_model(four):
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
 def test_saved_by_four_resumed_by_fewer(command, recipe, four, tmp_path, processes, parallel):
-    import shutil
-
     run, same = tmp_path / "run", tmp_path / "same"
     settings = ("--resume", "--train.steps", "12", "--train.schedule", "wsd",
                 "--train.cooldown", "0")  # fmt: skip
