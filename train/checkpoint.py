@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from configs.cli import UserError
 from data.loader import Loader
@@ -31,7 +31,7 @@ from model.formats.native import (
     read_manifest,
 )
 from tokenizer.bpe import Tokenizer
-from train.distributed import Ranks, local
+from train.distributed import Ranks, cut_like, local
 
 
 @dataclass
@@ -127,8 +127,10 @@ def restore(run: Path, state: TrainState, ranks: Ranks) -> None:
     for key, value in read_file(checkpoint, "optimizer.safetensors").items():
         name, _, kind = key.rpartition(".")
         parameter = state.parameters[name]
-        if value.dim() or parameter.is_cuda:  # a step count stays where its optimiser put it
-            value = _like(value, parameter)
+        if value.shape == parameter.shape:
+            value = cut_like(value, parameter)
+        elif parameter.is_cuda:  # AdamW's count of steps, a scalar
+            value = value.to(parameter.device)
         state.optimizer_of(parameter).state[parameter][kind] = value
     state.loader.restore(saved["loader"])
     if ranks.rank < saved["ranks"]:  # a new rank keeps its freshly seeded generators
@@ -156,17 +158,7 @@ def _restore_weights(run: Path, parameters: Mapping[str, torch.Tensor], weights:
                     f"{run}: the checkpoint is of another model ({name} is "
                     f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)})"
                 )
-            parameter.copy_(_like(weights[name], parameter))
-
-
-def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    # Where the parameter is, and sharded as it is if it has its shape.
-    value = value.to(parameter.device)
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        # Every rank has read all of it: no need to send anything.
-        mesh, placements = parameter.device_mesh, parameter.placements
-        return distribute_tensor(value, mesh, placements, src_data_rank=None)
-    return value
+            parameter.copy_(cut_like(weights[name], parameter))
 
 
 def seed_generators(seed: int) -> None:

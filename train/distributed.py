@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.cli import UserError
@@ -21,6 +21,15 @@ from model.transformer import Transformer
 def local(x: torch.Tensor) -> torch.Tensor:
     """What this rank holds of it: its rows where it is sharded, else all."""
     return x.to_local() if isinstance(x, DTensor) else x
+
+
+def cut_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """`value`, which every rank has whole, where `parameter` is and sharded as it is."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)  # nothing is sent
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from model.fused import newton_schulz
+from train.distributed import cut_like
 
 MOMENTUM = 0.95
 
@@ -56,8 +57,5 @@ class Muon(torch.optim.Optimizer):
                 if work is not None:
                     work.wait()
                 scale = 0.2 * max(p.shape) ** 0.5
-                if isinstance(p, DTensor):
-                    mesh, placements = p.device_mesh, p.placements
-                    update = distribute_tensor(update, mesh, placements, src_data_rank=None)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
+                p.add_(cut_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
