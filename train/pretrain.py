@@ -28,7 +28,7 @@ from model.sample import prompt_ids, sample
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 from train.average import averaged, start_average, update_average
-from train.checkpoint import TrainState, restore, rewind, seed_generators
+from train.checkpoint import Progress, TrainState, restore, rewind, seed_generators
 from train.distributed import Ranks, gradients_summed
 from train.evaluate import evaluate
 from train.foresight import describe, find_micro_batch, frozen_hash, uses_bfloat16
@@ -117,8 +117,7 @@ def train(
                 saver.error is not None,
             )
             saver.settle(writing, failed)
-            done = seconds / config.max_seconds if config.max_seconds else None
-            done = progress.step / config.steps if done is None else done
+            done, end = position(progress, seconds, config)
             last = done >= 1
 
             fresh = progress.step > started_at or not resume  # not what the resumed run has done
@@ -138,11 +137,6 @@ def train(
             profiler.before(progress.step + 1)
 
             started = time.perf_counter()
-            if config.max_seconds:  # the rate at the end of this step, as long as the mean so far
-                end = done + seconds / config.max_seconds / max(1, progress.step)
-                end = max(end, 0.01 * config.warmup)  # nothing is known of the first one
-            else:
-                end = done + 1 / config.steps
             lr = learning_rate(end, config)
             epoch = loader.epoch + loader.cursor / loader.samples
             indices = loader.next(ranks.rank, ranks.world_size)
@@ -198,6 +192,15 @@ def train(
         plot_run(run)
     received = signals.received or (signal.SIGTERM if stop else 0)  # or another rank's
     return RunResult(progress, score, peak_memory(device), int(received))
+
+
+def position(progress: Progress, seconds: float, config: TrainConfig) -> tuple[float, float]:
+    """Which share of the run is done, and which will be at the end of the next step."""
+    if not config.max_seconds:
+        return progress.step / config.steps, (progress.step + 1) / config.steps
+    done = seconds / config.max_seconds
+    # A step is taken to be as long as the mean so far; nothing is known of the first one.
+    return done, max(done + done / max(1, progress.step), 0.01 * config.warmup)
 
 
 def backward(
