@@ -35,10 +35,10 @@ lint: setup
 # Under ten minutes on one GPU: the kernels' tests and their timings, recorded per device.
 gpu-check: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/kernels/test_gpu.py
-	$(BIN)/python -m kernels.bench
+	$(BIN)/python -m kernels.bench --out kernels/results
 
 bench: setup
-	$(BIN)/python -m kernels.bench
+	$(BIN)/python -m kernels.bench --out kernels/results
 	$(BIN)/python -m benchmarks.prepare_memory
 	$(BIN)/python -m benchmarks.pretokenization
 

@@ -6,7 +6,7 @@ The ways to compute a case are timed in turn within each round; medians and the 
 reported, and ratios of medians. The device's own ceilings, a large matrix product and a copy, are
 measured first: "roofline" is the share of the time that the slower of the two would need. Peak
 memory is what the pass adds to its inputs. On a CPU the CPU paths are timed, and the table says so.
-Writes kernels-DEVICE.json and kernels-DEVICE.png.
+Writes kernels-DEVICE.json and kernels-DEVICE.png; what is kept is in kernels/results.
 """
 
 import argparse
@@ -28,8 +28,6 @@ from pathlib import Path
 import torch
 
 from kernels.bench_cases import CASES, SWEEP, Case
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
@@ -207,7 +205,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--sweep", action="store_true", help="several lengths of each case")
     parser.add_argument("--rounds", type=int, default=0, help="default: 7 on a CPU, 30 on a GPU")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
