@@ -62,7 +62,7 @@ class Profiler:
         self._profile.__exit__(None, None, None)
         self.path.parent.mkdir(exist_ok=True)
         self._profile.export_chrome_trace(str(self.path))
-        table = self._profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15)
+        table = self._profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=-1)
         self.path.with_suffix(".txt").write_text(table)
         self._profile = None
         if self.first:
