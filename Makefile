@@ -21,7 +21,7 @@ demo: setup
 
 # Triton's interpreter is chosen when Triton is imported: its tests need a process of their own.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/interpreted
 
 test-fast: lint
