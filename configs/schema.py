@@ -100,12 +100,12 @@ class ModelConfig(Section):
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the mean square inside RMSNorm."""
     base_dim: int = Field(0, ge=0)
-    """The width at which the learning rate was chosen (muP): logits, and AdamW's rate for matrices
-    inside the blocks, are scaled by base_dim / dim. 0 scales nothing."""
+    """The width that nothing is scaled at (muP): at others the logits, and AdamW's rate for matrices
+    inside the blocks, are times base_dim / dim, so that one learning rate serves all. 0: never."""
 
     @property
     def width_ratio(self) -> float:
-        """How much narrower the model is at which the learning rate was chosen."""
+        """base_dim / dim, or 1 without a base_dim."""
         return self.base_dim / self.dim if self.base_dim else 1.0
 
     @model_validator(mode="after")
