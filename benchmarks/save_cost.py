@@ -2,23 +2,20 @@
 
     python -m benchmarks.save_cost
 
-Trains the same model twice in turn, five times over: once without a checkpoint, once with one every
-INTERVAL steps, and compares the medians of seconds per step over whole intervals, so that whatever
-a checkpoint costs anywhere is in it. Saving in the foreground is timed beside it. Writes
-benchmarks/results/save_cost.json.
+Trains the same model in turn without a checkpoint, with one in the background and with one in the
+foreground at the start of an interval of INTERVAL steps, ROUNDS times over. A cost is the median
+over rounds of the ratio of an interval's seconds to those of the round's interval without one, so
+that whatever a checkpoint costs anywhere is in it. Writes benchmarks/results/save_cost.json.
 """
 
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
 
+from benchmarks.record import record
 from configs.schema import ModelConfig, TrainConfig
 from data.loader import Loader
 from model.transformer import Transformer
@@ -28,8 +25,8 @@ from train.distributed import Ranks
 from train.optim import optimizers
 from train.saver import Saver
 
-INTERVAL = 50
-ROUNDS = 5
+INTERVAL = 25
+ROUNDS = 10
 MODEL = ModelConfig(
     dim=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, hidden_dim=768, max_seq_len=256
 )
@@ -75,28 +72,19 @@ def main() -> None:
             for way in ways:
                 times[way].append(interval(way))
         size = sum(f.stat().st_size for f in Path(folder).glob("checkpoints/*/*"))
-    medians = {way: statistics.median(found) for way, found in times.items()}
-    result = {
-        "date": date.today().isoformat(),
-        "command": "python -m benchmarks.save_cost",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "load_average": os.getloadavg()[0],
-        "parameters": model.num_parameters(),
-        "checkpoint_bytes": size // 2,
-        "interval_steps": INTERVAL,
-        "seconds_per_step": times,
-        "cost_of_background": medians["background"] / medians["none"] - 1,
-        "cost_of_foreground": medians["foreground"] / medians["none"] - 1,
-    }
-    path = Path(__file__).parent / "results" / "save_cost.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    for way in ways:
-        spread = ", ".join(f"{1e3 * t:.1f}" for t in sorted(times[way]))
-        print(f"{way:12}{1e3 * medians[way]:8.1f} ms per step ({spread})")
-    print(f"cost of a checkpoint of {size / 2e6:,.0f} MB every {INTERVAL} steps: "
-          f"{result['cost_of_background']:+.1%} in the background, "
-          f"{result['cost_of_foreground']:+.1%} in the foreground; written: {path}")  # fmt: skip
+    costs = {}
+    for way in ways[1:]:
+        ratios = sorted(t / n - 1 for t, n in zip(times[way], times["none"], strict=True))
+        costs[way] = {"median": statistics.median(ratios), "rounds": ratios}
+        low, high = ratios[ROUNDS // 4], ratios[-ROUNDS // 4]
+        print(
+            f"{way}: {costs[way]['median']:+.1%} (middle half of rounds {low:+.1%} to {high:+.1%})"
+        )
+    result = {"parameters": model.num_parameters(), "checkpoint_bytes": size // 2,
+              "interval_steps": INTERVAL, "seconds_per_step": times, "cost": costs}  # fmt: skip
+    step_ms = 1e3 * statistics.median(times["none"])
+    print(f"a checkpoint of {size / 2e6:,.0f} MB every {INTERVAL} steps of {step_ms:.0f} ms; "
+          f"written: {record('save_cost', result)}")  # fmt: skip
 
 
 if __name__ == "__main__":
