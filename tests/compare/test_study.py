@@ -20,7 +20,7 @@ def test_a_small_study_runs_and_resumes(command, cache, tmp_path):
     args = (
         "configs/study/demo.toml", "--run-dir", folder, "--data.cache-dir", cache,
         "--budget-seconds", "10", "--test-documents", "8", "--task.test-items", "8",
-        "--task.train-items", "200",
+        "--task.train-items", "200", "--data.validation-fraction", "0.005",
     )  # fmt: skip
     done = command("compare.run", *args, timeout=900)
     assert done.returncode == 0, done.stderr
