@@ -100,7 +100,7 @@ class ModelConfig(Section):
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the mean square inside RMSNorm."""
     base_dim: int = Field(0, ge=0)
-    """The width that nothing is scaled at (muP): at others the logits, and AdamW's rate for matrices
+    """The width at which nothing is scaled (muP). At others logits, and AdamW's rate for matrices
     inside the blocks, are times base_dim / dim, so that one learning rate serves all. 0: never."""
 
     @property
