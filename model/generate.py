@@ -45,7 +45,7 @@ def choose(
 @torch.no_grad()
 def generate(
     model: Transformer,
-    prompt: list[int],
+    prompts: torch.Tensor,
     *,
     max_new_tokens: int,
     num_samples: int = 1,
@@ -53,24 +53,27 @@ def generate(
     seed: int = 0,
     **how,
 ) -> Iterator[torch.Tensor]:
-    """Yield (num_samples,) int64 ids, one step at a time, each row a continuation of `prompt`.
+    """Yield the next ids (P * num_samples,), int64, one step at a time.
 
-    Ends after `max_new_tokens` steps or at the end of the context. `how` goes to `choose`.
-    `use_cache=False` runs the whole text at every step: slow, the same tokens.
+    Args:
+        model: its weights' device is where everything happens.
+        prompts: (P, T) int64 ids; the samples of a prompt follow each other in what is yielded.
+        max_new_tokens: steps to take; fewer if the context ends.
+        num_samples: continuations of each prompt, which is read once.
+        use_cache: False runs the whole text at every step: slow, the same tokens.
+        seed: of the draws.
+        how: arguments of `choose`.
     """
-    device = model.device
-    generator = torch.Generator(device).manual_seed(seed)
-    room = model.config.max_seq_len - len(prompt)
-    tokens = torch.tensor([prompt], device=device)
-    cache = None
-    if use_cache:
-        length = len(prompt) + min(room, max_new_tokens)
-        cache = KVCache(length)
-    logits = model.output(model.features(tokens, cache)[:, -1])
-    if cache is not None:
-        cache = cache.expand(num_samples, length - len(prompt))
-    tokens, logits = tokens.expand(num_samples, -1), logits.expand(num_samples, -1)
-    for step in range(min(room, max_new_tokens)):
+    generator = torch.Generator(model.device).manual_seed(seed)
+    length = prompts.shape[1]
+    steps = min(model.config.max_seq_len - length, max_new_tokens)
+    cache = KVCache(length + steps) if use_cache else None
+    tokens = prompts.to(model.device)
+    logits = model.output(model.features(tokens, cache)[:, -1]).repeat_interleave(num_samples, 0)
+    tokens = tokens.repeat_interleave(num_samples, 0)
+    if cache is not None and num_samples > 1:
+        cache = cache.expand(len(tokens), steps)
+    for step in range(steps):
         if step:
             new = tokens if cache is None else tokens[:, -1:]
             logits = model.output(model.features(new, cache)[:, -1])

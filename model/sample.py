@@ -90,7 +90,12 @@ def sample(
     ids = prompt_ids(model.config, tokenizer, prompt)
     streams = [Stream(tokenizer, stop or []) for _ in range(num_samples)]
     steps = generate(
-        model, ids, max_new_tokens=max_new_tokens, num_samples=num_samples, seed=seed, **how
+        model,
+        torch.tensor([ids]),
+        max_new_tokens=max_new_tokens,
+        num_samples=num_samples,
+        seed=seed,
+        **how,
     )
     for drawn in steps:
         for stream, token in zip(streams, drawn.tolist(), strict=True):

@@ -61,13 +61,14 @@ class KVCache:
         return kv[0, :, :end], kv[1, :, :end]
 
     def expand(self, batch: int, extra: int) -> "KVCache":
-        """A copy of this cache of one row for `batch` rows, with room for `extra` positions."""
+        """A copy with room for `extra` positions, its rows repeated (each in place) to `batch`."""
         copy = KVCache(self.length + extra)
         copy.length = self.length
         for layer, kv in self.layers.items():
-            two, _, _, K, D = kv.shape
+            two, rows, _, K, D = kv.shape
+            seen = kv[:, :, : self.length].repeat_interleave(batch // rows, 1)
             copy.layers[layer] = kv.new_empty(two, batch, copy.room, K, D)
-            copy.layers[layer][:, :, : self.length] = kv[:, :, : self.length]
+            copy.layers[layer][:, :, : self.length] = seen
         return copy
 
 

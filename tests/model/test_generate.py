@@ -17,7 +17,7 @@ MODEL = Transformer(
 
 
 def run(model, prompt, **how):
-    steps = list(generate(model, prompt, **how))
+    steps = list(generate(model, torch.tensor([prompt]), **how))
     return torch.stack(steps, 1).tolist()
 
 
@@ -39,6 +39,14 @@ def test_seeds_repeat_and_samples_differ():
     assert first == run(MODEL, [1], seed=5, **how)
     assert first != run(MODEL, [1], seed=6, **how)
     assert first[0] != first[1]
+
+
+def test_prompts_beside_each_other_give_what_each_gives_alone():
+    prompts = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    how = {"max_new_tokens": 20, "temperature": 0}
+    together = torch.stack([*generate(MODEL, prompts, num_samples=2, **how)], 1).tolist()
+    alone = [run(MODEL, prompt.tolist(), **how)[0] for prompt in prompts]
+    assert together == [row for row in alone for _ in range(2)]
 
 
 def test_generation_ends_with_the_context():
