@@ -18,8 +18,8 @@ from contextlib import nullcontext
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from benchmarks.peers import litgpt_llama, transformers_llama
 from benchmarks.record import record
 from configs.console import say
 from configs.schema import ModelConfig
@@ -31,80 +31,6 @@ SHAPE = ModelConfig(
 )  # fmt: skip
 VOCABULARY, BATCH, STEPS = 4096, 8, 4
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def ours() -> tuple[Transformer, Loss]:
-    """The model of this project and its mean loss."""
-    model = Transformer(SHAPE, VOCABULARY).init_weights(0)
-    return model, lambda x, y: model(x, targets=y) / y.numel()
-
-
-def transformers_llama(state: dict[str, torch.Tensor]) -> tuple[nn.Module, Loss]:
-    """LlamaForCausalLM of transformers with its default attention (SDPA) and loss."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    names = {
-        "tok_embeddings": "embed_tokens",
-        "attention.w": "self_attn.",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj",
-    }
-    renamed = {}
-    for name, tensor in state.items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        for letter in "qkvo":
-            name = name.replace(f"self_attn.{letter}.", f"self_attn.{letter}_proj.")
-        renamed["lm_head.weight" if name == "output.weight" else f"model.{name}"] = tensor
-    c = SHAPE
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=c.dim, intermediate_size=c.hidden_dim,
-            num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len,
-            rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, use_cache=False,
-        )
-    )  # fmt: skip
-    model.load_state_dict(renamed)
-
-    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(model(x).logits.float().flatten(0, 1), y.flatten())
-
-    return model.train(), loss
-
-
-def litgpt_llama(state: dict[str, torch.Tensor]) -> tuple[nn.Module, Loss]:
-    """The GPT of litgpt in Llama's configuration, with its chunked loss."""
-    from litgpt.config import Config
-    from litgpt.model import GPT
-    from litgpt.utils import chunked_cross_entropy
-
-    c = SHAPE
-    model = GPT(
-        Config(
-            name="bench", block_size=c.max_seq_len, padded_vocab_size=VOCABULARY,
-            vocab_size=VOCABULARY, n_layer=c.n_layers, n_head=c.n_heads, n_embd=c.dim,
-            n_query_groups=c.n_kv_heads, rotary_percentage=1.0, parallel_residual=False,
-            bias=False, norm_class_name="RMSNorm", norm_eps=c.norm_eps,
-            mlp_class_name="LLaMAMLP", intermediate_size=c.hidden_dim,
-            rope_base=int(c.rope_theta),
-        )
-    )  # fmt: skip
-    names = {"tok_embeddings": "transformer.wte", "output": "lm_head", "norm": "transformer.ln_f"}
-    parts = {"attention.wo": "attn.proj", "attention_norm": "norm_1", "ffn_norm": "norm_2",
-             "feed_forward.w1": "mlp.fc_1", "feed_forward.w2": "mlp.proj",
-             "feed_forward.w3": "mlp.fc_2"}  # fmt: skip
-    renamed = {f"{new}.weight": state[f"{old}.weight"] for old, new in names.items()}
-    for i in range(c.n_layers):
-        for old, new in parts.items():
-            renamed[f"transformer.h.{i}.{new}.weight"] = state[f"layers.{i}.{old}.weight"]
-        qkv = [state[f"layers.{i}.attention.w{letter}.weight"] for letter in "qkv"]
-        renamed[f"transformer.h.{i}.attn.qkv.weight"] = torch.cat(qkv)
-    model.load_state_dict(renamed)
-    return model.train(), lambda x, y: chunked_cross_entropy(model(x), y, chunk_size=0)
 
 
 def step(loss: Loss, optimizer: torch.optim.Optimizer, x, y, bfloat16: bool) -> float:
@@ -145,11 +71,18 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     args = parser.parse_args()
     x, y = torch.randint(0, VOCABULARY, (2, BATCH, SHAPE.max_seq_len))
-    own, own_loss = ours()
+    own = Transformer(SHAPE, VOCABULARY).init_weights(0)
+    made: dict[str, tuple[nn.Module, Loss]] = {
+        "ours": (own, lambda x, y: own(x, targets=y) / y.numel())
+    }
     state = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    made = {"ours": (own, own_loss), "transformers": transformers_llama(state)}
+    theirs = transformers_llama(SHAPE, state)
+    made["transformers"] = theirs, lambda x, y: theirs(x, labels=y, shift_labels=y).loss
     try:
-        made["litgpt"] = litgpt_llama(state)
+        from litgpt.utils import chunked_cross_entropy
+
+        lit = litgpt_llama(SHAPE, state)
+        made["litgpt"] = lit, lambda x, y: chunked_cross_entropy(lit(x), y, chunk_size=0)
     except ImportError as error:
         say(f"without litgpt: {error}")
     ways = {}

@@ -16,6 +16,7 @@ import torch
 from configs.cli import Parser, UserError, run_command
 from configs.schema import ModelConfig
 from model.generate import generate
+from model.int8 import quantize
 from model.load import load_model
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
@@ -134,6 +135,8 @@ def main() -> None:
     add("--seed", type=_number(int, 0), default=0)
     add("--stop", action="append", default=[], metavar="TEXT", help="end here; may be repeated")
     add("--json", action="store_true", help="one JSON object per sample")
+    add("--precision", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
+        help="of the weights; auto is bfloat16 on a GPU, else float32")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args()
     if "" in args.stop:
@@ -142,8 +145,11 @@ def main() -> None:
     if args.device == "cuda" and not cuda:
         raise UserError("--device cuda: no GPU is visible to torch")
     model, tokenizer = load_model(args.model)
-    if cuda and args.device != "cpu":
-        model = model.to("cuda", torch.bfloat16)
+    on_gpu = cuda and args.device != "cpu"
+    narrow = args.precision in ("bfloat16", "int8") or (on_gpu and args.precision == "auto")
+    model = model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if narrow else torch.float32)
+    if args.precision == "int8":
+        quantize(model)
 
     def live() -> bool:
         return args.num_samples == 1 and not args.json

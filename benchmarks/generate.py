@@ -1,0 +1,139 @@
+"""Tokens per second of greedy generation beside `transformers.generate` with the same weights.
+
+    python -m benchmarks.generate [--model smollm2-135m] [--new 32] [--rounds 3]
+
+Batches of 1, 8 and 64 prompts of 16 and 512 tokens, in float32, bfloat16 and (ours only) int8, in
+turn within every round; in float32 both must give the same tokens. Time includes reading the
+prompt. At batch 1 the bytes of all weights, read once per token, are set beside what the machine
+copies per second. Also the bits per byte of int8 on held-out text, beside float32. Writes
+benchmarks/results/generate-MODEL.json.
+"""
+
+import argparse
+import copy
+import math
+import statistics
+import time
+
+import torch
+
+from benchmarks.peers import transformers_llama
+from benchmarks.record import record
+from configs.schema import DataConfig
+from data.prepare import documents, prepare
+from model.generate import generate
+from model.int8 import quantize
+from model.load import load_model
+from model.transformer import Transformer
+
+
+def bandwidth() -> float:
+    """Bytes per second read and written by copying 256 MiB, the best of ten."""
+    a = torch.zeros(2**26)
+    b, best = torch.empty_like(a), 0.0
+    for _ in range(10):
+        started = time.perf_counter()
+        b.copy_(a)
+        best = max(best, 2 * a.nbytes / (time.perf_counter() - started))
+    return best
+
+
+def weight_bytes(model: Transformer) -> int:
+    """Bytes of the matrices that every token is multiplied by."""
+    tensors = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}
+    if not model.config.tie_embeddings or model.output.weight.dtype == torch.int8:
+        del tensors[model.tok_embeddings.weight.data_ptr()]
+    return sum(tensors.values())
+
+
+@torch.no_grad()
+def nats(model: Transformer, ids: torch.Tensor) -> float:
+    """Summed loss of (B, T) tokens after the first, from logits."""
+    logits = model(ids[:, :-1]).float()
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+    ).item()
+
+
+def complete(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> torch.Tensor:
+    """The (B, new) likeliest continuations of (B, T) prompts."""
+    if isinstance(model, Transformer):
+        return torch.stack([*generate(model, prompts, max_new_tokens=new, temperature=0)], 1)
+    how = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0}
+    whole = model.generate(prompts, attention_mask=torch.ones_like(prompts), **how)
+    return whole[:, prompts.shape[1] :]
+
+
+def main() -> None:
+    """Entry point of `python -m benchmarks.generate`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--prompt", type=int, nargs="+", default=[16, 512])
+    args = parser.parse_args()
+    own, tokenizer = load_model(args.model)
+    theirs = transformers_llama(own.config, own.state_dict()).eval()
+    ways: dict[tuple[str, str], torch.nn.Module] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        ways["ours", name] = copy.deepcopy(own).to(dtype)
+        ways["transformers", name] = copy.deepcopy(theirs).to(dtype)
+    ways["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
+    copied = bandwidth()
+    texts = [document["text"] for document in documents(prepare(DataConfig()), "test")]
+    stream = [i for text in texts for i in tokenizer.encode(text)]
+    rows = []
+    for length in args.prompt:
+        for batch in args.batch:
+            if length + args.new > own.config.max_seq_len:
+                continue
+            prompts = torch.tensor(stream[: batch * length]).view(batch, length)
+            times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+            tokens = {}
+            for _ in range(args.rounds):
+                for way in ways:
+                    started = time.perf_counter()
+                    tokens[way] = complete(ways[way], prompts, args.new)
+                    times[way].append(time.perf_counter() - started)
+            same = torch.equal(tokens["ours", "float32"], tokens["transformers", "float32"])
+            for way, seconds in times.items():
+                base = times["transformers", "bfloat16" if way[1] == "int8" else way[1]]
+                ratios = sorted(b / a for a, b in zip(seconds, base, strict=True))
+                speed = batch * args.new / statistics.median(seconds)
+                row = {
+                    "way": way[0],
+                    "precision": way[1],
+                    "batch": batch,
+                    "prompt": length,
+                    "tokens_per_second": speed,
+                    "transformers_time_over_it": statistics.median(ratios),
+                    "ratios": ratios,
+                    "same_tokens_in_float32": same,
+                }
+                share = ""
+                if batch == 1 and way[0] == "ours":
+                    row["share_of_bandwidth"] = speed * weight_bytes(ways[way]) / copied
+                    share = f", {row['share_of_bandwidth']:.0%} of the bandwidth"
+                rows.append(row)
+                print(
+                    f"prompt {length:4} batch {batch:3} {way[1]:9}{way[0]:13}{speed:8.1f} tokens/s "
+                    f"{row['transformers_time_over_it']:5.2f} times as fast{share}"
+                )
+            print(f"    same tokens in float32: {same}")
+    size = own.config.max_seq_len if own.config.max_seq_len < 512 else 512
+    sample = torch.tensor(stream[: 8 * size]).view(8, size)
+    text_bytes = int(tokenizer.token_bytes()[sample[:, 1:].numpy()].sum())
+    bits = {
+        name: nats(ways["ours", name], sample) / text_bytes / math.log(2)
+        for name in ("float32", "bfloat16", "int8")
+    }
+    print("bits per byte: " + ", ".join(f"{name} {value:.4f}" for name, value in bits.items()))
+    result = {"model": args.model, "new_tokens": args.new, "rounds": args.rounds, "rows": rows,
+              "copy_bytes_per_second": copied, "bits_per_byte": bits}  # fmt: skip
+    print(f"written: {record('generate-' + args.model.strip('/').replace('/', '-'), result)}")
+
+
+if __name__ == "__main__":
+    main()

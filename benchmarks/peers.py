@@ -1,0 +1,75 @@
+"""The same Llama in other libraries, with the same weights, for benchmarks beside them."""
+
+import torch
+from torch import nn
+
+from configs.schema import ModelConfig
+
+
+def transformers_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
+    """LlamaForCausalLM of transformers, with its default attention (SDPA)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    names = {
+        "tok_embeddings": "embed_tokens",
+        "attention.w": "self_attn.",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj",
+    }
+    renamed = {}
+    for name, tensor in state.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        for letter in "qkvo":
+            name = name.replace(f"self_attn.{letter}.", f"self_attn.{letter}_proj.")
+        renamed["lm_head.weight" if name == "output.weight" else f"model.{name}"] = tensor
+    c = config
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(state["tok_embeddings.weight"]), hidden_size=c.dim,
+            intermediate_size=c.hidden_dim, num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim,
+            max_position_embeddings=c.max_seq_len, rms_norm_eps=c.norm_eps,
+            rope_theta=c.rope_theta, tie_word_embeddings=c.tie_embeddings,
+        )
+    )  # fmt: skip
+    model.load_state_dict(renamed)
+    return model
+
+
+def litgpt_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
+    """The GPT of litgpt in Llama's configuration. Raises ImportError if it is not installed."""
+    from litgpt.config import Config
+    from litgpt.model import GPT
+
+    c, vocabulary = config, len(state["tok_embeddings.weight"])
+    model = GPT(
+        Config(
+            name="bench", block_size=c.max_seq_len, padded_vocab_size=vocabulary,
+            vocab_size=vocabulary, n_layer=c.n_layers, n_head=c.n_heads, n_embd=c.dim,
+            n_query_groups=c.n_kv_heads, head_size=c.head_dim, rotary_percentage=1.0,
+            parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=c.norm_eps,
+            mlp_class_name="LLaMAMLP", intermediate_size=c.hidden_dim,
+            rope_base=int(c.rope_theta),
+        )
+    )  # fmt: skip
+    names = {"tok_embeddings": "transformer.wte", "output": "lm_head", "norm": "transformer.ln_f"}
+    parts = {
+        "attention.wo": "attn.proj",
+        "attention_norm": "norm_1",
+        "ffn_norm": "norm_2",
+        "feed_forward.w1": "mlp.fc_1",
+        "feed_forward.w2": "mlp.proj",
+        "feed_forward.w3": "mlp.fc_2",
+    }
+    renamed = {f"{new}.weight": state[f"{old}.weight"] for old, new in names.items()}
+    for i in range(c.n_layers):
+        for old, new in parts.items():
+            renamed[f"transformer.h.{i}.{new}.weight"] = state[f"layers.{i}.{old}.weight"]
+        qkv = [state[f"layers.{i}.attention.w{letter}.weight"] for letter in "qkv"]
+        renamed[f"transformer.h.{i}.attn.qkv.weight"] = torch.cat(qkv)
+    model.load_state_dict(renamed)
+    return model

@@ -1,0 +1,43 @@
+"""Int8 weights: the product itself, and what they cost in bits per byte of real text."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.int8 import FEW, Int8Linear, quantize
+
+
+@pytest.mark.parametrize(("outside", "inside"), [(96, 64), (1, 8), (33, 40), (100, 100)])
+def test_the_product_is_that_of_the_rounded_weights(outside, inside):
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(outside, inside, generator=draw, dtype=torch.bfloat16)
+    linear = Int8Linear(weight)
+    exact = linear.weight.double() * linear.scale.double()[:, None]
+    assert (exact - weight.double()).abs().max() <= 0.51 * linear.scale.max()
+    for rows in (1, FEW, FEW + 1, 40):  # both sides of the choice
+        x = torch.randn(rows, inside, generator=draw, dtype=torch.bfloat16)
+        torch.testing.assert_close(linear(x).double(), x.double() @ exact.T, rtol=0.02, atol=0.2)
+    assert linear(torch.zeros(2, 3, inside, dtype=torch.bfloat16)).shape == (2, 3, outside)
+
+
+def test_a_row_of_zeros_stays_zero():
+    linear = Int8Linear(torch.zeros(4, 8, dtype=torch.bfloat16))
+    assert (linear(torch.ones(1, 8, dtype=torch.bfloat16)) == 0).all()
+
+
+@torch.no_grad()
+def test_the_foundation_predicts_text_within_half_a_percent(foundation):
+    model, tokenizer = foundation
+    text = (Path(__file__).parents[2] / "kernels" / "README.md").read_text()[:4000]
+    ids = torch.tensor([[tokenizer.separator_id, *tokenizer.encode(text)]])
+    float32 = model(ids[:, :-1], targets=ids[:, 1:]).item()
+    narrow = quantize(copy.deepcopy(model).to(torch.bfloat16))
+    logits = narrow(ids[:, :-1]).float()
+    int8 = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
+    assert math.isclose(int8, float32, rel_tol=0.005)
+    whole = sum(p.numel() * 4 for p in model.parameters())
+    kept = {t.data_ptr(): t.nbytes for t in [*narrow.parameters(), *narrow.buffers()]}
+    assert sum(kept.values()) < 0.4 * whole  # the embedding stays bfloat16
