@@ -8,7 +8,6 @@ from torch import nn
 
 from model.transformer import Transformer
 
-
 FEW = 4  # rows up to which reading int8 is faster than widening it first, on a CPU
 
 
@@ -17,6 +16,9 @@ class Int8Linear(nn.Module):
 
     (LLM.int8, Dettmers et al. 2022, arXiv:2208.07339, section 2: absmax, by row, weights only.)
     """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, weight: torch.Tensor):
         """`weight`: (out, in), any float dtype, which is that of the scales."""
@@ -45,10 +47,8 @@ def quantize(model: Transformer) -> Transformer:
 
     It can generate and give logits afterwards, but not be trained or scored with `targets`.
     """
-    for layer in model.layers:
-        for part in (layer.attention, layer.feed_forward):
-            for name, linear in list(part.named_children()):
-                if isinstance(linear, nn.Linear):
-                    setattr(part, name, Int8Linear(linear.weight))
-    model.output = Int8Linear(model.output.weight)
+    for parent in list(model.modules()):
+        for name, linear in list(parent.named_children()):
+            if isinstance(linear, nn.Linear):
+                setattr(parent, name, Int8Linear(linear.weight))
     return model
