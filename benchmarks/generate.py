@@ -122,7 +122,7 @@ def main() -> None:
                     f"{row['transformers_time_over_it']:5.2f} times as fast{share}"
                 )
             print(f"    same tokens in float32: {same}")
-    size = own.config.max_seq_len if own.config.max_seq_len < 512 else 512
+    size = min(512, own.config.max_seq_len)
     sample = torch.tensor(stream[: 8 * size]).view(8, size)
     text_bytes = int(tokenizer.token_bytes()[sample[:, 1:].numpy()].sum())
     bits = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from model.transformer import Transformer
 
-FEW = 4  # rows up to which reading int8 is faster than widening it first, on a CPU
+FEW = 16  # rows up to which reading int8 is faster than widening it first, on a CPU (docs/log.md)
 
 
 class Int8Linear(nn.Module):

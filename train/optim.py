@@ -33,9 +33,8 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, gains do not.
 
-    The rate of matrices inside the blocks is scaled by `width_ratio`, that of a narrower model's
-    width over this one's, and their decay by its inverse (muP; Yang et al. 2022, arXiv:2203.03466,
-    table 8).
+    The rate of matrices inside the blocks is scaled by `width_ratio` (`ModelConfig.width_ratio`),
+    their decay by its inverse (muP; Yang et al. 2022, arXiv:2203.03466, table 8).
     """
     inside = [p for name, p in parameters.items() if hidden(name, p)]
     outside = [p for name, p in parameters.items() if p.dim() >= 2 and not hidden(name, p)]
