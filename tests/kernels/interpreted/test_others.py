@@ -21,7 +21,7 @@ DTYPES = st.sampled_from(list(BOUNDS))
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-def assert_parity(ours, reference, inputs, dtype, *fixed):
+def compare(ours, reference, inputs, dtype, *fixed):
     """Outputs and gradients of `ours` in dtype, in Triton, against `reference` in float64."""
     narrow = [x.to(dtype).requires_grad_() for x in inputs]
     wide = [x.to(dtype).double().requires_grad_() for x in inputs]
@@ -45,12 +45,12 @@ def test_norm(rows, width, residual, dtype):
     inputs = [torch.randn(rows, width), torch.randn(width)]
     if residual:
         inputs.append(torch.randn(rows, width))
-        assert_parity(
+        compare(
             lambda x, w, r: rms_norm(x, w, 1e-5, r),
             lambda x, w, r: rms_norm_reference(x, w, 1e-5, r), inputs, dtype,
         )  # fmt: skip
     else:
-        assert_parity(
+        compare(
             lambda x, w: rms_norm(x, w, 1e-5)[:1],
             lambda x, w: rms_norm_reference(x, w, 1e-5)[:1], inputs, dtype,
         )  # fmt: skip
@@ -66,12 +66,12 @@ def test_rope(batch, T, heads, half, norm, dtype):
     table = torch.stack([angles.cos(), angles.sin()])
     if norm:
         inputs.append(torch.randn(2 * half))
-        assert_parity(
+        compare(
             lambda x, w: (rope(x, table, w),), lambda x, w: (rope_reference(x, table, w, 1e-5),),
             inputs, dtype,
         )  # fmt: skip
     else:
-        assert_parity(
+        compare(
             lambda x: (rope(x, table),), lambda x: (rope_reference(x, table, None, 1e-5),),
             inputs, dtype,
         )  # fmt: skip
@@ -82,10 +82,8 @@ def test_rope(batch, T, heads, half, norm, dtype):
 def test_activations(size, dtype):
     torch.manual_seed(size)
     inputs = [torch.randn(size), torch.randn(size)]
-    assert_parity(
-        lambda a, b: (swiglu(a, b),), lambda a, b: (swiglu_reference(a, b),), inputs, dtype
-    )
-    assert_parity(lambda a: (relu2(a),), lambda a: (relu2_reference(a),), inputs[:1], dtype)
+    compare(lambda a, b: (swiglu(a, b),), lambda a, b: (swiglu_reference(a, b),), inputs, dtype)
+    compare(lambda a: (relu2(a),), lambda a: (relu2_reference(a),), inputs[:1], dtype)
 
 
 @few
@@ -98,7 +96,7 @@ def test_linear_cross_entropy(rows, vocabulary, softcap, z_loss, smoothing, chun
     x, weight = torch.randn(rows, 16), torch.randn(vocabulary, 16)
     targets = torch.randint(0, vocabulary, (rows,))
     targets[0] = -100
-    assert_parity(
+    compare(
         lambda x, w: linear_cross_entropy(
             x, w, targets, softcap=softcap, z_loss=z_loss, label_smoothing=smoothing, chunk=chunk
         )[:1],
