@@ -11,6 +11,9 @@ import torch
 from kernels.attention.reference import visible
 
 ROWS = 256  # queries per block: few against a long window, enough to fill a matrix product
+# torch's backward pass takes three times as long as its forward pass in bfloat16. Up to this many
+# positions a few of its rows at a time, as plain products, are faster (docs/log.md).
+SHORT, SHORT_ROWS = 1024, 64
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -53,6 +56,8 @@ def cpu_backward(
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """(dq, dk, dv) as `launch_backward` gives them."""
     if _fits(q, k, first, causal, softcap):
+        if causal and q.dtype == torch.bfloat16 and 1 < q.shape[1] <= SHORT:
+            return _short_backward(do, q, k, v, scale)
         heads = (_same_heads(x, q) for x in (do, q, k, v, o))
         parts = _fused_backward(*heads, lse, 0.0, causal and q.shape[1] > 1, scale=scale)
         grads = map(_grouped, parts, (q, k, v))
@@ -77,6 +82,36 @@ def cpu_backward(
             dk[:, keys] += _grouped(parts[1], k)
             dv[:, keys] += _grouped(parts[2], v)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _short_backward(
+    do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, ...]:
+    # Causal, T = S. The queries of a group stand under each other, so keys need no copies.
+    B, T, H, D = q.shape
+    K = k.shape[2]
+    G = H // K
+    qs, dos = (x.view(B, T, K, G, D).permute(0, 2, 3, 1, 4) for x in (q, do))
+    k, v = (x.transpose(1, 2).reshape(B * K, T, D) for x in (k, v))
+    dq = torch.empty_like(qs, memory_format=torch.contiguous_format)  # (B, K, G, T, D)
+    dk, dv = torch.zeros(2, B * K, T, D, dtype=torch.float32, device=q.device)
+    hidden = torch.full((SHORT_ROWS, T), float("-inf"), dtype=q.dtype, device=q.device)
+    for start in range(0, T, SHORT_ROWS):
+        end = min(T, start + SHORT_ROWS)
+        rows, seen, shape = slice(start, end), slice(0, end), (B * K, G * (end - start), D)
+        part_q, part_do = qs[:, :, :, rows].reshape(shape), dos[:, :, :, rows].reshape(shape)
+        mask = hidden[: end - start, :end].triu(start + 1).repeat(G, 1)
+        # The product adds the mask and scales before it rounds.
+        s = torch.baddbmm(mask, part_q, k[:, seen].mT, alpha=scale)
+        p = s.softmax(-1)
+        ds = torch._softmax_backward_data(part_do @ v[:, seen].mT, p, -1, p.dtype)
+        part = torch.baddbmm(part_q, ds, k[:, seen], beta=0, alpha=scale)
+        dq[:, :, :, rows] = part.view(B, K, G, -1, D)
+        dk[:, seen] += ds.mT @ part_q
+        dv[:, seen] += p.mT @ part_do
+    dq = dq.permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
+    back = (x.view(B, K, T, D).transpose(1, 2).to(q.dtype).contiguous() for x in (dk * scale, dv))
+    return dq, *back
 
 
 def _fits(q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool, softcap: float) -> bool:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels.device import library, runs_triton
 
 CHUNK_BYTES = 1 << 28  # of logits at a time where nothing else is asked
+CPU_CHUNK = 512  # tokens, if that is less: a chunk of a small vocabulary then stays in cache
 
 
 def linear_cross_entropy(
@@ -35,7 +36,8 @@ def linear_cross_entropy(
         softcap: logits become softcap * tanh(logit / softcap) (Gemma 2); 0 is none.
         z_loss: adds z_loss * logsumexp(logits)^2 per token (PaLM, arXiv:2204.02311, section 5).
         label_smoothing: this much of the target is spread over the vocabulary.
-        chunk: tokens whose logits are held at once; 0 takes as many as 256 MiB hold.
+        chunk: tokens whose logits are held at once; 0 takes as many as 256 MiB hold, on a CPU at
+            most 512.
 
     Returns:
         The sum, float32, and the count, int64; only the sum has a gradient. The gradient of
@@ -45,9 +47,12 @@ def linear_cross_entropy(
     """
     _check(x, weight, targets, softcap, z_loss, label_smoothing, chunk)
     grad = torch.is_grad_enabled()
+    if not chunk:
+        chunk = max(1, CHUNK_BYTES // (weight.shape[0] * x.element_size()))
+        chunk = chunk if x.is_cuda else min(chunk, CPU_CHUNK)
     loss, _, _ = torch.ops.homegrown.linear_cross_entropy(
         x, weight, targets, ignore_index, softcap, z_loss, label_smoothing,
-        chunk or max(1, CHUNK_BYTES // (weight.shape[0] * x.element_size())),
+        chunk,
         grad and x.requires_grad, grad and weight.requires_grad,
     )  # fmt: skip
     return loss, (targets != ignore_index).sum()
@@ -119,12 +124,14 @@ def _torch_cross_entropy(logits, targets, ignore, softcap, z_loss, smoothing, gr
         z = t * softcap
     scored = targets != ignore
     right = targets.where(scored, 0)[:, None]
-    lse = z.logsumexp(1)
-    loss = lse - (1 - smoothing) * z.gather(1, right)[:, 0] + z_loss * lse.square()
-    if smoothing:
-        loss -= smoothing * z.mean(1)
+    right_logit, top = z.gather(1, right)[:, 0], z.amax(1)
+    smooth = smoothing * z.mean(1) if smoothing else 0.0
+    # torch's softmax is one pass; the largest probability is one over the sum of exponentials.
+    p = torch.softmax(z, 1, out=z)
+    lse = top - p.amax(1).log_()
+    loss = lse - (1 - smoothing) * right_logit - smooth + z_loss * lse.square()
     if gradient:
-        g = z.sub_(lse[:, None]).exp_()
+        g = p
         if z_loss:
             g.mul_((1 + 2 * z_loss * lse)[:, None])
         if smoothing:

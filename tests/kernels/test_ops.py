@@ -71,6 +71,19 @@ def test_bands_cover_every_block(T, dtype):
         assert (a.double() - b).norm() <= bound * b.norm()
 
 
+@pytest.mark.parametrize("T", [2, 63, 64, 65, 150])
+def test_bfloat16_gradients_of_short_sequences(T):
+    q, k, v = qkv(T=T, D=16, dtype=torch.bfloat16)
+    o, _ = attention(q, k, v)
+    do = torch.randn(o.shape, generator=torch.Generator().manual_seed(T)).to(o.dtype)
+    o.backward(do)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected, _ = attention_reference(*wide, None, True, 0.0, 16**-0.5)
+    expected.backward(do.double())
+    for x, y in zip((q, k, v), wide, strict=True):
+        assert (x.grad.double() - y.grad).norm() <= 5e-3 * y.grad.norm()
+
+
 def test_attention_equals_torch_on_packed_slices():
     packed = torch.randn(2, 33, 3, 4, 16)
     q, k, v = packed.unbind(2)
