@@ -196,7 +196,7 @@ def compile_newton_schulz() -> None:
     """The symmetric product."""
     from kernels.newton_schulz.kernel import launch_symmetric_product
 
-    launch_symmetric_product(_empty(768, 3072))
+    launch_symmetric_product(_empty(12, 768, 3072))
 
 
 KERNELS: dict[str, Callable[[], None]] = {

@@ -21,41 +21,64 @@ MOMENTUM = 0.95
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose singular values are brought near 1, with decoupled weight decay.
 
-    Each matrix is orthogonalised by one rank, in turn, and sent to the others.
+    Matrices of one shape are orthogonalised together, each by one rank, which sends it to the rest.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float):
-        """`params`: matrices only, in the same order on every rank; ValueError otherwise."""
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """`params`: matrices only, in the same order on every rank; ValueError otherwise.
+
+        `dtype` of the products: bfloat16 is precise enough for a direction.
+        """
         params = list(params)
         for p in params:
             if p.dim() != 2:
                 raise ValueError(f"params: Muon takes matrices, not a tensor of {tuple(p.shape)}")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
-        many = dist.is_initialized() and dist.get_world_size() > 1
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
         for group in self.param_groups:
-            sent = []
-            for i, p in enumerate(p for p in group["params"] if p.grad is not None):
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].lerp_(p.grad, 1 - MOMENTUM)
-                update = p.grad.lerp(momentum, MOMENTUM)
-                if isinstance(update, DTensor):
-                    update = update.full_tensor()
-                # bfloat16 is precise enough for a direction, where the device computes in it.
-                update = update.to(torch.bfloat16 if p.is_cuda else torch.float32).contiguous()
-                if i % world_size == rank:
-                    update = newton_schulz(update).contiguous()
-                work = dist.broadcast(update, i % world_size, async_op=True) if many else None
-                sent.append((p, update, work))
-            for p, update, work in sent:
-                if work is not None:
-                    work.wait()
-                scale = 0.2 * max(p.shape) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(cut_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, alike in shapes.items():
+                scale = 0.2 * max(shape) ** 0.5
+                updates = orthogonalised(torch.stack([self._direction(p) for p in alike]))
+                for p, update in zip(alike, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(cut_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
+
+    def _direction(self, p: nn.Parameter) -> torch.Tensor:
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        momentum = state["momentum"].lerp_(p.grad, 1 - MOMENTUM)
+        direction = p.grad.lerp(momentum, MOMENTUM)
+        if isinstance(direction, DTensor):
+            direction = direction.full_tensor()
+        return direction.to(self.dtype)
+
+
+def orthogonalised(stack: torch.Tensor) -> torch.Tensor:
+    """`newton_schulz` of (N, R, C) matrices that all ranks have, each of which computes a share."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return newton_schulz(stack)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    shares = [stack[i::world_size].contiguous() for i in range(world_size)]
+    if len(shares[rank]):
+        shares[rank] = newton_schulz(shares[rank]).contiguous()
+    sent = [dist.broadcast(share, i, async_op=True) for i, share in enumerate(shares) if len(share)]
+    for i, (share, work) in enumerate(zip(shares, sent, strict=False)):
+        work.wait()
+        stack[i::world_size] = share
+    return stack

@@ -10,16 +10,22 @@ from train.muon import Muon
 
 
 def optimizers(
-    parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0
+    parameters: dict[str, nn.Parameter],
+    config: TrainConfig,
+    width_ratio: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
-    """One AdamW for all; or Muon for the blocks' matrices and AdamW for the rest."""
+    """One AdamW for all; or Muon, with products in `dtype`, for the blocks' matrices and AdamW for
+
+    the rest.
+    """
     if config.optimizer == "adamw":
         return [adamw(parameters, config, width_ratio)]
     inside = {name: p for name, p in parameters.items() if hidden(name, p)}
     rest = {n: p for n, p in parameters.items() if n not in inside}
     found: list[torch.optim.Optimizer] = []
     if inside:
-        found.append(Muon(inside.values(), config.learning_rate, config.weight_decay))
+        found.append(Muon(inside.values(), config.learning_rate, config.weight_decay, dtype))
     return [*found, adamw(rest, config)] if rest else found
 
 

@@ -88,7 +88,8 @@ def train(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = start_average(parameters) if config.average else {}
     loader = Loader(len(train_set), config.batch_size, config.seed)
-    chosen = optimizers(parameters, config, model.config.width_ratio)
+    products = torch.bfloat16 if bfloat16 else torch.float32
+    chosen = optimizers(parameters, config, model.config.width_ratio, products)
     state = TrainState(parameters, chosen, loader, tokenizer, fingerprint, average)
     if resume and not checkpoints(run):
         say(f"{run}: holds no checkpoint yet; starting from step 0")

@@ -10,13 +10,15 @@ from kernels.newton_schulz.config import config
 
 @triton.jit
 def symmetric_product(
-    X, stride_m, stride_k, OUT, M, K,
+    X, stride_b, stride_m, stride_k, OUT, M, K,
     TILE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """OUT (M, M) contiguous = X X^T for X (M, K); grid (tiles, tiles)."""
+    """OUT (B, M, M) contiguous = X X^T for X (B, M, K); grid (tiles, tiles, B)."""
     i, j = tl.program_id(0), tl.program_id(1)
     if j > i:
         return
+    X += tl.program_id(2).to(tl.int64) * stride_b
+    OUT += tl.program_id(2).to(tl.int64) * M * M
     rows = i * TILE + tl.arange(0, TILE)
     columns = j * TILE + tl.arange(0, TILE)
     acc = tl.zeros([TILE, TILE], tl.float32)
@@ -40,13 +42,13 @@ def symmetric_product(
 
 
 def launch_symmetric_product(x: torch.Tensor) -> torch.Tensor:
-    """(M, M) contiguous, dtype of x."""
-    M, K = x.shape
-    out = torch.empty(M, M, dtype=x.dtype, device=x.device)
+    """(B, M, M) contiguous for x (B, M, K), dtype of x."""
+    B, M, K = x.shape
+    out = torch.empty(B, M, M, dtype=x.dtype, device=x.device)
     sizes = config(arch(x), x.dtype)
     tiles = triton.cdiv(M, sizes["TILE"])
-    symmetric_product[(tiles, tiles)](
-        x, x.stride(0), x.stride(1), out, M, K,
+    symmetric_product[(tiles, tiles, B)](
+        x, *x.stride(), out, M, K,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **sizes,
     )  # fmt: skip
     return out

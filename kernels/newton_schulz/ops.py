@@ -1,5 +1,7 @@
 """Orthogonalising a matrix with products only, as Muon does (Jordan et al. 2024)."""
 
+import math
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
@@ -12,30 +14,38 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def symmetric_product(x: torch.Tensor) -> torch.Tensor:
-    """X X^T, (M, M) for X (M, K), computing only one half on a GPU. Carries no gradient.
+    """X X^T, (…, M, M) for X (…, M, K), computing only one half on a GPU. Carries no gradient.
 
-    Raises ValueError if x is not a matrix.
+    Raises ValueError if x is neither a matrix nor a stack of them.
     """
-    if x.dim() != 2:
-        raise ValueError(f"x is {tuple(x.shape)}, not (M, K)")
+    _check(x)
     return torch.ops.homegrown.symmetric_product(x)
 
 
 @torch.no_grad()
 def newton_schulz(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The matrix with x's singular vectors and singular values near 1, (M, K), dtype of x.
+    """The matrices with x's singular vectors and singular values near 1, (…, M, K), dtype of x.
 
-    Raises ValueError if x is not a matrix or steps is below 1.
+    Raises ValueError if x is neither a matrix nor a stack of them, or steps is below 1.
     """
+    _check(x)
     if steps < 1:
         raise ValueError(f"steps = {steps} is below 1")
-    tall = x.shape[0] > x.shape[-1]
+    tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
-    y = y / (torch.linalg.matrix_norm(y.float()).to(y.dtype) + 1e-7)
+    y = y if x.dim() == 3 else y[None]
+    y = y / (torch.linalg.matrix_norm(y.float(), keepdim=True).to(y.dtype) + 1e-7)
     for _ in range(steps):
         gram = symmetric_product(y)  # the product is over the longer side
-        y = A * y + (B * gram + C * symmetric_product(gram)) @ y
-    return y.mT if tall else y
+        mix = symmetric_product(gram).mul_(C).add_(gram, alpha=B)
+        y = torch.baddbmm(y, mix, y, beta=A)
+    y = y.mT if tall else y
+    return y if x.dim() == 3 else y[0]
+
+
+def _check(x: torch.Tensor) -> None:
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x is {tuple(x.shape)}, not (M, K) or (B, M, K)")
 
 
 library.define("symmetric_product(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
@@ -46,7 +56,7 @@ def _compute(x):
         return symmetric_product_reference(x)
     from kernels.newton_schulz.kernel import launch_symmetric_product
 
-    return launch_symmetric_product(x)
+    return launch_symmetric_product(x) if x.dim() == 3 else launch_symmetric_product(x[None])[0]
 
 
 for device in ("CPU", "CUDA"):
@@ -55,10 +65,11 @@ for device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("homegrown::symmetric_product", lib=library)
 def _fake(x):
-    return x.new_empty(x.shape[0], x.shape[0])
+    return x.new_empty(*x.shape[:-1], x.shape[-2])
 
 
 @register_flop_formula(torch.ops.homegrown.symmetric_product)
 def _flops(x, **_) -> int:
     """Of the half that is computed."""
-    return x[0] * (x[0] + 1) * x[1]
+    *batch, M, K = x
+    return math.prod(batch) * M * (M + 1) * K

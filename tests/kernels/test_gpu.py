@@ -84,9 +84,9 @@ def test_the_others_equal_float64():
         lambda a, w: linear_cross_entropy_reference(a, w, targets, softcap=15.0),
         [x, torch.randn(5000, 768) * 768**-0.5],
     )
-    for rows in (100, 768):
-        matrix = torch.randn(rows, 1000, device="cuda").bfloat16()
-        expected = matrix.double() @ matrix.double().T
+    for shape in ((100, 1000), (12, 768, 1000)):
+        matrix = torch.randn(shape, device="cuda").bfloat16()
+        expected = matrix.double() @ matrix.double().mT
         found = symmetric_product(matrix)
         assert (found.double() - expected).norm() <= 5e-3 * expected.norm()
-        assert torch.equal(found, found.T)
+        assert torch.equal(found, found.mT)

@@ -221,6 +221,9 @@ def test_newton_schulz_makes_singular_values_near_one():
         assert values.max() < 1.3
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
         assert (newton_schulz(matrix) * (u @ v)).sum() / 24 > 0.8
+    stack = torch.stack([x, 3 * x.flip(0)])
+    alone = torch.stack([newton_schulz(matrix) for matrix in stack])
+    torch.testing.assert_close(newton_schulz(stack), alone)
 
 
 def operators():

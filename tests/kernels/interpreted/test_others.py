@@ -107,17 +107,17 @@ def test_linear_cross_entropy(rows, vocabulary, softcap, z_loss, smoothing, chun
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (63, 20), (64, 64), (150, 70), (300, 33)])
+@pytest.mark.parametrize("shape", [(1, 1), (63, 20), (64, 64), (150, 70), (300, 33), (3, 40, 65)])
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 def test_symmetric_product(shape, dtype):
     torch.manual_seed(0)
     x = torch.randn(shape).to(dtype)
-    for matrix in (x, x.T.contiguous().T):
+    for matrix in (x, x.mT.contiguous().mT):
         with use_triton():
             found = symmetric_product(matrix)
-        expected = matrix.double() @ matrix.double().T
+        expected = matrix.double() @ matrix.double().mT
         assert (found.double() - expected).norm() <= BOUNDS[dtype] * expected.norm()
-        assert torch.equal(found, found.T)
+        assert torch.equal(found, found.mT)
 
 
 def test_newton_schulz():
