@@ -6,7 +6,7 @@ Batches of 1, 8 and 64 prompts of 16 and 512 tokens, in float32, bfloat16 and (o
 turn within every round; in float32 both must give the same tokens. Time includes reading the
 prompt. At batch 1 the bytes of all weights, read once per token, are set beside what the machine
 copies per second. Also the bits per byte of int8 on held-out text, beside float32. Writes
-benchmarks/results/generate-MODEL.json.
+benchmarks/results/DEVICE/generate-MODEL.json.
 """
 
 import argparse

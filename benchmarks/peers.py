@@ -73,3 +73,43 @@ def litgpt_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Modu
         renamed[f"transformer.h.{i}.attn.qkv.weight"] = torch.cat(qkv)
     model.load_state_dict(renamed)
     return model
+
+
+class Gpt2(nn.Module):
+    """GPT2LMHeadModel of transformers, as the training loop calls a model.
+
+    Learned positions, layer norms with biases, GELU, tied embeddings, no dropout: nanoGPT's model.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        """Raises ValueError for a shape that GPT-2 does not have."""
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        super().__init__()
+        if config.n_heads * config.head_dim != config.dim or config.hidden_dim != 4 * config.dim:
+            raise ValueError(f"GPT-2 has heads of dim / n_heads and 4 dim inside, not {config}")
+        self.config, self.recompute = config, False
+        none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+        self.gpt2 = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=vocab_size, n_positions=config.max_seq_len, n_embd=config.dim,
+                n_layer=config.n_layers, n_head=config.n_heads, bos_token_id=0, eos_token_id=0,
+                **none,
+            )
+        )  # fmt: skip
+
+    def forward(self, tokens: torch.Tensor, *, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of (B, T) tokens, float32, in nats."""
+        logits = self.gpt2(tokens).logits.flatten(0, 1)
+        return nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
+
+    def num_parameters(self, trainable: bool = False) -> int:
+        """Parameters; all are trained."""
+        return sum(p.numel() for p in self.parameters())
+
+    def training_flops(self, tokens: int, scored: int, length: int) -> float:
+        """FLOPs of forward and backward, counted as `Transformer.training_flops` counts them."""
+        blocks = sum(p.numel() for p in self.gpt2.transformer.h.parameters() if p.dim() == 2)
+        head = self.gpt2.lm_head.weight.numel()
+        attention = 4 * self.config.n_layers * self.config.dim * length / 2
+        return tokens * (6 * blocks + 3 * attention) + scored * 6 * head

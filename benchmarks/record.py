@@ -9,11 +9,23 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 
 
+def folder() -> Path:
+    """Where the results of this device are: benchmarks/results/DEVICE."""
+    device = f"{os.cpu_count()}-cpu-cores"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name().lower().replace(" ", "-")
+    path = RESULTS / device
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def record(name: str, result: dict) -> Path:
-    """Write benchmarks/results/NAME.json with date, machine, versions, commit and command."""
+    """Write results/DEVICE/NAME.json with date, machine, versions, commit and command."""
     commit = subprocess.run(
         ["git", "-C", RESULTS, "describe", "--always", "--dirty"], capture_output=True, text=True
     )
@@ -25,6 +37,6 @@ def record(name: str, result: dict) -> Path:
         "load_average": os.getloadavg()[0],
         "versions": {"python": platform.python_version(), "torch": version("torch")},
     }
-    path = RESULTS / f"{name}.json"
+    path = folder() / f"{name}.json"
     path.write_text(json.dumps(about | result, indent=2) + "\n")
     return path

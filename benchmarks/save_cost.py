@@ -5,7 +5,7 @@
 Trains the same model in turn without a checkpoint, with one in the background and with one in the
 foreground at the start of an interval of INTERVAL steps, ROUNDS times over. A cost is the median
 over rounds of the ratio of an interval's seconds to those of the round's interval without one, so
-that whatever a checkpoint costs anywhere is in it. Writes benchmarks/results/save_cost.json.
+that whatever a checkpoint costs anywhere is in it. Writes benchmarks/results/DEVICE/save_cost.json.
 """
 
 import statistics

@@ -5,7 +5,7 @@
 Every library's own Llama, filled with the same weights (the first losses must agree), trains on the
 same tokens with torch's fused AdamW, in turn within every round, in float32 and bfloat16 autocast,
 on one thread and on all. The ceiling is a large matrix product in the same precision on the same
-threads. Writes benchmarks/results/throughput.json. litgpt takes part where it is installed
+threads. Writes benchmarks/results/DEVICE/throughput.json. litgpt takes part where it is installed
 (`pip install --no-deps litgpt lightning lightning-utilities torchmetrics jsonargparse`).
 """
 

@@ -6,7 +6,7 @@ Trains three widths at seven learning rates and three seeds on folk tunes with A
 as it is and scaled by width (`model.base_dim`, muP: Yang et al. 2022, arXiv:2203.03466). The score
 is the mean training loss of the last fifth of the steps; the best rate of a width is the vertex of
 the parabola through the lowest loss and its neighbours, seed by seed. Writes
-benchmarks/results/width_transfer.json and .png. A quarter of an hour on two cores.
+benchmarks/results/DEVICE/width_transfer.json and .png. A quarter of an hour on two cores.
 """
 
 import functools

@@ -1,0 +1,86 @@
+"""Peak memory of a training step against sequence length and vocabulary, beside transformers.
+
+    python -m benchmarks.memory
+
+One Llama shape, batch 1, float32, forward and backward without an optimiser; each point in a
+process of its own, as the peak of its resident memory above what it held before the step. Writes
+benchmarks/results/DEVICE/memory.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.peers import transformers_llama
+from benchmarks.record import record
+from configs.schema import ModelConfig
+from model.transformer import Transformer
+
+POINTS = [(length, 4096) for length in (256, 512, 1024, 2048, 4096, 8192)]
+POINTS += [(1024, vocabulary) for vocabulary in (8192, 16384, 32768, 65536)]
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at its peak."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def measure(way: str, length: int, vocabulary: int) -> int:
+    """Bytes that a step of one window takes, in this process, which must be a fresh one."""
+    shape = ModelConfig(
+        dim=256, n_layers=6, n_heads=4, n_kv_heads=4, head_dim=64, hidden_dim=704,
+        max_seq_len=length, tie_embeddings=False,
+    )  # fmt: skip
+    own = Transformer(shape, vocabulary).init_weights(0)
+    x, y = torch.randint(0, vocabulary, (2, 1, length))
+    if way == "ours":
+        model, loss = own, lambda: own(x, targets=y) / length
+    else:
+        model = transformers_llama(shape, own.state_dict())
+        del own
+        loss = lambda: model(x, labels=y, shift_labels=y).loss  # noqa: E731
+    small = torch.zeros(1, 8, dtype=torch.int64)
+    model(small, targets=small) if way == "ours" else model(small, labels=small)  # loads libraries
+    before = resident("VmRSS")
+    loss().backward()
+    return resident("VmHWM") - before
+
+
+def main() -> None:
+    """Entry point of `python -m benchmarks.memory`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(measure(args.one[0], *map(int, args.one[1:])))
+        return
+    rows = []
+    for length, vocabulary in POINTS:
+        row = {"length": length, "vocabulary": vocabulary}
+        for way in ("ours", "transformers"):
+            command = [sys.executable, "-m", "benchmarks.memory", "--one", way]
+            command += [str(length), str(vocabulary)]
+            ended = subprocess.run(command, capture_output=True, text=True)
+            # Killed for want of memory is an answer too.
+            row[way] = int(ended.stdout) if ended.returncode == 0 else None
+        rows.append(row)
+        shown = {
+            w: f"{row[w] / 2**20:,.0f} MiB" if row[w] else "too much"
+            for w in row
+            if w in ("ours", "transformers")
+        }
+        print(f"T {length:5}  V {vocabulary:6}  {json.dumps(shown)}")
+    lengths = [row for row in rows if row["vocabulary"] == 4096 and row["ours"]]
+    exponent = float(np.polyfit(*np.log([[r["length"], r["ours"]] for r in lengths[2:]]).T, 1)[0])
+    print(f"memory grows with length to the power {exponent:.2f}")
+    print(f"written: {record('memory', {'rows': rows, 'exponent_of_length': exponent})}")
+
+
+if __name__ == "__main__":
+    main()
