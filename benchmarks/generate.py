@@ -24,6 +24,7 @@ from data.prepare import documents, prepare
 from model.generate import generate
 from model.int8 import quantize
 from model.load import load_model
+from model.packed import pack
 from model.transformer import Transformer
 
 
@@ -38,12 +39,13 @@ def bandwidth() -> float:
     return best
 
 
-def weight_bytes(model: Transformer) -> int:
-    """Bytes of the matrices that every token is multiplied by."""
-    tensors = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}
-    if not model.config.tie_embeddings or model.output.weight.dtype == torch.int8:
-        del tensors[model.tok_embeddings.weight.data_ptr()]
-    return sum(tensors.values())
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def weights_read(model: Transformer) -> int:
+    """Numbers in the matrices that every token is multiplied by."""
+    blocks = sum(p.numel() for p in model.layers.parameters() if p.dim() == 2)
+    return blocks + model.output.weight.numel()
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def main() -> None:
     ways: dict[tuple[str, str], torch.nn.Module] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        ways["ours", name] = copy.deepcopy(own).to(dtype)
+        ways["ours", name] = pack(copy.deepcopy(own).to(dtype))
         ways["transformers", name] = copy.deepcopy(theirs).to(dtype)
     ways["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
     copied = bandwidth()
@@ -114,7 +116,7 @@ def main() -> None:
                 }
                 share = ""
                 if batch == 1 and way[0] == "ours":
-                    row["share_of_bandwidth"] = speed * weight_bytes(ways[way]) / copied
+                    row["share_of_bandwidth"] = speed * weights_read(own) * BYTES[way[1]] / copied
                     share = f", {row['share_of_bandwidth']:.0%} of the bandwidth"
                 rows.append(row)
                 print(

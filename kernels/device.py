@@ -29,6 +29,17 @@ def runs_triton(x: torch.Tensor) -> bool:
     return x.is_cuda or _forced
 
 
+def called_plainly(x: torch.Tensor) -> bool:
+    """Whether an operator's torch code is called as it is, past torch's dispatcher.
+
+    So it is for a token or few without gradients on a CPU, where the call would cost more than the
+    work (docs/log.md); not while a mode that counts or traces operators looks on.
+    """
+    if x.numel() > 1 << 16 or torch.is_grad_enabled() or runs_triton(x):
+        return False
+    return not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())
+
+
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on the CPU, in numpy."""
     return os.environ.get("TRITON_INTERPRET") == "1"

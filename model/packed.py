@@ -29,8 +29,15 @@ class PackedLinear(nn.Module):
 def pack(model: Transformer) -> Transformer:
     """Make every projection of a `model` on a CPU a PackedLinear, in place; returns it.
 
-    It can generate and give logits afterwards, but not be trained or scored with `targets`.
+    It can generate and give logits afterwards, but not be trained or scored with `targets`. A
+    model that oneDNN has no kernels for on this CPU stays as it is.
     """
+    dtype = model.tok_embeddings.weight.dtype
+    supported = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    if not (torch.backends.mkldnn.is_available() and supported):
+        return model
     for parent in list(model.modules()):
         for name, linear in list(parent.named_children()):
             if isinstance(linear, nn.Linear):

@@ -18,6 +18,7 @@ from configs.schema import ModelConfig
 from model.generate import generate
 from model.int8 import quantize
 from model.load import load_model
+from model.packed import pack
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
@@ -150,6 +151,8 @@ def main() -> None:
     model = model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if narrow else torch.float32)
     if args.precision == "int8":
         quantize(model)
+    elif not on_gpu:
+        pack(model)
 
     def live() -> bool:
         return args.num_samples == 1 and not args.json

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.cpu import cpu_backward, cpu_forward, wide
-from kernels.device import library, runs_triton, unit_stride
+from kernels.device import called_plainly, library, runs_triton, unit_stride
 
 MAX_HEAD_DIM = 128
 
@@ -46,6 +46,8 @@ def attention(
     """
     _check(q, k, v, causal, first, softcap)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if called_plainly(q):
+        return cpu_forward(q, k, v, first, causal, softcap, scale)
     return torch.ops.homegrown.attention(q, k, v, first, causal, softcap, scale, deterministic)
 
 

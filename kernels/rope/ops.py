@@ -6,7 +6,7 @@ place of the L2 norm). Pairs are (i, i + D/2), the half-split layout of Llama ch
 
 import torch
 
-from kernels.device import library, runs_triton, unit_stride
+from kernels.device import called_plainly, library, runs_triton, unit_stride
 from kernels.rope.reference import rope_reference
 
 
@@ -38,6 +38,8 @@ def rope(
     for name, other in (("table", table), ("weight", weight)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} is on {other.device}, x on {x.device}")
+    if called_plainly(x):
+        return rope_reference(x, table, weight, eps)
     return torch.ops.homegrown.rope(x, table, weight, eps)
 
 
