@@ -95,6 +95,16 @@ class ModelConfig(Section):
     """RMS-normalise queries and keys per head before the rotary embedding."""
     tie_embeddings: bool = True
     """Use the input embedding as the output projection."""
+    embedding_norm: bool = False
+    """RMS-normalise the embedding before the first block."""
+    embedding_skip: bool = False
+    """Every block starts from a learnt mix of the stream and the embedding."""
+    value_embeddings: bool = False
+    """Every layer adds an embedding of the token to its values."""
+    bigram_buckets: int = Field(0, ge=0)
+    """Rows of an embedding of hashed token pairs that every block adds to the stream; 0 is none."""
+    zero_init: bool = False
+    """The projections back into the stream start at 0: at first every block does nothing."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary frequencies."""
     norm_eps: float = Field(1e-5, gt=0)
@@ -146,6 +156,10 @@ class TrainConfig(Section):
     """Share of the run in which wsd decays."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW; or Muon for the matrices inside the blocks and AdamW for the rest, at one rate."""
+    embedding_lr: float = Field(1.0, gt=0)
+    """Rate of the embedding tables, as a multiple of learning_rate."""
+    output_lr: float = Field(1.0, gt=0)
+    """Rate of an untied output projection, as a multiple of learning_rate."""
     weight_decay: float = Field(0.1, ge=0)
     """Decay of matrices; gains are not decayed."""
     beta2: float = Field(0.95, gt=0, lt=1)

@@ -6,6 +6,7 @@ K key/value heads, D head_dim, C dim, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -48,6 +49,7 @@ class KVCache:
         """Room for `length` positions; the first keys decide batch, dtype and device."""
         self.room = length
         self.length = 0
+        self.last = torch.zeros(1, 1, dtype=torch.int64)  # (B, 1), ids of the newest position
         self.layers: dict[int, torch.Tensor] = {}
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -64,6 +66,7 @@ class KVCache:
         """A copy with room for `extra` positions, its rows repeated (each in place) to `batch`."""
         copy = KVCache(self.length + extra)
         copy.length = self.length
+        copy.last = self.last.repeat_interleave(batch // len(self.last), 0)
         for layer, kv in self.layers.items():
             two, rows, _, K, D = kv.shape
             seen = kv[:, :, : self.length].repeat_interleave(batch // rows, 1)
@@ -86,15 +89,27 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        if config.value_embeddings:
+            self.value_scale = nn.Parameter(torch.ones(1))
 
     def forward(
-        self, x: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None
+        self,
+        x: torch.Tensor,
+        angles: torch.Tensor,
+        cache: KVCache | None = None,
+        values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) are those of these positions."""
+        """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) are those of these positions.
+
+        `values` (B, T, K * D) are added to those that x gives.
+        """
         B, T, _ = x.shape
         q = self.wq(x).view(B, T, -1, self.config.head_dim)  # (B, T, H, D)
         k = self.wk(x).view(B, T, -1, self.config.head_dim)  # (B, T, K, D)
-        v = self.wv(x).view(B, T, -1, self.config.head_dim)
+        v = self.wv(x)
+        if values is not None:
+            v = v + (self.value_scale * values).to(v.dtype)
+        v = v.view(B, T, -1, self.config.head_dim)
         gains = (self.q_norm.weight, self.k_norm.weight) if self.config.qk_norm else (None, None)
         q, k = (
             rope(y, angles, gain, self.config.norm_eps)
@@ -124,7 +139,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward."""
+    """Pre-norm residual block: attention, then feed-forward.
+
+    It may start from a learnt mix of the stream and of what the tokens alone say (the embedding, as
+    in modded-nanogpt; an embedding of token pairs, as in Huang et al. 2025, arXiv:2501.16975).
+    """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -132,12 +151,22 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
+        if skips := config.embedding_skip + (config.bigram_buckets > 0):
+            self.mix = nn.Parameter(torch.tensor([1.0] + skips * [0.1]))
 
     def forward(
-        self, x: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None
+        self,
+        x: torch.Tensor,
+        angles: torch.Tensor,
+        cache: KVCache | None = None,
+        skips: Sequence[torch.Tensor] = (),
+        values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        normal, x = self.ffn_norm.add(self.attention(self.attention_norm(x), angles, cache), x)
+        """(B, T, C) -> (B, T, C); `skips` are mixed into x, `values` into the attention's."""
+        if skips:
+            x = sum(weight * y for weight, y in zip(self.mix, (x, *skips), strict=True))
+        y = self.attention(self.attention_norm(x), angles, cache, values)
+        normal, x = self.ffn_norm.add(y, x)
         return x + self.feed_forward(normal)
 
 
@@ -155,6 +184,14 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
+        if config.embedding_norm:
+            self.embedding_norm = RMSNorm(config.dim, config.norm_eps)
+        if config.bigram_buckets:
+            self.bigram_embeddings = nn.Embedding(config.bigram_buckets, config.dim)
+        kv_dim, layers = config.n_kv_heads * config.head_dim, range(config.n_layers)
+        if config.value_embeddings:
+            tables = (nn.Embedding(vocab_size, kv_dim) for _ in layers)
+            self.value_embeddings = nn.ModuleList(tables)
         # Not a buffer: `.to(bfloat16)` must not round the angles, and ranks need not send it.
         self.rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
 
@@ -186,21 +223,53 @@ class Transformer(nn.Module):
         | embedding           | normal, std 0.02                                        |
         | output (if untied)  | normal, std 0.02                                        |
         | wo, w2              | normal, std dim^-0.5 / sqrt(2 n_layers) (GPT-2, s. 2.3) |
+        |                     | or 0 (`zero_init`)                                      |
         | other matrices      | normal, std dim^-0.5                                    |
+        | value embeddings    | normal, std 0.25                                        |
+        | pair embeddings     | 0                                                       |
+        | value scales, mixes | 1; 1, 0.1, 0.1                                          |
         """
         generator = torch.Generator().manual_seed(seed)
         std = self.config.dim**-0.5
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
+            if name.endswith(("norm.weight", "value_scale")):
                 parameter.fill_(1.0)
+            elif name.endswith("mix"):
+                parameter.fill_(0.1)[0] = 1.0
+            elif name == "bigram_embeddings.weight":
+                parameter.zero_()
+            elif name.startswith("value_embeddings"):
+                parameter.normal_(0, 0.25, generator=generator)
             elif name in ("tok_embeddings.weight", "output.weight"):
                 parameter.normal_(0, 0.02, generator=generator)
             elif name.endswith(("wo.weight", "w2.weight")):
                 depth = math.sqrt(2 * self.config.n_layers)
-                parameter.normal_(0, std / depth, generator=generator)
+                small = 0.0 if self.config.zero_init else std / depth
+                parameter.normal_(0, small, generator=generator)
             else:
                 parameter.normal_(0, std, generator=generator)
         return self
+
+    def embed(
+        self, tokens: torch.Tensor, cache: KVCache | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What the tokens alone say: the stream's start (B, T, C), and what every block mixes in.
+
+        A pair is a token and the one before it, which for the first is id 0 (a window may start
+        anywhere). Pairs share the rows of their table by a hash.
+        """
+        x = self.tok_embeddings(tokens)
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
+        skips = [x] if self.config.embedding_skip else []
+        if self.config.bigram_buckets:
+            last = (
+                torch.zeros_like(tokens[:, :1]) if cache is None else cache.last.to(tokens.device)
+            )
+            before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
+            pairs = (tokens * 36313 + before * 27191) % self.config.bigram_buckets
+            skips.append(self.bigram_embeddings(pairs))
+        return x, skips
 
     def features(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Normalised last hidden states, times base_dim / dim if there is a base_dim.
@@ -217,14 +286,15 @@ class Transformer(nn.Module):
         if end > self.config.max_seq_len:
             raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
         angles = self.rope[:, start:end]
-        x = self.tok_embeddings(tokens)  # (B, T, C)
-        for layer in self.layers:
+        x, skips = self.embed(tokens, cache)
+        for i, layer in enumerate(self.layers):
+            values = self.value_embeddings[i](tokens) if self.config.value_embeddings else None
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, angles, use_reentrant=False)
+                x = checkpoint(layer, x, angles, None, skips, values, use_reentrant=False)
             else:
-                x = layer(x, angles, cache)
+                x = layer(x, angles, cache, skips, values)
         if cache is not None:
-            cache.length = end
+            cache.length, cache.last = end, tokens[:, -1:]
         x = self.norm(x)
         return x * self.config.width_ratio if self.config.base_dim else x
 
@@ -278,12 +348,13 @@ class Transformer(nn.Module):
         activations (attention: two), and one for the weights, of which only the trainable count.
         """
         c = self.config
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         forward = self.forward_flops(tokens, scored, length)
         attention = tokens * 4 * c.n_layers * c.n_heads * c.head_dim * length / 2
         weights = sum(
             2 * p.numel() * (scored if p is self.output.weight else tokens)
             for p in self.parameters()
-            if p.requires_grad and p.dim() == 2 and p is not self.tok_embeddings.weight
+            if p.requires_grad and p.dim() == 2 and id(p) not in tables
         )
         if self.config.tie_embeddings and self.output.weight.requires_grad:
             weights += 2 * self.output.weight.numel() * scored

@@ -37,22 +37,25 @@ def hidden(name: str, parameter: nn.Parameter) -> bool:
 def adamw(
     parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0
 ) -> torch.optim.AdamW:
-    """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, gains do not.
+    """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, vectors do not.
 
     The rate of matrices inside the blocks is scaled by `width_ratio` (`ModelConfig.width_ratio`),
     their decay by its inverse (muP; Yang et al. 2022, arXiv:2203.03466, table 8).
     """
-    inside = [p for name, p in parameters.items() if hidden(name, p)]
-    outside = [p for name, p in parameters.items() if p.dim() >= 2 and not hidden(name, p)]
-    gains = [p for p in parameters.values() if p.dim() < 2]
-    decay = config.weight_decay
-    groups = [
-        {"params": inside, "weight_decay": decay / width_ratio, "scale": width_ratio},
-        {"params": outside, "weight_decay": decay},
-        {"params": gains, "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in parameters.items():
+        decay, scale = config.weight_decay, 1.0
+        if p.dim() < 2:
+            decay = 0.0
+        elif hidden(name, p):
+            decay, scale = decay / width_ratio, width_ratio
+        elif "embeddings." in name:
+            scale = config.embedding_lr
+        elif name == "output.weight":
+            scale = config.output_lr
+        groups.setdefault((decay, scale), []).append(p)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": ps, "weight_decay": d, "scale": s} for (d, s), ps in groups.items()],
         lr=config.learning_rate,
         betas=(0.9, config.beta2),
         fused=True,

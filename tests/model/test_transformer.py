@@ -19,11 +19,21 @@ VARIANTS = [
     {"n_kv_heads": 4, "tie_embeddings": False},
     {"activation": "relu2"},
     {"qk_norm": True, "activation": "relu2", "tie_embeddings": False},
-]
+    {"bigram_buckets": 13},
+    {
+        "qk_norm": True, "activation": "relu2", "tie_embeddings": False, "embedding_norm": True,
+        "embedding_skip": True, "value_embeddings": True, "bigram_buckets": 113, "zero_init": True,
+    },
+]  # fmt: skip
 
 
 def build(**changes):
-    return Transformer(ModelConfig(**BASE | changes), 67).init_weights(0)
+    model = Transformer(ModelConfig(**BASE | changes), 67).init_weights(0)
+    draw = torch.Generator().manual_seed(2)
+    for p in model.parameters():  # what starts at 0 would hide mistakes
+        if not p.any():
+            p.data.normal_(0, 0.1, generator=draw)
+    return model
 
 
 def tokens(batch=2, length=40):
@@ -101,8 +111,9 @@ def test_cached_chunks_give_the_logits_of_the_whole(variant, chunks):
         torch.testing.assert_close(torch.cat(pieces, 1), model(x), atol=1e-5, rtol=1e-5)
 
 
-def test_an_expanded_cache_serves_several_continuations():
-    model, x = build(), tokens(batch=1, length=20)
+@pytest.mark.parametrize("variant", [{}, VARIANTS[-1]], ids=str)
+def test_an_expanded_cache_serves_several_continuations(variant):
+    model, x = build(**variant), tokens(batch=1, length=20)
     rest = tokens(batch=5, length=8)
     cache = KVCache(20)
     with torch.no_grad():
@@ -130,6 +141,36 @@ def test_attention_equals_softmax_in_float64(T, S, kv_heads):
     torch.testing.assert_close(attend(q, k, v).double(), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_embedding_skips_are_a_weighted_sum():
+    model, x = build(**VARIANTS[-1]), tokens()
+    for layer in model.layers:  # nothing but the skips is left
+        layer.attention.wo.weight.data.zero_()
+        layer.feed_forward.w2.weight.data.zero_()
+        layer.mix.data.normal_()
+    start = model.tok_embeddings.weight[x].double()
+    start = start / (start.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    before = torch.cat([torch.zeros(2, 1, dtype=torch.int64), x[:, :-1]], 1)
+    pairs = model.bigram_embeddings.weight[(36313 * x + 27191 * before) % 113].double()
+    stream = start
+    for layer in model.layers:
+        stream = sum(w * y for w, y in zip(layer.mix.double(), (stream, start, pairs), strict=True))
+    normal = stream / (stream.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = normal @ model.output.weight.double().T
+    torch.testing.assert_close(model(x).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_value_embeddings_join_the_values():
+    model, x = build(value_embeddings=True, n_layers=1, n_kv_heads=4), tokens()
+    attention = model.layers[0].attention
+    attention.wq.weight.data.zero_()  # every key then has the same weight
+    h = torch.randn(2, 40, 32)
+    values = attention.wv(h) + 3 * model.value_embeddings[0].weight[x]
+    attention.value_scale.data.fill_(3)
+    seen = values.cumsum(1) / torch.arange(1, 41)[:, None]
+    found = attention(h, model.rope[:, :40], values=model.value_embeddings[0](x))
+    torch.testing.assert_close(found, attention.wo(seen), atol=1e-5, rtol=1e-5)
+
+
 def test_rmsnorm_computes_in_float32():
     norm = RMSNorm(64, 1e-5).bfloat16()
     x = (torch.randn(3, 64) * 100).bfloat16()
@@ -144,10 +185,11 @@ def test_converting_to_bfloat16_leaves_the_angles_alone():
     assert model.tok_embeddings.weight.dtype == torch.bfloat16
 
 
-def test_flops_agree_with_a_count_of_the_operations():
+@pytest.mark.parametrize("variant", [{}, VARIANTS[-1]], ids=str)
+def test_flops_agree_with_a_count_of_the_operations(variant):
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, x = build(n_kv_heads=4), tokens(batch=2, length=64)
+    model, x = build(**variant | {"n_kv_heads": 4}), tokens(batch=2, length=64)
     targets = torch.where(torch.rand(x.shape) < 0.5, x, IGNORE)
     scored = int((targets != IGNORE).sum())
     with FlopCounterMode(display=False) as forward, torch.no_grad():
