@@ -9,7 +9,8 @@ import torch
 from configs.cli import UserError
 from configs.console import track
 from data.tasks import Task
-from model.transformer import IGNORE, KVCache, Transformer
+from model.cache import KVCache
+from model.transformer import IGNORE, Transformer
 from prompting.score import rank_completions
 from prompting.shots import Choose
 from prompting.templates import few_shot

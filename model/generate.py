@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from model.transformer import KVCache, Transformer
+from model.cache import KVCache
+from model.transformer import Transformer
 
 
 def choose(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import ModelConfig
+from model.cache import KVCache
 from model.fused import attend, project_and_score, relu2, rms_norm, rope, swiglu
 
 IGNORE = -100  # targets of this value are not scored
@@ -40,39 +41,6 @@ def rope_table(length: int, head_dim: int, theta: float) -> torch.Tensor:
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()]).float()
-
-
-class KVCache:
-    """Keys and values of the positions seen so far, one pair of tensors per layer."""
-
-    def __init__(self, length: int):
-        """Room for `length` positions; the first keys decide batch, dtype and device."""
-        self.room = length
-        self.length = 0
-        self.last = torch.zeros(1, 1, dtype=torch.int64)  # (B, 1), ids of the newest position
-        self.layers: dict[int, torch.Tensor] = {}
-
-    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Store (B, T, K, D) after the cached positions; return all of both, (B, S, K, D)."""
-        B, T, K, D = k.shape
-        if layer not in self.layers:
-            self.layers[layer] = k.new_empty(2, B, self.room, K, D)
-        kv, end = self.layers[layer], self.length + T
-        kv[0, :, self.length : end] = k
-        kv[1, :, self.length : end] = v
-        return kv[0, :, :end], kv[1, :, :end]
-
-    def expand(self, batch: int, extra: int) -> "KVCache":
-        """A copy with room for `extra` positions, its rows repeated (each in place) to `batch`."""
-        copy = KVCache(self.length + extra)
-        copy.length = self.length
-        copy.last = self.last.repeat_interleave(batch // len(self.last), 0)
-        for layer, kv in self.layers.items():
-            two, rows, _, K, D = kv.shape
-            seen = kv[:, :, : self.length].repeat_interleave(batch // rows, 1)
-            copy.layers[layer] = kv.new_empty(two, batch, copy.room, K, D)
-            copy.layers[layer][:, :, : self.length] = seen
-        return copy
 
 
 class Attention(nn.Module):
@@ -263,9 +231,7 @@ class Transformer(nn.Module):
             x = self.embedding_norm(x)
         skips = [x] if self.config.embedding_skip else []
         if self.config.bigram_buckets:
-            last = (
-                torch.zeros_like(tokens[:, :1]) if cache is None else cache.last.to(tokens.device)
-            )
+            last = tokens.new_zeros(1, 1) if cache is None else cache.last.to(tokens.device)
             before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
             pairs = (tokens * 36313 + before * 27191) % self.config.bigram_buckets
             skips.append(self.bigram_embeddings(pairs))

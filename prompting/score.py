@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from configs.cli import UserError
-from model.transformer import IGNORE, KVCache, Transformer
+from model.cache import KVCache
+from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
+from model.cache import KVCache
 from model.packed import PackedLinear, pack
-from model.transformer import KVCache
 
 
 @torch.no_grad()

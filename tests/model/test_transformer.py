@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
+from model.cache import KVCache
 from model.fused import attend
-from model.transformer import IGNORE, KVCache, RMSNorm, Transformer
+from model.transformer import IGNORE, RMSNorm, Transformer
 
 BASE = {
     "dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 10, "hidden_dim": 48,
