@@ -1,160 +1,181 @@
 """How few tokens, FLOPs and seconds reach the loss that a nanoGPT-style baseline ends with.
 
-    python -m benchmarks.speedrun [--jobs 2] [--ways baseline recipe adamw] [--sizes 1m 4m]
+    python -m benchmarks.speedrun [--minutes 60] [--jobs 2] [--sizes 1m 4m]
 
 The baseline is GPT-2's architecture (transformers) with AdamW and a cosine; "recipe" is
 configs/speedrun-SIZE.toml on a share of the baseline's steps; "adamw" is that recipe with AdamW for
 every weight. All run in the same loop on the same windows, with as many parameters in the blocks.
 Learning rates are chosen for each way from equally many tries, by the loss on the validation split
-of python-stdlib; what is reported is the loss on the test splits. A cell is one training run on one
-thread: those that the result file holds are not run again, and one that was cut off goes on.
+of python-stdlib; what is reported is the loss on the test splits. Cells (see benchmarks/cells.py)
+that the ledger, results/DEVICE/speedrun.jsonl, holds are not run again. The seconds of a step are
+measured apart from them, the ways in turn, on all cores. Writes results/DEVICE/speedrun.json, .png.
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import statistics
+import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from matplotlib.figure import Figure
+from scipy.stats import ttest_ind
 
-from benchmarks.peers import Gpt2
-from benchmarks.record import folder
-from configs.cli import load
-from configs.console import say
-from configs.schema import Recipe, TrainConfig
-from data.prepare import SPLITS, prepare
-from data.shards import Windows, cached_tokenizer, write_shards
-from model.transformer import Transformer
-from tokenizer.bpe import Tokenizer
-from train.distributed import Ranks
-from train.evaluate import evaluate
-from train.metrics import read_metrics
-from train.pretrain import train
+from benchmarks.cells import STEPS, Cell, done, model_of, recipe_of, run
+from benchmarks.record import folder, record
+from train.optim import optimizers
+from train.pretrain import backward, clip
 
-CORPORA = ("python-stdlib", "aws-api")
+TUNED_ON = "python-stdlib"
+CORPORA = (TUNED_ON, "aws-api")
 SEEDS = (0, 1, 2)
-EVALUATED = 256  # windows of each held-out split
-STEPS = {"1m": 2930, "4m": 3906}  # of the baseline: 6 and 8 million tokens
-SHARE = {"baseline": 1.0, "recipe": 0.2, "adamw": 0.2}
+SHARES = {"baseline": (1.0,), "recipe": (0.2, 0.125), "adamw": (0.2,)}
 RATES = {
-    ("baseline", "1m"): (1e-3, 2e-3, 4e-3),
-    ("baseline", "4m"): (1e-3, 2e-3, 4e-3),
+    "baseline": (1e-3, 2e-3, 4e-3),
+    "recipe": (4e-3, 6e-3, 9e-3),
+    "adamw": (2e-3, 4e-3, 8e-3),
 }
-BASELINE = TrainConfig(
-    optimizer="adamw", schedule="cosine", warmup=0.02, min_lr_ratio=0.1, weight_decay=0.1,
-    precision="bfloat16", batch_size=8, micro_batch_size=8,
-)  # fmt: skip
-Cell = dict[str, str | int | float]
+OVERRIDES = {"baseline": [], "recipe": [], "adamw": ["--train.optimizer=adamw"]}
 
 
-class First:
-    """The first windows of a split."""
-
-    def __init__(self, windows: Windows, count: int = EVALUATED):
-        self.windows, self.count = windows, min(count, len(windows))
-        self.token_bytes = windows.token_bytes
-
-    def __len__(self) -> int:
-        """Number of windows."""
-        return self.count
-
-    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Windows.batch`."""
-        return self.windows.batch(indices)
-
-
-def run_cell(cell: Cell) -> Cell:
-    """Train one cell to its end, from where it was cut off; its row of the result file."""
-    recipe = load(Recipe, f"configs/speedrun-{cell['size']}.toml")
-    data = prepare(recipe.data.model_copy(update={"corpus": cell["corpus"]}))
-    tokenizer = Tokenizer.load(cached_tokenizer(data, recipe.tokenizer))
-    shards = write_shards(data, tokenizer)
-    length = recipe.model.max_seq_len
-    train_set, validation, test = (Windows(shards, split, length, tokenizer) for split in SPLITS)
-    seed, steps = cell["seed"], round(STEPS[cell["size"]] * SHARE[cell["way"]])
-    config = recipe.train
-    if cell["way"] == "baseline":
-        torch.manual_seed(seed)
-        model, config = Gpt2(recipe.model, tokenizer.vocab_size), BASELINE
-    else:
-        model = Transformer(recipe.model, tokenizer.vocab_size).init_weights(seed)
-        if cell["way"] == "adamw":
-            config = config.model_copy(update={"optimizer": "adamw"})
-    changes = {"steps": steps, "seed": seed, "learning_rate": cell["learning_rate"]}
-    saving = {"eval_every": max(1, steps // 10), "save_every": 200, "keep_last": 1}
-    config = config.model_copy(update=changes | saving)
-    run = Path("cache/speedrun") / "-".join(map(str, cell.values()))
-    run.mkdir(parents=True, exist_ok=True)
-    with Ranks("cpu") as ranks:
-        seen = First(validation)
-        result = train(model, train_set, seen, tokenizer, config, run, ranks, resume=True)
-        if result.signal:
-            raise SystemExit(128 + result.signal)
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16")
-        tested = evaluate(model, model, First(test), config, ranks, autocast)
-    rows = [row for row in read_metrics(run) if "validation_loss" in row]
-    return cell | {
-        "steps": steps,
-        "tokens": result.progress.tokens,
-        "flops": result.progress.flops,
-        "seconds": result.progress.seconds,
-        "parameters": model.num_parameters(),
-        "validation_loss": rows[-1]["validation_loss"],
-        "test_loss": tested["validation_loss"],
-        "test_bits_per_byte": tested["bits_per_byte"],
-        "curve": [(row["step"], round(row["validation_loss"], 4)) for row in rows],
-    }
-
-
-def cells(ways: list[str], sizes: list[str], done: list[Cell]) -> list[Cell]:
-    """What is to be run as far as it is known: the tries, and the best one's rate once they end."""
+def plan(rows: list[Cell], sizes: list[str]) -> list[Cell]:
+    """All cells as far as they are known: the tries, and the best one's rate once they ended."""
     found: list[Cell] = []
-    for way, size in [(way, size) for size in sizes for way in ways]:
-        about = {"way": way, "size": size, "corpus": CORPORA[0], "seed": SEEDS[0]}
-        tries = [about | {"learning_rate": rate} for rate in RATES[way, size]]
-        scores = [
-            row["validation_loss"] for cell in tries for row in done if cell.items() <= row.items()
-        ]
-        found += tries
-        if len(scores) == len(tries):
-            best = tries[int(np.argmin(scores))]
-            found += [best | {"corpus": c, "seed": seed} for c in CORPORA for seed in SEEDS]
-    return [cell for cell in found if not any(cell.items() <= row.items() for row in done)]
+    for size in sizes:
+        for way, shares in SHARES.items():
+            about = {
+                "way": way, "size": size, "corpus": TUNED_ON, "seed": SEEDS[0],
+                "share": shares[0], "overrides": OVERRIDES[way],
+            }  # fmt: skip
+            tries = [about | {"learning_rate": rate} for rate in RATES[way]]
+            ended = [row for row in rows if any(cell.items() <= row.items() for cell in tries)]
+            found += tries
+            if len(ended) == len(tries):
+                best = min(ended, key=lambda row: row["validation_loss"])["learning_rate"]
+                for corpus in CORPORA:
+                    for share in shares:
+                        one = about | {"learning_rate": best, "corpus": corpus, "share": share}
+                        found += [one | {"seed": seed} for seed in SEEDS]
+    return found
+
+
+def step_seconds(size: str, rounds: int = 6, steps: int = 4) -> dict[str, list[float]]:
+    """Seconds of a step of each way, one value per round; every way has its turn in a round."""
+    x, y = torch.randint(0, 4096, (2, 8, 256))
+    made = {}
+    for way in SHARES:
+        about = {"way": way, "size": size, "corpus": TUNED_ON, "seed": 0, "share": 1.0}
+        recipe = recipe_of(about | {"learning_rate": 1e-3, "overrides": OVERRIDES[way]})
+        model = model_of(about, recipe, 4096)
+        parameters = dict(model.named_parameters())
+        made[way] = model, parameters, optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    times: dict[str, list[float]] = {way: [] for way in made}
+    for turn in range(rounds + 1):
+        for way, (model, parameters, chosen) in made.items():
+            started = time.perf_counter()
+            for _ in range(steps):
+                backward(model, [(x, y)], 1 / y.numel(), x.device, autocast)
+                clip(parameters, 1.0)
+                for optimizer in chosen:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if turn:  # the first one warms up
+                times[way].append((time.perf_counter() - started) / steps)
+    return times
+
+
+def compared(rows: list[Cell], size: str, seconds: dict[str, list[float]]) -> list[dict]:
+    """Every way and share beside the baseline, at its best learning rate, on each corpus."""
+    found = []
+    for corpus in CORPORA:
+        wanted = [c for c in plan(rows, [size]) if c["corpus"] == corpus]
+        ended = [r for r in rows if any(c.items() <= r.items() for c in wanted)]
+        groups: dict[tuple, list[Cell]] = {}
+        for row in ended:
+            groups.setdefault((row["way"], row["share"], row["learning_rate"]), []).append(row)
+        full = {key: g for key, g in groups.items() if {r["seed"] for r in g} == set(SEEDS)}
+        baseline = [g for (way, *_), g in full.items() if way == "baseline"]
+        if not baseline:
+            continue
+        base = [row["test_loss"] for row in baseline[0]]
+        for (way, share, rate), group in full.items():
+            losses = [row["test_loss"] for row in group]
+            test = ttest_ind(losses, base, equal_var=False)
+            low, high = test.confidence_interval() if way != "baseline" else (0.0, 0.0)
+            ratios = [b / a for a, b in zip(seconds["baseline"], seconds[way], strict=True)]
+            found.append(
+                {
+                    "size": size,
+                    "corpus": corpus,
+                    "way": way,
+                    "share": share,
+                    "learning_rate": rate,
+                    "test_losses": losses,
+                    "over_baseline": statistics.mean(losses) - statistics.mean(base),
+                    "interval": [low, high],
+                    "p": float(test.pvalue) if way != "baseline" else 1.0,
+                    "tokens": share,
+                    "flops": group[0]["flops"] / baseline[0][0]["flops"],
+                    "seconds": share * statistics.median(ratios),
+                    "seconds_range": [share * min(ratios), share * max(ratios)],
+                }
+            )
+    return found
+
+
+def show(row: dict) -> None:
+    """One line of the table."""
+    print(
+        f"{row['size']} {row['corpus']:14}{row['way']:9} {row['share']:5.3f} of the tokens, "
+        f"{row['flops']:.3f} of the FLOPs, {row['seconds']:.3f} of the seconds "
+        f"({row['seconds_range'][0]:.3f} to {row['seconds_range'][1]:.3f}): test loss "
+        f"{statistics.mean(row['test_losses']):.4f}, {row['over_baseline']:+.4f} "
+        f"({row['interval'][0]:+.4f} to {row['interval'][1]:+.4f}) nats, p {row['p']:.1g}"
+    )
+
+
+def draw(rows: list[Cell], path: Path) -> None:
+    """Validation loss against steps, a panel per size and corpus, a line per seed."""
+    sizes = [size for size in STEPS if any(row["size"] == size for row in rows)]
+    figure = Figure(figsize=(5.5 * len(CORPORA), 4 * len(sizes)), layout="constrained")
+    panels = figure.subplots(len(sizes), len(CORPORA), squeeze=False)
+    colours = {"baseline": "tab:gray", "recipe": "tab:blue", "adamw": "tab:orange"}
+    for line, size in zip(panels, sizes, strict=True):
+        best = plan(rows, [size])
+        for panel, corpus in zip(line, CORPORA, strict=True):
+            for row in rows:
+                same = [c for c in best if c.items() <= row.items() and c["corpus"] == corpus]
+                if row["corpus"] == corpus and same:
+                    steps, losses = zip(*row["curve"][1:], strict=True)
+                    label = f"{row['way']}, {row['share']:g} of the steps"
+                    panel.plot(steps, losses, color=colours[row["way"]], lw=1, label=label)
+            panel.set(title=f"{size}, {corpus}", xlabel="step", ylabel="validation loss (nats)")
+            panel.set_xscale("log")
+            handles, labels = panel.get_legend_handles_labels()
+            once = dict(zip(labels, handles, strict=True))
+            panel.legend(once.values(), once.keys(), fontsize=8)
+            panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Entry point of `python -m benchmarks.speedrun`."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
-    parser.add_argument("--ways", nargs="+", default=list(SHARE), choices=SHARE)
     parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=STEPS)
-    parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.cell:
-        print(json.dumps(run_cell(args.cell)))
-        return
     path = folder() / "speedrun.jsonl"
-
-    def run(cell: Cell) -> None:
-        say(f"training {cell}")
-        command = [sys.executable, "-m", "benchmarks.speedrun", "--cell", json.dumps(cell)]
-        threads = os.environ | {"OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=threads, check=True)
-        row = ended.stdout.splitlines()[-1]
-        with open(path, "a") as file:
-            file.write(row + "\n")
-
-    while True:
-        done = [json.loads(line) for line in path.open()] if path.exists() else []
-        todo = cells(args.ways, args.sizes, done)
-        if not todo:
-            break
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(run, todo))
+    run(path, lambda rows: plan(rows, args.sizes), args.jobs, args.minutes)
+    rows, results, timings = done(path), [], {}
+    for size in args.sizes:
+        timings[size] = step_seconds(size)
+        results += compared(rows, size, timings[size])
+    for row in results:
+        show(row)
+    draw(rows, path.with_suffix(".png"))
+    print(f"written: {record('speedrun', {'results': results, 'step_seconds': timings})}")
 
 
 if __name__ == "__main__":
