@@ -95,16 +95,19 @@ def _compute(
     dx = torch.zeros_like(x) if need_dx else x.new_empty(0)
     dw = torch.zeros_like(weight, dtype=torch.float32) if need_dw else weight.new_empty(0)
     buffer = x.new_empty(min(chunk, N), V)
+    plain = not runs_triton(x)
+    # Memory that is new for every chunk would cost a CPU as much as the passes over it.
+    wide = buffer.float() if plain and x.dtype != torch.float32 else buffer
     for start in range(0, N, chunk):
         rows, labels = x[start : start + chunk], targets[start : start + chunk]
         logits = torch.mm(rows, weight.T, out=buffer[: len(rows)])
         settings = (labels, ignore, softcap, z_loss, smoothing, need_dx or need_dw)
-        if runs_triton(x):
+        if plain:
+            loss += _torch_cross_entropy(logits, wide[: len(rows)], *settings)
+        else:
             from kernels.linear_cross_entropy.kernel import launch_cross_entropy
 
             loss += launch_cross_entropy(logits, *settings).sum()
-        else:
-            loss += _torch_cross_entropy(logits, *settings)
         if need_dx:
             torch.mm(logits, weight, out=dx[start : start + chunk])
         if need_dw and x.dtype == torch.float32:
@@ -114,10 +117,12 @@ def _compute(
     return loss, dx, dw.to(weight.dtype)
 
 
-def _torch_cross_entropy(logits, targets, ignore, softcap, z_loss, smoothing, gradient):
-    # The loss summed over rows; with `gradient` it is written over the logits.
+def _torch_cross_entropy(logits, z, targets, ignore, softcap, z_loss, smoothing, gradient):
+    # The loss summed over rows; with `gradient` it is written over the logits. z is room for them
+    # in float32, or themselves.
     V = logits.shape[1]
-    z = logits if logits.dtype == torch.float32 else logits.float()
+    if z.data_ptr() != logits.data_ptr():
+        z.copy_(logits)
     t = None
     if softcap:
         t = z.div_(softcap).tanh_()

@@ -1,0 +1,104 @@
+"""What each part of the speedrun recipe is worth: one part taken out at a time, three seeds.
+
+    python -m benchmarks.ablation [--minutes 60] [--jobs 2]
+
+Small size, python-stdlib, a fifth of the baseline's steps, the recipe's learning rate; the loss is
+that on the validation split, on which the parts were chosen. A part earns its place if the interval
+of the difference to the whole recipe lies above 0. Cells (see benchmarks/cells.py) that the ledger,
+results/DEVICE/ablation.jsonl, holds are not run again. Writes results/DEVICE/ablation.json, .png.
+"""
+
+import argparse
+import os
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from scipy.stats import ttest_ind
+
+from benchmarks.cells import Cell, done, run
+from benchmarks.record import folder, record
+from configs.cli import load
+from configs.schema import Recipe
+
+RECIPE = "configs/speedrun-1m.toml"
+SEEDS = (0, 1, 2)
+WITHOUT = {
+    "nothing": [],
+    "Muon": ["--train.optimizer=adamw"],
+    "QK-norm": ["--model.qk-norm=false"],
+    "squared ReLU (SwiGLU)": ["--model.activation=swiglu", "--model.hidden-dim=344"],
+    "zero-initialised projections": ["--model.zero-init=false"],
+    "untied output": ["--model.tie-embeddings=true"],
+    "embedding norm": ["--model.embedding-norm=false"],
+    "embedding skip": ["--model.embedding-skip=false"],
+    "value embeddings": ["--model.value-embeddings=false"],
+    "pair embeddings": ["--model.bigram-buckets=0"],
+    "embeddings' rate": ["--train.embedding-lr=1"],
+    "output's rate": ["--train.output-lr=1"],
+    "WSD (cosine)": ["--train.schedule=cosine"],
+    "decay to zero (to a tenth)": ["--train.min-lr-ratio=0.1"],
+}
+
+
+def plan() -> list[Cell]:
+    """All cells, seed by seed."""
+    rate = load(Recipe, RECIPE).train.learning_rate
+    about = {"size": "1m", "corpus": "python-stdlib", "share": 0.2, "learning_rate": rate}
+    return [
+        about | {"way": f"without {part}", "seed": seed, "overrides": overrides}
+        for seed in SEEDS
+        for part, overrides in WITHOUT.items()
+    ]
+
+
+def worth(rows: list[Cell]) -> list[dict]:
+    """For every part that has all its seeds: what taking it out adds to the loss."""
+    losses = {
+        part: [r["validation_loss"] for r in rows if r["way"] == f"without {part}"]
+        for part in WITHOUT
+    }
+    whole, found = losses.pop("nothing"), []
+    for part, without in losses.items():
+        if min(len(without), len(whole)) < len(SEEDS):
+            continue
+        test = ttest_ind(without, whole, equal_var=False)
+        low, high = test.confidence_interval()
+        gain = statistics.mean(without) - statistics.mean(whole)
+        row = {"part": part, "losses": without, "gain": gain, "interval": [low, high]}
+        found.append(row | {"p": float(test.pvalue)})
+    return sorted(found, key=lambda row: -row["gain"])
+
+
+def draw(parts: list[dict], path: Path) -> None:
+    """What each part is worth, with its interval."""
+    figure = Figure(figsize=(7, 0.4 * len(parts) + 1.2), layout="constrained")
+    panel = figure.subplots()
+    for place, row in enumerate(reversed(parts)):
+        low, high = row["interval"]
+        panel.plot([low, high], [place, place], color="tab:blue", lw=2)
+        panel.plot(row["gain"], place, "o", color="tab:blue")
+    panel.set_yticks(range(len(parts)), [row["part"] for row in reversed(parts)])
+    panel.axvline(0, color="gray", lw=0.8)
+    panel.set_xlabel("validation loss added by taking it out (nats, 95 % interval, 3 seeds)")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Entry point of `python -m benchmarks.ablation`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after these")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
+    args = parser.parse_args()
+    path = folder() / "ablation.jsonl"
+    run(path, lambda _: plan(), args.jobs, args.minutes)
+    parts = worth(done(path))
+    for row in parts:
+        low, high = row["interval"]
+        print(f"{row['part']:30} {row['gain']:+.4f} ({low:+.4f} to {high:+.4f})  p {row['p']:.1g}")
+    draw(parts, path.with_suffix(".png"))
+    print(f"written: {record('ablation', {'parts': parts})}")
+
+
+if __name__ == "__main__":
+    main()
