@@ -60,6 +60,10 @@ class Attention(nn.Module):
         if config.value_embeddings:
             self.value_scale = nn.Parameter(torch.ones(1))
 
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries (B, T, H * D), keys and values (B, T, K * D) of x (B, T, C)."""
+        return self.wq(x), self.wk(x), self.wv(x)
+
     def forward(
         self,
         x: torch.Tensor,
@@ -72,12 +76,10 @@ class Attention(nn.Module):
         `values` (B, T, K * D) are added to those that x gives.
         """
         B, T, _ = x.shape
-        q = self.wq(x).view(B, T, -1, self.config.head_dim)  # (B, T, H, D)
-        k = self.wk(x).view(B, T, -1, self.config.head_dim)  # (B, T, K, D)
-        v = self.wv(x)
+        q, k, v = self.project(x)
         if values is not None:
             v = v + (self.value_scale * values).to(v.dtype)
-        v = v.view(B, T, -1, self.config.head_dim)
+        q, k, v = (y.view(B, T, -1, self.config.head_dim) for y in (q, k, v))  # (B, T, H or K, D)
         gains = (self.q_norm.weight, self.k_norm.weight) if self.config.qk_norm else (None, None)
         q, k = (
             rope(y, angles, gain, self.config.norm_eps)
@@ -99,11 +101,13 @@ class FeedForward(nn.Module):
         if self.gated:
             self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
 
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, hidden_dim)."""
+        return swiglu(self.w1(x), self.w3(x)) if self.gated else relu2(self.w1(x))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        if self.gated:
-            return self.w2(swiglu(self.w1(x), self.w3(x)))
-        return self.w2(relu2(self.w1(x)))
+        return self.w2(self.activate(x))
 
 
 class Block(nn.Module):

@@ -32,6 +32,10 @@ def cpu_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(o, lse) as `launch_forward` gives them."""
     if _fits(q, k, first, causal, softcap):
+        if q.shape[1] == 1:  # the queries of a group as rows of one head: keys need no copies
+            group = q.view(q.shape[0], k.shape[2], -1, q.shape[3])
+            o, lse = _fused(group, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
+            return o.reshape(q.shape), lse.reshape(q.shape[0], -1, 1)
         heads = (_same_heads(x, q) for x in (q, k, v))
         o, lse = _fused(*heads, is_causal=causal and q.shape[1] > 1, scale=scale)
         return o.transpose(1, 2).contiguous(), lse.contiguous()
