@@ -37,10 +37,18 @@ gpu-check: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/kernels/test_gpu.py
 	$(BIN)/python -m kernels.bench --out kernels/results
 
+# Everything this machine can measure in half an hour; training runs that are recorded for it are
+# not run again, and those that are left go on at the next call.
 bench: setup
 	$(BIN)/python -m kernels.bench --out kernels/results
-	$(BIN)/python -m benchmarks.prepare_memory
-	$(BIN)/python -m benchmarks.pretokenization
+	$(BIN)/python -m benchmarks.throughput --rounds 3
+	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16 --batch 1 8 --prompt 16 512
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.speedrun --minutes 4
+	$(BIN)/python -m benchmarks.ablation --minutes 2
+	$(BIN)/python -m benchmarks.picture
 
 clean:
 	rm -rf .venv cache runs wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

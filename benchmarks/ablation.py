@@ -5,15 +5,13 @@
 Small size, python-stdlib, a fifth of the baseline's steps, the recipe's learning rate; the loss is
 that on the validation split, on which the parts were chosen. A part earns its place if the interval
 of the difference to the whole recipe lies above 0. Cells (see benchmarks/cells.py) that the ledger,
-results/DEVICE/ablation.jsonl, holds are not run again. Writes results/DEVICE/ablation.json, .png.
+results/DEVICE/ablation.jsonl, holds are not run again. Writes results/DEVICE/ablation.json.
 """
 
 import argparse
 import os
 import statistics
-from pathlib import Path
 
-from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
 from benchmarks.cells import Cell, done, run
@@ -70,20 +68,6 @@ def worth(rows: list[Cell]) -> list[dict]:
     return sorted(found, key=lambda row: -row["gain"])
 
 
-def draw(parts: list[dict], path: Path) -> None:
-    """What each part is worth, with its interval."""
-    figure = Figure(figsize=(7, 0.4 * len(parts) + 1.2), layout="constrained")
-    panel = figure.subplots()
-    for place, row in enumerate(reversed(parts)):
-        low, high = row["interval"]
-        panel.plot([low, high], [place, place], color="tab:blue", lw=2)
-        panel.plot(row["gain"], place, "o", color="tab:blue")
-    panel.set_yticks(range(len(parts)), [row["part"] for row in reversed(parts)])
-    panel.axvline(0, color="gray", lw=0.8)
-    panel.set_xlabel("validation loss added by taking it out (nats, 95 % interval, 3 seeds)")
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Entry point of `python -m benchmarks.ablation`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,7 +80,6 @@ def main() -> None:
     for row in parts:
         low, high = row["interval"]
         print(f"{row['part']:30} {row['gain']:+.4f} ({low:+.4f} to {high:+.4f})  p {row['p']:.1g}")
-    draw(parts, path.with_suffix(".png"))
     print(f"written: {record('ablation', {'parts': parts})}")
 
 

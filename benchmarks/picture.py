@@ -1,0 +1,126 @@
+"""One picture of everything that is recorded for this device.
+
+    python -m benchmarks.picture
+
+Reads results/DEVICE/*.json; what is not there has no panel. Writes results/DEVICE/bench.png.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.record import folder
+
+
+def speedrun(panel: Axes, result: dict) -> None:
+    """Share of the baseline's seconds against how far the loss ends from the baseline's."""
+    rows = [row for row in result["results"] if row["way"] != "baseline"]
+    names = [f"{r['size']} {r['corpus']} {r['way']} {r['share']:g}" for r in rows]
+    for place, row in enumerate(rows):
+        low, high = row["interval"]
+        panel.plot([low, high], [place, place], color="tab:blue", lw=2)
+        panel.plot(row["over_baseline"], place, "o", color="tab:blue")
+        panel.text(high, place, f"  {row['seconds']:.2f} of its seconds", va="center", fontsize=7)
+    panel.axvline(0, color="gray", lw=0.8)
+    panel.set_yticks(range(len(rows)), names, fontsize=7)
+    panel.set(title="speedrun: test loss over the baseline's", xlabel="nats per token")
+
+
+def throughput(panel: Axes, result: dict) -> None:
+    """How many times as long the others take for a training step."""
+    rows = [row for row in result["rows"] if row["way"] != "ours"]
+    _bars(
+        panel,
+        [f"{r['shape']} {r['precision']} x{r['threads']} {r['way']}" for r in rows],
+        [r["time_over_ours"] for r in rows],
+        [[r["ratios"][0], r["ratios"][-1]] for r in rows],
+    )
+    panel.set(title="training: their time over ours")
+
+
+def generation(panel: Axes, result: dict) -> None:
+    """How many times as fast as transformers."""
+    rows = [row for row in result["rows"] if row["way"] == "ours"]
+    _bars(
+        panel,
+        [f"{r['precision']} batch {r['batch']} prompt {r['prompt']}" for r in rows],
+        [r["transformers_time_over_it"] for r in rows],
+        [[r["ratios"][0], r["ratios"][-1]] for r in rows],
+    )
+    panel.set(title="generation: transformers' time over ours")
+
+
+def memory(panel: Axes, result: dict) -> None:
+    """Peak memory of a step against its length."""
+    for way in ("ours", "transformers"):
+        rows = [r for r in result["rows"] if r["vocabulary"] == 4096 and r[way]]
+        lengths, sizes = [r["length"] for r in rows], [r[way] / 2**20 for r in rows]
+        panel.loglog(lengths, sizes, "o-", label=way)
+    panel.set(title="peak memory of a step", xlabel="sequence length", ylabel="MiB")
+    panel.legend(fontsize=8)
+
+
+def scaling(panel: Axes, result: dict) -> None:
+    """Seconds of a step against model size and against sequence length."""
+    for what, unit in (("width", "parameters in the blocks"), ("length", "sequence length")):
+        rows = [row for row in result["rows"] if row["what"] == what]
+        label = f"{unit}, power {result['exponents'][what]:.2f}"
+        panel.loglog([r["size"] for r in rows], [r["seconds"] for r in rows], "o-", label=label)
+    panel.set(title="seconds per step", ylabel="seconds")
+    panel.legend(fontsize=8)
+
+
+def ablation(panel: Axes, result: dict) -> None:
+    """What taking out each part of the recipe adds to the loss."""
+    parts = list(reversed(result["parts"]))
+    for place, row in enumerate(parts):
+        low, high = row["interval"]
+        panel.plot([low, high], [place, place], color="tab:blue", lw=2)
+        panel.plot(row["gain"], place, "o", color="tab:blue")
+    panel.axvline(0, color="gray", lw=0.8)
+    panel.set_yticks(range(len(parts)), [row["part"] for row in parts], fontsize=7)
+    panel.set(title="speedrun: loss added without", xlabel="nats per token")
+
+
+PANELS: dict[str, Callable[[Axes, dict], None]] = {
+    "speedrun": speedrun,
+    "ablation": ablation,
+    "throughput": throughput,
+    "generate-smollm2-135m": generation,
+    "memory": memory,
+    "scaling": scaling,
+}
+
+
+def _bars(panel: Axes, names: list[str], values: list[float], ranges: list[list[float]]) -> None:
+    sides = zip(values, ranges, strict=True)
+    errors = [(value - low, high - value) for value, (low, high) in sides]
+    panel.barh(names, values, xerr=list(zip(*errors, strict=True)), color="tab:blue", alpha=0.7)
+    panel.axvline(1, color="gray", lw=0.8)
+    panel.tick_params(axis="y", labelsize=7)
+
+
+def main() -> None:
+    """Entry point of `python -m benchmarks.picture`."""
+    found: dict[str, Path] = {name: folder() / f"{name}.json" for name in PANELS}
+    found = {name: path for name, path in found.items() if path.exists()}
+    if not found:
+        raise SystemExit(f"{folder()}: nothing is recorded; run `make bench`")
+    rows = -(-len(found) // 2)
+    figure = Figure(figsize=(13, 4.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flatten()
+    for panel, (name, path) in zip(panels, found.items(), strict=False):
+        PANELS[name](panel, json.loads(path.read_text()))
+        panel.grid(alpha=0.3)
+    for panel in panels[len(found) :]:
+        panel.axis("off")
+    figure.suptitle(folder().name)
+    figure.savefig(folder() / "bench.png", dpi=100)
+    print(f"written: {folder() / 'bench.png'}")
+
+
+if __name__ == "__main__":
+    main()
