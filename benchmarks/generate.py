@@ -80,15 +80,18 @@ def main() -> None:
     ways: dict[tuple[str, str], torch.nn.Module] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        ways["ours", name] = pack(copy.deepcopy(own).to(dtype))
+        ways["ours", name] = copy.deepcopy(own).to(dtype)
         ways["transformers", name] = copy.deepcopy(theirs).to(dtype)
     ways["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
     copied = bandwidth()
     texts = [document["text"] for document in documents(prepare(DataConfig()), "test")]
     stream = [i for text in texts for i in tokenizer.encode(text)]
     rows = []
-    for length in args.prompt:
-        for batch in args.batch:
+    for batch in args.batch:
+        ready = dict(ways)
+        for name in ("float32", "bfloat16"):
+            ready["ours", name] = pack(copy.deepcopy(ways["ours", name]), batch)
+        for length in args.prompt:
             if length + args.new > own.config.max_seq_len:
                 continue
             prompts = torch.tensor(stream[: batch * length]).view(batch, length)
@@ -97,7 +100,7 @@ def main() -> None:
             for _ in range(args.rounds):
                 for way in ways:
                     started = time.perf_counter()
-                    tokens[way] = complete(ways[way], prompts, args.new)
+                    tokens[way] = complete(ready[way], prompts, args.new)
                     times[way].append(time.perf_counter() - started)
             same = torch.equal(tokens["ours", "float32"], tokens["transformers", "float32"])
             for way, seconds in times.items():

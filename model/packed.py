@@ -1,41 +1,59 @@
-"""Projections whose weights lie in memory the way a CPU's matrix kernels read them, for sampling.
+"""Projections whose weights are read as fast as memory gives them, for sampling on a CPU.
 
-At small batches a step costs what reading the weights costs, and torch's plain layout is read at a
-third of the memory's bandwidth (docs/log.md).
+At small batches a step costs what reading the weights costs, and torch's linear layer reads them at
+a third of the memory's bandwidth (docs/log.md).
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from model.fused import relu2, swiglu
 from model.transformer import Attention, Block, FeedForward, Transformer
 
-ROWS = 8  # what the layout is chosen for; others are computed as well
+BLOCKS = 8  # products that one vector is multiplied by at a time
 
 
 class PackedLinear(nn.Module):
-    """Y = x W^T without gradients, W reordered once by oneDNN."""
+    """Y = x W^T without gradients, best at `rows` rows of x.
 
-    def __init__(self, weight: torch.Tensor):
+    One row in float32 is a batch of products with blocks of W, which torch shares out over cores as
+    it does not do with a single one. Else W is reordered once by oneDNN.
+    """
+
+    def __init__(self, weight: torch.Tensor, rows: int):
         """`weight`: (out, in) on a CPU, float32 or bfloat16."""
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self.weight, self.packed = weight.detach(), None
+        if rows == 1 and weight.dtype == torch.float32:
+            self.blocks = self.weight.view(math.gcd(len(weight), BLOCKS), -1, weight.shape[1])
+        else:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+            del self.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, in) -> (…, out), both in the dtype of the weight."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        if x.numel() > x.shape[-1]:
+            return F.linear(x, self.weight)
+        # A row transposed: with the strides of a column torch takes a path five times as slow.
+        column = x.reshape(1, 1, -1).expand(len(self.blocks), 1, -1).mT
+        return torch.bmm(self.blocks, column).view(*x.shape[:-1], -1)
 
 
 class PackedAttention(Attention):
     """Attention whose queries, keys and values come out of one product."""
 
-    def __init__(self, attention: Attention):
+    def __init__(self, attention: Attention, rows: int):
         nn.Module.__init__(self)
         self.config, self.layer = attention.config, attention.layer
         weights = [w.weight for w in (attention.wq, attention.wk, attention.wv)]
         self.widths = [len(weight) for weight in weights]
-        self.wqkv = PackedLinear(torch.cat(weights))
-        self.register_module("wo", PackedLinear(attention.wo.weight))
+        self.wqkv = PackedLinear(torch.cat(weights), rows)
+        self.register_module("wo", PackedLinear(attention.wo.weight, rows))
         for name in ("q_norm", "k_norm", "value_scale"):
             if hasattr(attention, name):
                 setattr(self, name, getattr(attention, name))
@@ -48,12 +66,12 @@ class PackedAttention(Attention):
 class PackedFeedForward(FeedForward):
     """A feed-forward block whose two inner products, if it is gated, are one."""
 
-    def __init__(self, block: FeedForward):
+    def __init__(self, block: FeedForward, rows: int):
         nn.Module.__init__(self)
         self.gated = block.gated
         weights = [block.w1.weight, block.w3.weight] if block.gated else [block.w1.weight]
-        self.w13 = PackedLinear(torch.cat(weights))
-        self.register_module("w2", PackedLinear(block.w2.weight))
+        self.w13 = PackedLinear(torch.cat(weights), rows)
+        self.register_module("w2", PackedLinear(block.w2.weight, rows))
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """As FeedForward's."""
@@ -62,8 +80,10 @@ class PackedFeedForward(FeedForward):
 
 
 @torch.no_grad()
-def pack(model: Transformer) -> Transformer:
+def pack(model: Transformer, rows: int) -> Transformer:
     """Make every projection of a `model` on a CPU a PackedLinear, in place; returns it.
+
+    `rows` is how many sequences will be generated at a time; others are right, but slower.
 
     It can generate and give logits afterwards, but not be trained or scored with `targets`. A
     model that oneDNN has no kernels for on this CPU stays as it is.
@@ -76,7 +96,7 @@ def pack(model: Transformer) -> Transformer:
         return model
     for block in model.layers:
         assert isinstance(block, Block)
-        block.attention = PackedAttention(block.attention)
-        block.feed_forward = PackedFeedForward(block.feed_forward)
-    model.register_module("output", PackedLinear(model.output.weight))
+        block.attention = PackedAttention(block.attention, rows)
+        block.feed_forward = PackedFeedForward(block.feed_forward, rows)
+    model.register_module("output", PackedLinear(model.output.weight, rows))
     return model

@@ -152,7 +152,7 @@ def main() -> None:
     if args.precision == "int8":
         quantize(model)
     elif not on_gpu:
-        pack(model)
+        pack(model, args.num_samples)
 
     def live() -> bool:
         return args.num_samples == 1 and not args.json
