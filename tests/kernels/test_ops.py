@@ -212,6 +212,28 @@ def test_norm_and_rope_equal_torch_and_the_model():
     torch.testing.assert_close(rope(x, table, weight), rotated(normed))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_without_gradients_takes_a_shorter_way_to_the_same_values(dtype):
+    q, k, v = (x.detach() for x in qkv(T=1, S=9, dtype=dtype))
+    x, h = torch.randn(2, 3, 5, 8, dtype=torch.float64).to(dtype).unbind(0)
+    table, gain = torch.randn(2, 5, 4), torch.randn(8).to(dtype)
+    calls = {
+        "attention": lambda: attention(q, k, v),
+        "norm": lambda: rms_norm(x, gain, 1e-5),
+        "norm-residual": lambda: rms_norm(x, gain, 1e-5, h),
+        "rope": lambda: rope(x[:, :, None], table),
+        "rope-norm": lambda: rope(x[:, :, None], table, gain),
+        "swiglu": lambda: swiglu(x, h),
+        "relu2": lambda: relu2(x),
+    }
+    for name, call in calls.items():
+        expected = call()
+        with torch.no_grad():
+            found = call()
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {}
+        torch.testing.assert_close(found, expected, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_newton_schulz_makes_singular_values_near_one():
     x = torch.randn(40, 24)
     torch.testing.assert_close(symmetric_product(x), x @ x.T)
