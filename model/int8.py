@@ -6,6 +6,7 @@ At small batches a step costs what reading the weights costs; activations stay i
 import torch
 from torch import nn
 
+from model.packed import replace_projections
 from model.transformer import Transformer
 
 FEW = 16  # rows up to which reading int8 is faster than widening it first, on a CPU (docs/log.md)
@@ -41,14 +42,9 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-@torch.no_grad()
 def quantize(model: Transformer) -> Transformer:
     """Make every projection of a bfloat16 `model` an Int8Linear, in place; returns it.
 
-    It can generate and give logits afterwards, but not be trained or scored with `targets`.
+    See `model.packed.replace_projections`.
     """
-    for parent in list(model.modules()):
-        for name, linear in list(parent.named_children()):
-            if isinstance(linear, nn.Linear):
-                setattr(parent, name, Int8Linear(linear.weight))
-    return model
+    return replace_projections(model, Int8Linear)

@@ -5,6 +5,7 @@ a third of the memory's bandwidth (docs/log.md).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import nn
 from model.fused import relu2, swiglu
 from model.transformer import Attention, Block, FeedForward, Transformer
 
+Make = Callable[[torch.Tensor], nn.Module]  # of a projection's weight (out, in)
 BLOCKS = 8  # products that one vector is multiplied by at a time
 
 
@@ -47,13 +49,13 @@ class PackedLinear(nn.Module):
 class PackedAttention(Attention):
     """Attention whose queries, keys and values come out of one product."""
 
-    def __init__(self, attention: Attention, rows: int):
+    def __init__(self, attention: Attention, linear: Make):
         nn.Module.__init__(self)
         self.config, self.layer = attention.config, attention.layer
         weights = [w.weight for w in (attention.wq, attention.wk, attention.wv)]
         self.widths = [len(weight) for weight in weights]
-        self.wqkv = PackedLinear(torch.cat(weights), rows)
-        self.register_module("wo", PackedLinear(attention.wo.weight, rows))
+        self.wqkv = linear(torch.cat(weights))
+        self.register_module("wo", linear(attention.wo.weight))
         for name in ("q_norm", "k_norm", "value_scale"):
             if hasattr(attention, name):
                 setattr(self, name, getattr(attention, name))
@@ -66,12 +68,12 @@ class PackedAttention(Attention):
 class PackedFeedForward(FeedForward):
     """A feed-forward block whose two inner products, if it is gated, are one."""
 
-    def __init__(self, block: FeedForward, rows: int):
+    def __init__(self, block: FeedForward, linear: Make):
         nn.Module.__init__(self)
         self.gated = block.gated
         weights = [block.w1.weight, block.w3.weight] if block.gated else [block.w1.weight]
-        self.w13 = PackedLinear(torch.cat(weights), rows)
-        self.register_module("w2", PackedLinear(block.w2.weight, rows))
+        self.w13 = linear(torch.cat(weights))
+        self.register_module("w2", linear(block.w2.weight))
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """As FeedForward's."""
@@ -80,13 +82,25 @@ class PackedFeedForward(FeedForward):
 
 
 @torch.no_grad()
+def replace_projections(model: Transformer, linear: Make) -> Transformer:
+    """Make `linear(weight)` of every projection of `model`, in place; returns it.
+
+    Those that share their input become one. The model can generate and give logits afterwards, but
+    not be trained or scored with `targets`.
+    """
+    for block in model.layers:
+        assert isinstance(block, Block)
+        block.attention = PackedAttention(block.attention, linear)
+        block.feed_forward = PackedFeedForward(block.feed_forward, linear)
+    model.register_module("output", linear(model.output.weight))
+    return model
+
+
 def pack(model: Transformer, rows: int) -> Transformer:
     """Make every projection of a `model` on a CPU a PackedLinear, in place; returns it.
 
-    `rows` is how many sequences will be generated at a time; others are right, but slower.
-
-    It can generate and give logits afterwards, but not be trained or scored with `targets`. A
-    model that oneDNN has no kernels for on this CPU stays as it is.
+    `rows` is how many sequences will be generated at a time; others are right, but slower. A model
+    that oneDNN has no kernels for on this CPU stays as it is. See `replace_projections`.
     """
     dtype = model.tok_embeddings.weight.dtype
     supported = dtype == torch.float32 or (
@@ -94,9 +108,4 @@ def pack(model: Transformer, rows: int) -> Transformer:
     )
     if not (torch.backends.mkldnn.is_available() and supported):
         return model
-    for block in model.layers:
-        assert isinstance(block, Block)
-        block.attention = PackedAttention(block.attention, rows)
-        block.feed_forward = PackedFeedForward(block.feed_forward, rows)
-    model.register_module("output", PackedLinear(model.output.weight, rows))
-    return model
+    return replace_projections(model, lambda weight: PackedLinear(weight, rows))
