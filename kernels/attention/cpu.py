@@ -113,7 +113,7 @@ def _short_backward(
         dq[:, :, :, rows] = part.view(B, K, G, -1, D)
         dk[:, seen] += ds.mT @ part_q
         dv[:, seen] += p.mT @ part_do
-    dq = dq.permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
+    dq = dq.permute(0, 3, 1, 2, 4).reshape(B, T, H, D).contiguous()
     back = (x.view(B, K, T, D).transpose(1, 2).to(q.dtype).contiguous() for x in (dk * scale, dv))
     return dq, *back
 

@@ -250,6 +250,8 @@ def test_newton_schulz_makes_singular_values_near_one():
 
 def operators():
     q, k, v = qkv(B=1, T=6, dtype=torch.float32)
+    narrow = [x.detach().bfloat16() for x in qkv(K=4)]
+    backward = (narrow[0], *narrow, narrow[0], torch.zeros(2, 4, 20))
     first = first_keys(6, window=3)
     x = torch.randn(5, 8, requires_grad=True)
     weight = torch.randn(11, 8, requires_grad=True)
@@ -259,6 +261,7 @@ def operators():
     return {
         "attention": (ops.attention, (q, k, v, None, True, 0.0, 0.3, True)),
         "attention-window": (ops.attention, (q, k, v, first, True, 2.0, 0.3, True)),
+        "attention-backward": (ops.attention_backward, (*backward, None, True, 0.0, 0.3, True)),
         "loss": (
             ops.linear_cross_entropy,
             (x, weight, torch.arange(5), -100, 0.0, 0.0, 0.0, 2, True, True),
