@@ -155,7 +155,7 @@ class TrainConfig(Section):
     cooldown: float = Field(0.2, ge=0, le=1)
     """Share of the run in which wsd decays."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW; or Muon for the matrices inside the blocks and AdamW for the rest, at one rate."""
+    """AdamW; or Muon for the matrices inside the blocks and AdamW for the rest."""
     embedding_lr: float = Field(1.0, gt=0)
     """Rate of the embedding tables, as a multiple of learning_rate."""
     output_lr: float = Field(1.0, gt=0)
@@ -176,6 +176,9 @@ class TrainConfig(Section):
     """What ranks share: the gradients (every rank holds the model), or also the model itself."""
     recompute: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile for the blocks; auto tries it once before a run of ten minutes or more and
+    remembers whether it paid."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the matrix products (weights stay float32); auto is bfloat16 where the device
     computes in it and the model is wide enough for it to pay, else float32."""

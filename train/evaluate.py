@@ -40,7 +40,8 @@ def evaluate(
             targets = torch.full_like(targets, IGNORE)
         lengths = dataset.token_bytes[targets.clamp(min=0)] * (targets != IGNORE)
         targets = targets.masked_fill(lengths == 0, IGNORE)
-        with autocast:
+        # Compiled code serves training's one shape.
+        with autocast, torch.compiler.set_stance("force_eager"):
             loss = whole(inputs.to(ranks.device), targets=targets.to(ranks.device))
         nats += loss.item()
         tokens += int((targets != IGNORE).sum())

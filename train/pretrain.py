@@ -29,6 +29,7 @@ from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 from train.average import averaged, start_average, update_average
 from train.checkpoint import Progress, TrainState, restore, rewind, seed_generators
+from train.compilation import compile_where_it_pays
 from train.distributed import Ranks, gradients_summed
 from train.evaluate import evaluate
 from train.foresight import describe, find_micro_batch, frozen_hash, uses_bfloat16
@@ -70,7 +71,6 @@ def train(
     Raises UserError if the batch does not divide over ranks, memory is too small, a checkpoint to
     resume does not fit, gradients stay infinite, or the last checkpoint cannot be saved.
     """
-    seed_generators(config.seed + ranks.rank)
     if config.batch_size % ranks.world_size:
         raise UserError(
             f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks"
@@ -84,6 +84,8 @@ def train(
     micro = find_micro_batch(wrapped, train_set, config, ranks, autocast)
     config = config.model_copy(update={"micro_batch_size": micro})
     describe(model, train_set, config, ranks, bfloat16)
+    compile_where_it_pays(model, wrapped, train_set, config, ranks, autocast, bfloat16)
+    seed_generators(config.seed + ranks.rank)
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = start_average(parameters) if config.average else {}

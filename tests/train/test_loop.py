@@ -15,28 +15,7 @@ from model.transformer import Transformer
 from train.distributed import Ranks
 from train.metrics import read_metrics
 from train.optim import adamw, learning_rate
-from train.pretrain import prepared, train
-from train.run import start_run
-
-
-@pytest.fixture
-def fit(recipe, tmp_path):
-    """Train the small recipe with changed [train] settings; returns result, run and model."""
-
-    def run(sets=None, model=None, name="run", resume=False, **changes):
-        config = load(Recipe, recipe)
-        settings = config.train.model_copy(update={"log_every": 10**6} | changes)
-        tokenizer, *text = prepared(config)
-        model = model or Transformer(config.model, tokenizer.vocab_size).init_weights(settings.seed)
-        folder = tmp_path / name
-        start_run(folder, config.model_copy(update={"train": settings}), tokenizer, resume=resume)
-        with Ranks("cpu") as ranks:
-            result = train(
-                model, *(sets or text), tokenizer, settings, folder, ranks, resume=resume
-            )
-        return result, folder, model
-
-    return run
+from train.pretrain import prepared
 
 
 def losses(run):

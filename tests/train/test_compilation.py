@@ -1,0 +1,63 @@
+"""Compiled blocks: the same losses, tried only where it can pay, remembered, not needed."""
+
+import json
+
+import pytest
+import torch
+
+from train import compilation
+from train.metrics import read_metrics
+
+
+@pytest.fixture
+def tried(tmp_path, monkeypatch):
+    """Where answers go; every run is long enough to be tried."""
+    monkeypatch.setattr(compilation, "LONG", 0.0)
+    monkeypatch.setattr(compilation, "TRIED", tmp_path / "tried")
+    torch.compiler.reset()
+    return tmp_path / "tried"
+
+
+def losses(run):
+    return [row["loss"] for row in read_metrics(run) if "loss" in row]
+
+
+def test_compiled_blocks_learn_the_same(fit):
+    torch.compiler.reset()
+    _, plain, _ = fit(name="plain")
+    _, run, model = fit(name="compiled", compile="always")
+    assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
+    assert all("forward" in vars(layer) for layer in model.layers)
+    _, again, _ = fit(name="recomputed", compile="always", recompute=True)
+    assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_an_answer_is_found_once_and_used(fit, tried, capsys):
+    _, first, _ = fit(name="first", steps=2)
+    (path,) = tried.iterdir()
+    assert json.loads(path.read_text())["speedup"] > 0
+    assert str(path) in capsys.readouterr().err
+    for speedup, used in ((2.0, True), (1.0, False)):
+        path.write_text(json.dumps({"speedup": speedup, "why": ""}))
+        _, run, model = fit(name=f"at-{speedup}", steps=2)
+        assert all(("forward" in vars(layer)) is used for layer in model.layers)
+        assert ("; used (" if used else "; not used (") in capsys.readouterr().err
+        assert losses(run) == pytest.approx(losses(first), rel=1e-5)
+    assert list(tried.iterdir()) == [path]
+
+
+def test_short_runs_are_left_alone(fit, tried, monkeypatch):
+    monkeypatch.setattr(compilation, "LONG", 600.0)
+    _, _, model = fit(steps=2)
+    assert not tried.exists()
+    assert not any("forward" in vars(layer) for layer in model.layers)
+
+
+def test_without_a_compiler_training_goes_on(fit, tried, monkeypatch, capsys):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/g++",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    _, run, _ = fit(steps=2)
+    assert len(losses(run)) == 2
+    said = capsys.readouterr().err
+    assert "0.00 times as fast (" in said
+    assert "not used" in said

@@ -1,0 +1,113 @@
+"""torch.compile where it pays: tried once for a model, a batch and a machine, and remembered."""
+
+import hashlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.console import say
+from configs.schema import TrainConfig
+from model.transformer import Transformer
+from train.distributed import Ranks
+
+WORTH = 1.05  # how many times as fast is worth the wait for the compiler at every start
+LONG = 600.0  # seconds of training below which finding out costs more than it can win
+ROUNDS = 5
+TRIED = Path("cache/compiled")
+
+
+def compile_where_it_pays(
+    model: Transformer,
+    wrapped: nn.Module,
+    train_set,
+    config: TrainConfig,
+    ranks: Ranks,
+    autocast: torch.autocast,
+    bfloat16: bool,
+) -> None:
+    """Compile the blocks of `model` in place if that makes a pass at least 1.05 times as fast.
+
+    Every rank calls it and does what the first one remembers, or what all find out together. Runs
+    of less than ten minutes are left alone, as they are where the compiler does not work (on a CPU
+    it needs g++). Evaluation never uses compiled blocks.
+    """
+    if config.compile == "never":
+        return
+    if config.compile == "always":
+        compile_blocks(model)
+        return
+    inputs, targets = (x.to(ranks.device) for x in train_set.batch(train_set.longest(
+        config.micro_batch_size
+    )))  # fmt: skip
+
+    def once() -> float:
+        started = time.perf_counter()
+        with autocast:
+            loss = wrapped(inputs, targets=targets)
+        loss.backward()
+        for parameter in wrapped.parameters():
+            parameter.grad = None
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    about = [*inputs.shape, bfloat16, config.parallel, config.recompute]
+    path = TRIED / f"{_identity(model, ranks, about)}.json"
+    answer = ranks.gather(json.loads(path.read_text()) if path.exists() else None)[0]
+    if answer is None:
+        once()
+        (seconds,) = ranks.sum(once() / ranks.world_size)
+        passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
+        if (config.max_seconds or config.steps * passes * seconds) < LONG:
+            return
+        answer = _measure(model, once, ranks)
+        if ranks.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(answer) + "\n")
+    pays = answer["speedup"] >= WORTH
+    if pays:
+        compile_blocks(model)
+    used = "used" if pays else "not used"
+    say(f"torch.compile: {answer['speedup']:.2f} times as fast{answer['why']}; {used} ({path})")
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile the forward pass of every block; blocks of one shape share the code."""
+    for layer in model.layers:
+        layer.forward = torch.compile(layer.forward)
+
+
+def _measure(model: Transformer, once: Callable[[], float], ranks: Ranks) -> dict:
+    # The median of ratios taken in turn, or why there are none.
+    compile_blocks(model)
+    why, ratios = "", [0.0]
+    try:
+        once()
+    except RuntimeError as error:  # as all errors of the compiler are
+        why = f" ({str(error).strip().splitlines()[0][:200]})"
+    why = next(filter(None, ranks.gather(why)), "")
+    if not why:
+        ratios = []
+        for _ in range(ROUNDS):
+            with torch.compiler.set_stance("force_eager"):
+                plain = once()
+            ratios.append(plain / once())
+    for layer in model.layers:
+        del layer.forward
+    (speedup,) = ranks.sum(statistics.median(ratios) / ranks.world_size)
+    return {"speedup": speedup, "why": why}
+
+
+def _identity(model: Transformer, ranks: Ranks, about: list) -> str:
+    device = platform.processor() or platform.machine()
+    if ranks.device.type == "cuda":
+        device = torch.cuda.get_device_name()
+    weights = [[name, [*p.shape], p.requires_grad] for name, p in model.named_parameters()]
+    machine = [torch.__version__, device, torch.get_num_threads(), ranks.world_size]
+    return hashlib.sha256(json.dumps([about, machine, weights]).encode()).hexdigest()[:16]
