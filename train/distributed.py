@@ -32,6 +32,19 @@ def cut_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(value, mesh, placements, src_data_rank=None)  # nothing is sent
 
 
+def share_cores(local_rank: int, local_ranks: int) -> None:
+    """Give this process its share of the cores it may use, and as many threads.
+
+    torchrun leaves a single thread to each, and the system may put two on one core. Where there are
+    fewer cores than ranks, or the system cannot bind processes, each just has one thread.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    count = len(cores) // local_ranks
+    if count:
+        os.sched_setaffinity(0, cores[local_rank * count : (local_rank + 1) * count])
+    torch.set_num_threads(max(1, count))
+
+
 @contextmanager
 def gradients_summed(model: nn.Module, now: bool) -> Iterator[None]:
     """Within it, backward passes add gradients up over ranks `now`, or leave that to later ones."""
@@ -71,6 +84,8 @@ class Ranks:
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
+            if self.device.type == "cpu":
+                share_cores(local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             patience = timedelta(minutes=30)
             store, *_ = next(rendezvous("env://", timeout=patience))

@@ -1,9 +1,11 @@
 """One process, DDP and FSDP: the same losses, and checkpoints that fit each other."""
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from model.formats.native import latest_checkpoint, load_run, read_file
 from train.metrics import read_metrics
 
+ROOT = Path(__file__).parents[2]
 FSDP = ("--train.parallel", "fsdp")
 
 
@@ -150,3 +153,24 @@ def test_muon_recompute_and_average_give_the_same_on_two_ranks(command, recipe, 
         assert first.keys() == second.keys()
         for key, value in first.items():
             torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_ranks_share_the_cores_out(tmp_path):
+    script = tmp_path / "cores.py"
+    script.write_text(
+        "import os, torch\nfrom train.distributed import Ranks\nwith Ranks('cpu') as ranks:\n"
+        "    mine = sorted(os.sched_getaffinity(0)), torch.get_num_threads()\n"
+        "    found = ranks.gather(mine)\n    print(found if ranks.first else '', flush=True)\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(script)], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120,
+    )  # fmt: skip
+    (mine, threads), (other, same) = ast.literal_eval(done.stdout.strip())
+    here = sorted(os.sched_getaffinity(0))
+    if len(here) == 1:
+        assert mine == other == here
+    else:
+        assert mine + other == here[: 2 * (len(here) // 2)]
+    assert threads == same == max(1, len(here) // 2)
