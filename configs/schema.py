@@ -93,6 +93,8 @@ class ModelConfig(Section):
     """Feed-forward: gated SiLU (three matrices) or squared ReLU (two)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head before the rotary embedding."""
+    key_shift: bool = False
+    """The first half of the key heads holds the keys of the position before."""
     tie_embeddings: bool = True
     """Use the input embedding as the output projection."""
     embedding_norm: bool = False
@@ -124,6 +126,8 @@ class ModelConfig(Section):
             raise ValueError(
                 f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}"
             )
+        if self.key_shift and self.n_kv_heads < 2:
+            raise ValueError("key_shift = true needs n_kv_heads of 2 or more: half of them shift")
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} is odd: rotary embeddings need pairs")
         return self

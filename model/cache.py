@@ -12,6 +12,13 @@ class KVCache:
         self.length = 0
         self.last = torch.zeros(1, 1, dtype=torch.int64)  # (B, 1), ids of the newest position
         self.layers: dict[int, torch.Tensor] = {}
+        self.newest: dict[int, torch.Tensor] = {}
+
+    def before(self, layer: int, k: torch.Tensor) -> torch.Tensor:
+        """The (B, 1, K, D) keys before `k` (B, T, K, D), or zeros; the last of `k` are kept."""
+        found = self.newest.get(layer, torch.zeros_like(k[:, :1]))
+        self.newest[layer] = k[:, -1:]
+        return found
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Store (B, T, K, D) after the cached positions; return all of both, (B, S, K, D)."""
@@ -28,6 +35,8 @@ class KVCache:
         copy = KVCache(self.length + extra)
         copy.length = self.length
         copy.last = self.last.repeat_interleave(batch // len(self.last), 0)
+        for layer, k in self.newest.items():
+            copy.newest[layer] = k.repeat_interleave(batch // len(k), 0)
         for layer, kv in self.layers.items():
             two, rows, _, K, D = kv.shape
             seen = kv[:, :, : self.length].repeat_interleave(batch // rows, 1)

@@ -44,7 +44,11 @@ def rope_table(length: int, head_dim: int, theta: float) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query causal self-attention with rotary positions."""
+    """Grouped-query causal self-attention with rotary positions.
+
+    A key that is shifted lets a query find what followed an earlier occurrence of its token, which
+    otherwise takes two layers (the smeared keys of Olsson et al. 2022, arXiv:2209.11895).
+    """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -85,6 +89,11 @@ class Attention(nn.Module):
             rope(y, angles, gain, self.config.norm_eps)
             for y, gain in zip((q, k), gains, strict=True)
         )
+        if self.config.key_shift:
+            half = self.config.n_kv_heads // 2
+            first = k[:, :, :half]
+            start = cache.before(self.layer, first) if cache else torch.zeros_like(first[:, :1])
+            k = torch.cat([torch.cat([start, first[:, :-1]], 1), k[:, :, half:]], 2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
         return self.wo(attend(q, k, v).reshape(B, T, -1))

@@ -7,7 +7,7 @@ import torch
 
 from configs.schema import ModelConfig
 from model.cache import KVCache
-from model.fused import attend
+from model.fused import attend, rope
 from model.transformer import IGNORE, RMSNorm, Transformer
 
 BASE = {
@@ -21,9 +21,11 @@ VARIANTS = [
     {"activation": "relu2"},
     {"qk_norm": True, "activation": "relu2", "tie_embeddings": False},
     {"bigram_buckets": 13},
+    {"key_shift": True},
     {
         "qk_norm": True, "activation": "relu2", "tie_embeddings": False, "embedding_norm": True,
         "embedding_skip": True, "value_embeddings": True, "bigram_buckets": 113, "zero_init": True,
+        "key_shift": True,
     },
 ]  # fmt: skip
 
@@ -158,6 +160,18 @@ def test_embedding_skips_are_a_weighted_sum():
     normal = stream / (stream.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     expected = normal @ model.output.weight.double().T
     torch.testing.assert_close(model(x).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_half_of_the_key_heads_are_shifted():
+    model, x = build(key_shift=True, n_layers=1, n_kv_heads=4), torch.randn(2, 40, 32)
+    attention, table = model.layers[0].attention, model.rope[:, :40]
+    q, k, v = (y.view(2, 40, 4, 10) for y in attention.project(x))
+    q, k = rope(q, table), rope(k, table)
+    shifted = k.clone()
+    for t in range(40):
+        shifted[:, t, :2] = k[:, t - 1, :2] if t else 0
+    expected = attention.wo(attend(q, shifted, v).flatten(2))
+    torch.testing.assert_close(attention(x, table), expected)
 
 
 def test_value_embeddings_join_the_values():
