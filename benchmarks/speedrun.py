@@ -30,7 +30,7 @@ from train.pretrain import backward, clip
 TUNED_ON = "python-stdlib"
 CORPORA = (TUNED_ON, "aws-api")
 SEEDS = (0, 1, 2)
-SHARES = {"baseline": (1.0,), "recipe": (0.2, 0.125), "adamw": (0.2,)}
+SHARES = {"baseline": (1.0,), "recipe": (0.125, 0.1), "adamw": (0.125,)}
 RATES = {  # tried at the first size; the next one tries the best of these and half of it
     "baseline": (1e-3, 2e-3, 4e-3, 8e-3),
     "recipe": (3e-3, 4e-3, 6e-3, 9e-3),

@@ -37,12 +37,12 @@ def test_losses_are_compared_with_an_interval():
     seconds = {"baseline": [1.0, 1.0], "recipe": [2.0, 1.0], "adamw": [1.0, 1.0]}
     found = {(r["corpus"], r["way"], r["share"]): r for r in compared(rows, "1m", seconds)}
     assert len(found) == len(CORPORA) * sum(map(len, SHARES.values()))
-    recipe = found[CORPORA[0], "recipe", 0.2]
+    recipe = found[CORPORA[0], "recipe", 0.125]
     assert recipe["over_baseline"] == pytest.approx(-0.1)
     assert recipe["interval"][0] < -0.1 < recipe["interval"][1] < 0
     assert recipe["p"] < 0.001
-    assert recipe["seconds"] == pytest.approx(0.2 * 1.5)
-    low, high = found[CORPORA[0], "adamw", 0.2]["interval"]
+    assert recipe["seconds"] == pytest.approx(0.125 * 1.5)
+    low, high = found[CORPORA[0], "adamw", 0.125]["interval"]
     assert low < 0 < high
 
 
