@@ -42,7 +42,9 @@ gpu-check: setup
 bench: setup
 	$(BIN)/python -m kernels.bench --out kernels/results
 	$(BIN)/python -m benchmarks.throughput --rounds 3
-	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16 --batch 1 8 --prompt 16 512
+	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16
+	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench --overwrite
+	$(BIN)/python -m benchmarks.generate --model runs/bench
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.scaling

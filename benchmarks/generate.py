@@ -5,7 +5,7 @@
 Batches of 1, 8 and 64 prompts of 16 and 512 tokens, in float32, bfloat16 and (ours only) int8, in
 turn within every round; in float32 both must give the same tokens. Time includes reading the
 prompt. At batch 1 the bytes of all weights, read once per token, are set beside what the machine
-copies per second. Also the bits per byte of int8 on held-out text, beside float32. Writes
+copies per second. Also the bits per byte of each precision on held-out text. Writes
 benchmarks/results/DEVICE/generate-MODEL.json.
 """
 
@@ -20,6 +20,7 @@ import torch
 from benchmarks.peers import transformers_llama
 from benchmarks.record import record
 from configs.schema import DataConfig
+from data.builtin import BUILTIN
 from data.prepare import documents, prepare
 from model.generate import generate
 from model.int8 import quantize
@@ -55,6 +56,22 @@ def nats(model: Transformer, ids: torch.Tensor) -> float:
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
     ).item()
+
+
+def bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[str, float]]:
+    """Of each model on eight windows of each corpus's test split."""
+    size = min(512, next(iter(models.values())).config.max_seq_len)
+    lengths, found = tokenizer.token_bytes(), {}
+    for corpus in BUILTIN:
+        stream: list[int] = []
+        for document in documents(prepare(DataConfig(corpus=corpus)), "test"):
+            stream += tokenizer.encode(document["text"]) if len(stream) < 8 * size else []
+        ids = torch.tensor(stream[: 8 * size]).view(8, size)
+        size_bytes = int(lengths[ids[:, 1:].numpy()].sum()) * math.log(2)
+        found[corpus] = {name: nats(model, ids) / size_bytes for name, model in models.items()}
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in found[corpus].items())
+        print(f"{corpus}: bits per byte {shown}")
+    return found
 
 
 def complete(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> torch.Tensor:
@@ -127,14 +144,7 @@ def main() -> None:
                     f"{row['transformers_time_over_it']:5.2f} times as fast{share}"
                 )
             print(f"    same tokens in float32: {same}")
-    size = min(512, own.config.max_seq_len)
-    sample = torch.tensor(stream[: 8 * size]).view(8, size)
-    text_bytes = int(tokenizer.token_bytes()[sample[:, 1:].numpy()].sum())
-    bits = {
-        name: nats(ways["ours", name], sample) / text_bytes / math.log(2)
-        for name in ("float32", "bfloat16", "int8")
-    }
-    print("bits per byte: " + ", ".join(f"{name} {value:.4f}" for name, value in bits.items()))
+    bits = bits_per_byte({n: ways["ours", n] for n in BYTES}, tokenizer)
     result = {"model": args.model, "new_tokens": args.new, "rounds": args.rounds, "rows": rows,
               "copy_bytes_per_second": copied, "bits_per_byte": bits}  # fmt: skip
     print(f"written: {record('generate-' + args.model.strip('/').replace('/', '-'), result)}")

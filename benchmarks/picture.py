@@ -32,24 +32,16 @@ def speedrun(panel: Axes, result: dict) -> None:
 def throughput(panel: Axes, result: dict) -> None:
     """How many times as long the others take for a training step."""
     rows = [row for row in result["rows"] if row["way"] != "ours"]
-    _bars(
-        panel,
-        [f"{r['shape']} {r['precision']} x{r['threads']} {r['way']}" for r in rows],
-        [r["time_over_ours"] for r in rows],
-        [[r["ratios"][0], r["ratios"][-1]] for r in rows],
-    )
+    names = [f"{r['shape']} {r['precision']} x{r['threads']} {r['way']}" for r in rows]
+    _bars(panel, names, [[r["time_over_ours"], *r["ratios"]] for r in rows])
     panel.set(title="training: their time over ours")
 
 
 def generation(panel: Axes, result: dict) -> None:
     """How many times as fast as transformers."""
     rows = [row for row in result["rows"] if row["way"] == "ours"]
-    _bars(
-        panel,
-        [f"{r['precision']} batch {r['batch']} prompt {r['prompt']}" for r in rows],
-        [r["transformers_time_over_it"] for r in rows],
-        [[r["ratios"][0], r["ratios"][-1]] for r in rows],
-    )
+    names = [f"{r['precision']} batch {r['batch']} prompt {r['prompt']}" for r in rows]
+    _bars(panel, names, [[r["transformers_time_over_it"], *r["ratios"]] for r in rows])
     panel.set(title="generation: transformers' time over ours")
 
 
@@ -95,10 +87,11 @@ PANELS: dict[str, Callable[[Axes, dict], None]] = {
 }
 
 
-def _bars(panel: Axes, names: list[str], values: list[float], ranges: list[list[float]]) -> None:
-    sides = zip(values, ranges, strict=True)
-    errors = [(value - low, high - value) for value, (low, high) in sides]
-    panel.barh(names, values, xerr=list(zip(*errors, strict=True)), color="tab:blue", alpha=0.7)
+def _bars(panel: Axes, names: list[str], ratios: list[list[float]]) -> None:
+    # A bar as long as the first of each list of ratios; a line from the least to the greatest.
+    values = [own[0] for own in ratios]
+    errors = [[own[0] - min(own) for own in ratios], [max(own) - own[0] for own in ratios]]
+    panel.barh(names, values, xerr=errors, color="tab:blue", alpha=0.7)
     panel.axvline(1, color="gray", lw=0.8)
     panel.tick_params(axis="y", labelsize=7)
 
