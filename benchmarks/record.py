@@ -26,12 +26,9 @@ def folder() -> Path:
 
 def record(name: str, result: dict) -> Path:
     """Write results/DEVICE/NAME.json with date, machine, versions, commit and command."""
-    commit = subprocess.run(
-        ["git", "-C", RESULTS, "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
     about = {
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "load_average": os.getloadavg()[0],
@@ -40,3 +37,13 @@ def record(name: str, result: dict) -> Path:
     path = folder() / f"{name}.json"
     path.write_text(json.dumps(about | result, indent=2) + "\n")
     return path
+
+
+def _commit() -> str:
+    # Results of the same call, which stand in the tree, make no other state of the code.
+    code = ["--", ".", ":!benchmarks/results", ":!kernels/results"]
+    said = [
+        subprocess.run(["git", *command], cwd=RESULTS.parent.parent, capture_output=True, text=True)
+        for command in (["describe", "--always"], ["status", "--porcelain", *code])
+    ]
+    return said[0].stdout.strip() + ("-dirty" if said[1].stdout.strip() else "")
