@@ -67,7 +67,7 @@ def recipe_of(cell: Cell) -> Recipe:
         f"--data.corpus={cell['corpus']}", f"--train.seed={cell['seed']}",
         f"--train.learning-rate={cell['learning_rate']}", f"--train.steps={steps}",
         f"--train.eval-every={max(1, steps // 10)}", "--train.save-every=200",
-        "--train.keep-last=1", "--train.compile=never",
+        "--train.keep-last=1", "--train.compile=never", "--train.hang-seconds=1e9",
     ]  # fmt: skip
     return load(Recipe, f"configs/speedrun-{cell['size']}.toml", [*changes, *own])
 
