@@ -84,8 +84,8 @@ class Ranks:
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            if self.device.type == "cpu":
-                share_cores(local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+            if self.device.type == "cpu" and "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
+                share_cores(local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             patience = timedelta(minutes=30)
             store, *_ = next(rendezvous("env://", timeout=patience))
