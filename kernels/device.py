@@ -40,6 +40,15 @@ def called_plainly(x: torch.Tensor) -> bool:
     return not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())
 
 
+def left_to_compiler(x: torch.Tensor) -> bool:
+    """Whether an elementwise operator is written out in torch for torch.compile, which is tracing.
+
+    On a CPU it fuses such code with what stands around it, which it cannot do with an operator of
+    ours.
+    """
+    return torch.compiler.is_compiling() and not runs_triton(x)
+
+
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on the CPU, in numpy."""
     return os.environ.get("TRITON_INTERPRET") == "1"

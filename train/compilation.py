@@ -61,10 +61,13 @@ def compile_where_it_pays(
     path = TRIED / f"{_identity(model, ranks, about)}.json"
     answer = ranks.gather(json.loads(path.read_text()) if path.exists() else None)[0]
     if answer is None:
-        once()
-        (seconds,) = ranks.sum(once() / ranks.world_size)
-        passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
-        if (config.max_seconds or config.steps * passes * seconds) < LONG:
+        expected = config.max_seconds
+        if not expected:
+            once()
+            (seconds,) = ranks.sum(once() / ranks.world_size)
+            passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
+            expected = config.steps * passes * seconds
+        if expected < LONG:
             return
         answer = _measure(model, once, ranks)
         if ranks.first:

@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from kernels.device import called_plainly, library, runs_triton
+from kernels.device import called_plainly, left_to_compiler, library, runs_triton
+from kernels.norm.reference import rms_norm_reference
 
 
 def rms_norm(
@@ -32,6 +33,8 @@ def rms_norm(
         )
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, x on {x.device}")
+    if left_to_compiler(x):
+        return rms_norm_reference(x, weight, eps, residual)
     if called_plainly(x):
         h = x if residual is None else x + residual
         return F.rms_norm(h, weight.shape, weight, eps), h

@@ -7,7 +7,7 @@ place of the L2 norm). Pairs are (i, i + D/2), the half-split layout of Llama ch
 import torch
 import torch.nn.functional as F
 
-from kernels.device import called_plainly, library, runs_triton, unit_stride
+from kernels.device import called_plainly, left_to_compiler, library, runs_triton, unit_stride
 from kernels.rope.reference import rope_reference
 
 
@@ -39,6 +39,8 @@ def rope(
     for name, other in (("table", table), ("weight", weight)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} is on {other.device}, x on {x.device}")
+    if left_to_compiler(x):
+        return rope_reference(x, table, weight, eps)
     if called_plainly(x):
         return _few(x, table, weight, eps)
     return torch.ops.homegrown.rope(x, table, weight, eps)

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from configs.schema import ModelConfig
+from model.transformer import Transformer
 from train import compilation
 from train.metrics import read_metrics
 
@@ -30,6 +32,31 @@ def test_compiled_blocks_learn_the_same(fit):
     assert all("forward" in vars(layer) for layer in model.layers)
     _, again, _ = fit(name="recomputed", compile="always", recompute=True)
     assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_every_part_compiled_in_bfloat16_is_as_near_to_float32_as_it_is_not_compiled(recwarn):
+    torch.compiler.reset()
+    config = ModelConfig(
+        dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96, max_seq_len=64,
+        activation="relu2", qk_norm=True, key_shift=True, tie_embeddings=False,
+        embedding_norm=True, value_embeddings=True, bigram_buckets=99,
+    )  # fmt: skip
+    x, y = torch.randint(0, 101, (2, 2, 48), generator=torch.Generator().manual_seed(0))
+
+    def gradients(bfloat16, compiled):
+        model = Transformer(config, 101).init_weights(0)
+        if compiled:
+            compilation.compile_blocks(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = model(x, targets=y)
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact = gradients(bfloat16=False, compiled=False)
+    torch.testing.assert_close(gradients(False, compiled=True), exact, atol=1e-3, rtol=1e-3)
+    plain, compiled = ((gradients(True, c) - exact).norm() for c in (False, True))
+    assert 0 < compiled < 1.5 * plain < 0.1 * exact.norm()
+    assert not [str(w.message) for w in recwarn if "dtype" in str(w.message)]
 
 
 def test_an_answer_is_found_once_and_used(fit, tried, capsys):
