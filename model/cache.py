@@ -12,7 +12,7 @@ class KVCache:
         self.length = 0
         self.last = torch.zeros(1, 1, dtype=torch.int64)  # (B, 1), ids of the newest position
         self.layers: dict[int, torch.Tensor] = {}
-        self.newest: dict[int, torch.Tensor] = {}
+        self.newest: dict[int, torch.Tensor] = {}  # (B, 1, K, D) per layer, not shifted
 
     def before(self, layer: int, k: torch.Tensor) -> torch.Tensor:
         """The (B, 1, K, D) keys before `k` (B, T, K, D), or zeros; the last of `k` are kept."""
