@@ -31,14 +31,16 @@ from train.distributed import Ranks
 from train.evaluate import evaluate
 from train.foresight import uses_bfloat16
 from train.metrics import read_metrics
-from train.pretrain import train
+from train.optim import optimizers
+from train.pretrain import backward, clip, train
 
 STEPS = {"1m": 2930, "4m": 3906}  # of the baseline: 6 and 8 million tokens
+STEPS_A_TURN = 4  # where seconds are measured
 EVALUATED = 256  # windows of each held-out split
 BASELINE = [
     "--train.optimizer=adamw", "--train.schedule=cosine", "--train.warmup=0.02",
     "--train.min-lr-ratio=0.1", "--train.weight-decay=0.1",
-    "--train.embedding-lr=1", "--train.output-lr=1",
+    "--train.embedding-lr=1",
 ]  # fmt: skip
 Cell = dict[str, Any]
 
@@ -88,6 +90,8 @@ def train_cell(cell: Cell) -> Cell:
     shards, length = write_shards(data, tokenizer), recipe.model.max_seq_len
     train_set, validation, test = (Windows(shards, split, length, tokenizer) for split in SPLITS)
     model = model_of(cell, recipe, tokenizer.vocab_size)
+    if cell["way"] == "baseline" and cell["size"] != "1m":
+        model.compile()  # the longest runs, in three quarters of the time
     parts = (str(value) for key, value in cell.items() if key != "overrides")
     run = Path("cache/cells") / "-".join(parts).replace(" ", "-")
     run.mkdir(parents=True, exist_ok=True)
@@ -113,6 +117,31 @@ def train_cell(cell: Cell) -> Cell:
     }
 
 
+def step_seconds(cells: dict[str, Cell], rounds: int = 6) -> dict[str, list[float]]:
+    """Seconds of a step of each cell, a value per round, in each of which all have a turn."""
+    x, y = torch.randint(0, 4096, (2, 8, 256))
+    made = {}
+    for name, cell in cells.items():
+        recipe = recipe_of({"learning_rate": 1e-3} | cell)
+        model = model_of(cell, recipe, 4096)
+        parameters = dict(model.named_parameters())
+        made[name] = model, parameters, optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for turn in range(rounds + 1):
+        for name, (model, parameters, chosen) in made.items():
+            started = time.perf_counter()
+            for _ in range(STEPS_A_TURN):
+                backward(model, [(x, y)], 1 / y.numel(), x.device, autocast)
+                clip(parameters, 1.0)
+                for optimizer in chosen:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if turn:  # the first one warms up
+                times[name].append((time.perf_counter() - started) / STEPS_A_TURN)
+    return times
+
+
 def done(path: Path) -> list[Cell]:
     """The rows of a ledger."""
     return [json.loads(line) for line in path.open()] if path.exists() else []
@@ -121,7 +150,7 @@ def done(path: Path) -> list[Cell]:
 def run(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes: float) -> None:
     """Run the cells that `plan` wants, given the rows there are, until it wants no more.
 
-    Starts no cell after `minutes`; one that was cut off goes on at the next call.
+    Those that are not done after `minutes` save and end; they go on at the next call.
     """
     until = time.monotonic() + 60 * minutes
 
@@ -131,9 +160,17 @@ def run(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes
         say(f"training {json.dumps(cell)}")
         command = [sys.executable, "-m", "benchmarks.cells", json.dumps(cell)]
         threads = os.environ | {"OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=threads, check=True)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=threads) as process:
+            try:
+                output, _ = process.communicate(timeout=until - time.monotonic())
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+                return False
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
         with open(path, "a") as file:
-            file.write(ended.stdout.splitlines()[-1] + "\n")
+            file.write(output.splitlines()[-1] + "\n")
         return True
 
     while True:

@@ -99,8 +99,6 @@ class ModelConfig(Section):
     """Use the input embedding as the output projection."""
     embedding_norm: bool = False
     """RMS-normalise the embedding before the first block."""
-    embedding_skip: bool = False
-    """Every block starts from a learnt mix of the stream and the embedding."""
     value_embeddings: bool = False
     """Every layer adds an embedding of the token to its values."""
     bigram_buckets: int = Field(0, ge=0)
@@ -162,8 +160,6 @@ class TrainConfig(Section):
     """AdamW; or Muon for the matrices inside the blocks and AdamW for the rest."""
     embedding_lr: float = Field(1.0, gt=0)
     """Rate of the embedding tables, as a multiple of learning_rate."""
-    output_lr: float = Field(1.0, gt=0)
-    """Rate of an untied output projection, as a multiple of learning_rate."""
     weight_decay: float = Field(0.1, ge=0)
     """Decay of matrices; gains are not decayed."""
     beta2: float = Field(0.95, gt=0, lt=1)

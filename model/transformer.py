@@ -6,7 +6,6 @@ K key/value heads, D head_dim, C dim, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -92,7 +91,10 @@ class Attention(nn.Module):
         if self.config.key_shift:
             half = self.config.n_kv_heads // 2
             first = k[:, :, :half]
-            start = cache.before(self.layer, first) if cache else torch.zeros_like(first[:, :1])
+            if cache is None:
+                start = torch.zeros_like(first[:, :1])
+            else:
+                start = cache.before(self.layer, first)
             k = torch.cat([torch.cat([start, first[:, :-1]], 1), k[:, :, half:]], 2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
@@ -122,8 +124,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block: attention, then feed-forward.
 
-    It may start from a learnt mix of the stream and of what the tokens alone say (the embedding, as
-    in modded-nanogpt; an embedding of token pairs, as in Huang et al. 2025, arXiv:2501.16975).
+    It may start from a learnt mix of the stream and an embedding of token pairs (Huang et al. 2025,
+    arXiv:2501.16975).
     """
 
     def __init__(self, config: ModelConfig, layer: int):
@@ -132,20 +134,20 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
-        if skips := config.embedding_skip + (config.bigram_buckets > 0):
-            self.mix = nn.Parameter(torch.tensor([1.0] + skips * [0.1]))
+        if config.bigram_buckets:
+            self.mix = nn.Parameter(torch.tensor([1.0, 0.1]))
 
     def forward(
         self,
         x: torch.Tensor,
         angles: torch.Tensor,
         cache: KVCache | None = None,
-        skips: Sequence[torch.Tensor] = (),
+        pairs: torch.Tensor | None = None,
         values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); `skips` are mixed into x, `values` into the attention's."""
-        if skips:
-            x = sum(weight * y for weight, y in zip(self.mix, (x, *skips), strict=True))
+        """(B, T, C) -> (B, T, C); `pairs` are mixed into x, `values` into the attention's."""
+        if pairs is not None:
+            x = self.mix[0] * x + self.mix[1] * pairs
         y = self.attention(self.attention_norm(x), angles, cache, values)
         normal, x = self.ffn_norm.add(y, x)
         return x + self.feed_forward(normal)
@@ -208,7 +210,7 @@ class Transformer(nn.Module):
         | other matrices      | normal, std dim^-0.5                                    |
         | value embeddings    | normal, std 0.25                                        |
         | pair embeddings     | 0                                                       |
-        | value scales, mixes | 1; 1, 0.1, 0.1                                          |
+        | value scales, mixes | 1; 1, 0.1                                               |
         """
         generator = torch.Generator().manual_seed(seed)
         std = self.config.dim**-0.5
@@ -231,24 +233,18 @@ class Transformer(nn.Module):
                 parameter.normal_(0, std, generator=generator)
         return self
 
-    def embed(
-        self, tokens: torch.Tensor, cache: KVCache | None = None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """What the tokens alone say: the stream's start (B, T, C), and what every block mixes in.
+    def embed_pairs(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor | None:
+        """(B, T) ids -> (B, T, C), what every block mixes in; None without `bigram_buckets`.
 
         A pair is a token and the one before it, which for the first is id 0 (a window may start
         anywhere). Pairs share the rows of their table by a hash.
         """
-        x = self.tok_embeddings(tokens)
-        if self.config.embedding_norm:
-            x = self.embedding_norm(x)
-        skips = [x] if self.config.embedding_skip else []
-        if self.config.bigram_buckets:
-            last = tokens.new_zeros(1, 1) if cache is None else cache.last.to(tokens.device)
-            before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
-            pairs = (tokens * 36313 + before * 27191) % self.config.bigram_buckets
-            skips.append(self.bigram_embeddings(pairs))
-        return x, skips
+        if not self.config.bigram_buckets:
+            return None
+        last = tokens.new_zeros(1, 1) if cache is None else cache.last.to(tokens.device)
+        before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
+        rows = (tokens * 36313 + before * 27191) % self.config.bigram_buckets
+        return self.bigram_embeddings(rows)
 
     def features(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Normalised last hidden states, times base_dim / dim if there is a base_dim.
@@ -265,13 +261,15 @@ class Transformer(nn.Module):
         if end > self.config.max_seq_len:
             raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
         angles = self.rope[:, start:end]
-        x, skips = self.embed(tokens, cache)
+        x, pairs = self.tok_embeddings(tokens), self.embed_pairs(tokens, cache)
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
         for i, layer in enumerate(self.layers):
             values = self.value_embeddings[i](tokens) if self.config.value_embeddings else None
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, angles, None, skips, values, use_reentrant=False)
+                x = checkpoint(layer, x, angles, None, pairs, values, use_reentrant=False)
             else:
-                x = layer(x, angles, cache, skips, values)
+                x = layer(x, angles, cache, pairs, values)
         if cache is not None:
             cache.length, cache.last = end, tokens[:, -1:]
         x = self.norm(x)

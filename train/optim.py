@@ -51,8 +51,6 @@ def adamw(
             decay, scale = decay / width_ratio, width_ratio
         elif "embeddings." in name:
             scale = config.embedding_lr
-        elif name == "output.weight":
-            scale = config.output_lr
         groups.setdefault((decay, scale), []).append(p)
     return torch.optim.AdamW(
         [{"params": ps, "weight_decay": d, "scale": s} for (d, s), ps in groups.items()],

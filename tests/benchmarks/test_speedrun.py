@@ -8,7 +8,7 @@ import torch
 from benchmarks.ablation import WITHOUT, worth
 from benchmarks.cells import recipe_of, run
 from benchmarks.peers import Gpt2
-from benchmarks.speedrun import CORPORA, RATES, SEEDS, SHARES, compared, plan
+from benchmarks.speedrun import CORPORA, OVERFITTED, RATES, SEEDS, SHARES, compared, plan
 from configs.schema import ModelConfig
 
 
@@ -24,7 +24,12 @@ def test_the_best_rate_of_equally_many_tries_is_run_on_all_corpora_and_seeds():
     rows = [finished(c, abs(c["learning_rate"] - 2e-3)) for c in tries if c["way"] == "baseline"]
     chosen = [c for c in plan(rows, ["1m"]) if c not in tries and c["way"] == "baseline"]
     assert {c["learning_rate"] for c in chosen} == {2e-3}
-    assert len(chosen) == len(CORPORA) * len(SEEDS) - 1  # one of them was a try
+    expected = {(corpus, seed) for corpus in CORPORA for seed in SEEDS} | {(OVERFITTED, SEEDS[0])}
+    expected.remove((CORPORA[0], SEEDS[0]))  # was a try
+    assert {(c["corpus"], c["seed"]) for c in chosen} == expected
+    assert len(chosen) == len(expected)
+    larger = [c for c in plan(rows, ["4m"]) if c["way"] == "baseline"]
+    assert [c["learning_rate"] for c in larger] == [2e-3, 1e-3, 5e-4]
 
 
 def test_losses_are_compared_with_an_interval():
@@ -35,14 +40,14 @@ def test_losses_are_compared_with_an_interval():
                 better = 0.1 * (cell["way"] == "recipe")
                 rows.append(finished(cell, 3 - better + 0.001 * cell["seed"]))
     seconds = {"baseline": [1.0, 1.0], "recipe": [2.0, 1.0], "adamw": [1.0, 1.0]}
-    found = {(r["corpus"], r["way"], r["share"]): r for r in compared(rows, "1m", seconds)}
-    assert len(found) == len(CORPORA) * sum(map(len, SHARES.values()))
-    recipe = found[CORPORA[0], "recipe", 0.125]
+    found = {(r["corpus"], r["way"]): r for r in compared(rows, "1m", seconds)}
+    assert len(found) == len(CORPORA) * len(SHARES)
+    recipe = found[CORPORA[0], "recipe"]
     assert recipe["over_baseline"] == pytest.approx(-0.1)
     assert recipe["interval"][0] < -0.1 < recipe["interval"][1] < 0
     assert recipe["p"] < 0.001
     assert recipe["seconds"] == pytest.approx(0.125 * 1.5)
-    low, high = found[CORPORA[0], "adamw", 0.125]["interval"]
+    low, high = found[CORPORA[0], "adamw"]["interval"]
     assert low < 0 < high
 
 
@@ -54,6 +59,16 @@ def test_a_ledgers_cells_are_not_run_again(tmp_path):
     assert len(path.read_text().splitlines()) == 1
 
 
+def test_a_cell_that_is_not_done_in_time_is_ended_and_left_for_the_next_call(tmp_path):
+    cell = {
+        "way": "recipe", "size": "1m", "corpus": "python-stdlib", "seed": 0, "share": 1.0,
+        "learning_rate": 1e-3, "overrides": ["--model.dim=8"],
+    }  # fmt: skip
+    path = tmp_path / "ledger.jsonl"
+    run(path, lambda rows: [cell], jobs=1, minutes=0.05)
+    assert not path.exists()
+
+
 def test_every_part_can_be_taken_out():
     about = {"size": "1m", "corpus": "python-stdlib", "share": 0.2, "learning_rate": 1e-3}
     whole, *others = [
@@ -61,14 +76,29 @@ def test_every_part_can_be_taken_out():
         for part, overrides in WITHOUT.items()
     ]
     assert all(other != whole for other in others)
+
+
+def test_parts_are_compared_seed_by_seed_whatever_the_order_of_the_ledger():
+    gains = {"Muon": (0.4, 0.5, 0.6), "WSD (cosine)": (-0.01, 0.02, -0.01)}
     rows = [
-        {"way": f"without {part}", "validation_loss": 3 + 0.01 * seed + 0.5 * (part == "Muon")}
+        {"way": f"without {part}", "seed": seed, "validation_loss": 3 + seed + gain}
         for part in WITHOUT
-        for seed in SEEDS
+        for seed, gain in zip(SEEDS, gains.get(part, (0.0, 0.01, 0.02)), strict=True)
+        if part not in ("nothing", "QK-norm")
     ]
-    first, *_ = worth(rows)
+    rows += [{"way": "without nothing", "seed": s, "validation_loss": 3 + s} for s in SEEDS]
+    seconds = {part: [1.0, 2.0] for part in WITHOUT} | {"Muon": [0.5, 1.2]}
+    first, *others = worth(rows[::-1], seconds)
     assert first["part"] == "Muon"
     assert first["gain"] == pytest.approx(0.5)
+    # Student's t with two degrees of freedom: 4.303 standard errors.
+    assert first["interval"] == pytest.approx(
+        [0.5 - 4.303 * 0.0577, 0.5 + 4.303 * 0.0577], abs=1e-3
+    )
+    assert first["step_without"] == pytest.approx(0.55)
+    assert others[-1]["part"] == "WSD (cosine)"
+    assert others[-1]["interval"][0] < 0 < others[-1]["interval"][1]
+    assert "QK-norm" not in {row["part"] for row in others}  # not all of its seeds have ended
 
 
 def test_the_baseline_is_gpt2():

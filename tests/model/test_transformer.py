@@ -23,9 +23,8 @@ VARIANTS = [
     {"bigram_buckets": 13},
     {"key_shift": True},
     {
-        "qk_norm": True, "activation": "relu2", "tie_embeddings": False, "embedding_norm": True,
-        "embedding_skip": True, "value_embeddings": True, "bigram_buckets": 113, "zero_init": True,
-        "key_shift": True,
+        "qk_norm": True, "activation": "relu2", "tie_embeddings": False, "key_shift": True,
+        "embedding_norm": True, "value_embeddings": True, "bigram_buckets": 113, "zero_init": True,
     },
 ]  # fmt: skip
 
@@ -144,19 +143,18 @@ def test_attention_equals_softmax_in_float64(T, S, kv_heads):
     torch.testing.assert_close(attend(q, k, v).double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_embedding_skips_are_a_weighted_sum():
+def test_pairs_are_mixed_into_every_block():
     model, x = build(**VARIANTS[-1]), tokens()
-    for layer in model.layers:  # nothing but the skips is left
+    for layer in model.layers:  # nothing but the pairs is left
         layer.attention.wo.weight.data.zero_()
         layer.feed_forward.w2.weight.data.zero_()
         layer.mix.data.normal_()
-    start = model.tok_embeddings.weight[x].double()
-    start = start / (start.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     before = torch.cat([torch.zeros(2, 1, dtype=torch.int64), x[:, :-1]], 1)
     pairs = model.bigram_embeddings.weight[(36313 * x + 27191 * before) % 113].double()
-    stream = start
+    stream = model.tok_embeddings.weight[x].double()
+    stream = stream / (stream.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     for layer in model.layers:
-        stream = sum(w * y for w, y in zip(layer.mix.double(), (stream, start, pairs), strict=True))
+        stream = layer.mix[0].double() * stream + layer.mix[1].double() * pairs
     normal = stream / (stream.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     expected = normal @ model.output.weight.double().T
     torch.testing.assert_close(model(x).double(), expected, atol=1e-5, rtol=1e-5)
