@@ -40,16 +40,17 @@ gpu-check: setup
 # Everything this machine can measure in half an hour; training runs that are recorded for it are
 # not run again, and those that are left go on at the next call.
 bench: setup
-	$(BIN)/python -m kernels.bench --out kernels/results
+	$(BIN)/python -m kernels.bench --out kernels/results --rounds 5
 	$(BIN)/python -m benchmarks.throughput --rounds 3
-	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16
-	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench --overwrite
-	$(BIN)/python -m benchmarks.generate --model runs/bench
+	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16 --batch 1 8
+	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench-tiny --overwrite \
+		--model.activation swiglu --model.qk-norm false  # which transformers has too
+	$(BIN)/python -m benchmarks.generate --model runs/bench-tiny
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.speedrun --minutes 4
-	$(BIN)/python -m benchmarks.ablation --minutes 2
+	$(BIN)/python -m benchmarks.scaling --steps 8
+	$(BIN)/python -m benchmarks.speedrun --minutes 3
+	$(BIN)/python -m benchmarks.ablation --minutes 1
 	$(BIN)/python -m benchmarks.picture
 
 clean:

@@ -14,11 +14,12 @@ import copy
 import math
 import statistics
 import time
+from functools import partial
 
 import torch
 
 from benchmarks.peers import transformers_llama
-from benchmarks.record import record
+from benchmarks.record import profile, record
 from configs.schema import DataConfig
 from data.builtin import BUILTIN
 from data.prepare import documents, prepare
@@ -74,13 +75,32 @@ def bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[s
     return found
 
 
-def complete(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> torch.Tensor:
-    """The (B, new) likeliest continuations of (B, T) prompts."""
+def complete(
+    model: torch.nn.Module, prompts: torch.Tensor, new: int
+) -> tuple[torch.Tensor, float, float]:
+    """The (B, new) likeliest continuations of (B, T) prompts; seconds in all and after the first
+
+    token, which includes reading the prompt.
+    """
+    stamps = [time.perf_counter()]
     if isinstance(model, Transformer):
-        return torch.stack([*generate(model, prompts, max_new_tokens=new, temperature=0)], 1)
-    how = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0}
-    whole = model.generate(prompts, attention_mask=torch.ones_like(prompts), **how)
-    return whole[:, prompts.shape[1] :]
+        drawn = []
+        for ids in generate(model, prompts, max_new_tokens=new, temperature=0):
+            drawn.append(ids)
+            stamps.append(time.perf_counter())
+        tokens = torch.stack(drawn, 1)
+    else:
+
+        def note(_, scores):
+            stamps.append(time.perf_counter())
+            return scores
+
+        whole = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=False, pad_token_id=0,
+            max_new_tokens=new, min_new_tokens=new, logits_processor=[note],
+        )  # fmt: skip
+        tokens = whole[:, prompts.shape[1] :]
+    return tokens, time.perf_counter() - stamps[0], stamps[-1] - stamps[1]
 
 
 def main() -> None:
@@ -113,17 +133,20 @@ def main() -> None:
                 continue
             prompts = torch.tensor(stream[: batch * length]).view(batch, length)
             times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+            after: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
             tokens = {}
             for _ in range(args.rounds):
                 for way in ways:
-                    started = time.perf_counter()
-                    tokens[way] = complete(ready[way], prompts, args.new)
-                    times[way].append(time.perf_counter() - started)
+                    tokens[way], whole, rest = complete(ready[way], prompts, args.new)
+                    times[way].append(whole)
+                    after[way].append(rest)
             same = torch.equal(tokens["ours", "float32"], tokens["transformers", "float32"])
             for way, seconds in times.items():
-                base = times["transformers", "bfloat16" if way[1] == "int8" else way[1]]
-                ratios = sorted(b / a for a, b in zip(seconds, base, strict=True))
+                base = "transformers", "bfloat16" if way[1] == "int8" else way[1]
+                ratios = sorted(b / a for a, b in zip(seconds, times[base], strict=True))
+                later = [b / a for a, b in zip(after[way], after[base], strict=True)]
                 speed = batch * args.new / statistics.median(seconds)
+                step = statistics.median(after[way]) / (args.new - 1)
                 row = {
                     "way": way[0],
                     "precision": way[1],
@@ -132,16 +155,20 @@ def main() -> None:
                     "tokens_per_second": speed,
                     "transformers_time_over_it": statistics.median(ratios),
                     "ratios": ratios,
+                    "seconds_per_step_after_the_prompt": step,
+                    "transformers_time_over_it_after_the_prompt": statistics.median(later),
                     "same_tokens_in_float32": same,
+                    "profile": profile(partial(complete, ready[way], prompts, args.new)),
                 }
                 share = ""
                 if batch == 1 and way[0] == "ours":
-                    row["share_of_bandwidth"] = speed * weights_read(own) * BYTES[way[1]] / copied
+                    row["share_of_bandwidth"] = weights_read(own) / step * BYTES[way[1]] / copied
                     share = f", {row['share_of_bandwidth']:.0%} of the bandwidth"
                 rows.append(row)
                 print(
                     f"prompt {length:4} batch {batch:3} {way[1]:9}{way[0]:13}{speed:8.1f} tokens/s "
-                    f"{row['transformers_time_over_it']:5.2f} times as fast{share}"
+                    f"{row['transformers_time_over_it']:5.2f} times as fast, after the prompt "
+                    f"{statistics.median(later):5.2f}{share}"
                 )
             print(f"    same tokens in float32: {same}")
     bits = bits_per_byte({n: ways["ours", n] for n in BYTES}, tokenizer)

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +25,22 @@ def folder() -> Path:
     return path
 
 
+def profile(call: Callable[[], object]) -> dict[str, float]:
+    """The eight operators that `call` spends most time in itself, with their shares of it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        call()
+    spent = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
+    most = sorted(spent, key=lambda key: -spent[key])[:8]
+    return {key: round(spent[key] / sum(spent.values()), 3) for key in most}
+
+
 def record(name: str, result: dict) -> Path:
     """Write results/DEVICE/NAME.json with date, machine, versions, commit and command."""
+    module = f"benchmarks.{Path(sys.argv[0]).stem}"
     about = {
         "date": date.today().isoformat(),
         "commit": _commit(),
-        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": " ".join(["python -m", module, *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "load_average": os.getloadavg()[0],
         "versions": {"python": platform.python_version(), "torch": version("torch")},

@@ -6,7 +6,7 @@ Every library's own Llama, filled with the same weights (the first losses must a
 same tokens with torch's fused AdamW, in turn within every round, in float32 and bfloat16 autocast,
 on one thread and on all. "small" is 6 layers of width 256 with 4,096 tokens of vocabulary at 256
 positions, "smollm2" 4 of SmolLM2-135M's 30 layers with its 49,152 tokens at 512. The ceiling is a
-large matrix product in the same precision on the same threads. Writes
+large matrix product in the same precision on the same threads; a step of each is profiled. Writes
 benchmarks/results/DEVICE/throughput.json, with --compile throughput-compiled.json. litgpt takes
 part where it is installed (`pip install --no-deps litgpt lightning lightning-utilities torchmetrics
 jsonargparse`).
@@ -18,12 +18,13 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
 
 from benchmarks.peers import litgpt_llama, transformers_llama
-from benchmarks.record import record
+from benchmarks.record import profile, record
 from configs.console import say
 from configs.schema import ModelConfig
 from model.transformer import Transformer
@@ -130,6 +131,7 @@ def rows_of(name: str, rounds: int, compiled: bool) -> list[dict]:
                     "time_over_ours": statistics.median(ratios),
                     "ratios": ratios,
                     "seconds": seconds,
+                    "profile": profile(partial(step, *ways[way], x, y, bfloat16)),
                 }
                 rows.append(row)
                 show(row, peak)

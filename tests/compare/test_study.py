@@ -41,8 +41,9 @@ def test_a_small_study_runs_and_resumes(command, cache, tmp_path):
         assert before < 10 <= row["training_seconds"]
         assert row["training_flops"] > 0
         assert row["trained_parameters"] > 100_000
-    for name in ("table.md", "verdict.md", "sample.txt", "plots/study.png"):
+    for name in ("table.md", "verdict.md", "plots/study.png"):
         assert (folder / name).stat().st_size > 50
+    assert (folder / "sample.txt").stat().st_size > 1  # a model of seconds may end it anywhere
     assert "| lora |" in (folder / "table.md").read_text()
     assert "before 3 seeds" in (folder / "verdict.md").read_text()
 

@@ -36,12 +36,12 @@ def wait_for(condition, process, seconds=120):
 def assert_same_run(a, b):
     first, second = latest_checkpoint(a), latest_checkpoint(b)
     assert first.name == second.name
+    assert losses(a) == losses(b)
     for name in ("model.safetensors", "optimizer.safetensors"):
         one, other = load_file(first / name), load_file(second / name)
         assert one.keys() == other.keys()
         for key in one:
             assert torch.equal(one[key], other[key]), key
-    assert losses(a) == losses(b)
 
 
 @pytest.fixture(scope="module")
