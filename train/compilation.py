@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import statistics
 import time
@@ -30,12 +31,14 @@ def compile_where_it_pays(
     ranks: Ranks,
     autocast: torch.autocast,
     bfloat16: bool,
+    run: Path,
 ) -> None:
     """Compile the blocks of `model` in place if that makes a pass at least 1.05 times as fast.
 
     Every rank calls it and does what the first one remembers, or what all find out together. Runs
     of less than ten minutes are left alone, as they are where the compiler does not work (on a CPU
-    it needs g++). Evaluation never uses compiled blocks.
+    it needs g++). A run that is resumed does what it did before (`run`/compiled.json): compiled
+    blocks round differently. Evaluation never uses compiled blocks.
     """
     if config.compile == "never":
         return
@@ -58,32 +61,43 @@ def compile_where_it_pays(
         return time.perf_counter() - started
 
     about = [*inputs.shape, bfloat16, config.parallel, config.recompute]
-    path = TRIED / f"{_identity(model, ranks, about)}.json"
-    answer = ranks.gather(json.loads(path.read_text()) if path.exists() else None)[0]
-    if answer is None:
-        expected = config.max_seconds
-        if not expected:
-            once()
-            (seconds,) = ranks.sum(once() / ranks.world_size)
-            passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
-            expected = config.steps * passes * seconds
-        if expected < LONG:
-            return
-        answer = _measure(model, once, ranks)
+    identity = _identity(model, ranks, about)
+    chosen = ranks.gather(_read(run / "compiled.json"))[0]
+    if chosen.get("identity") != identity:
+        chosen = {"identity": identity, "used": _pays(model, once, config, ranks, identity)}
         if ranks.first:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(answer) + "\n")
-    pays = answer["speedup"] >= WORTH
-    if pays:
+            _write(run / "compiled.json", chosen)
+    if chosen["used"]:
         compile_blocks(model)
-    used = "used" if pays else "not used"
-    say(f"torch.compile: {answer['speedup']:.2f} times as fast{answer['why']}; {used} ({path})")
 
 
 def compile_blocks(model: Transformer) -> None:
     """Compile the forward pass of every block; blocks of one shape share the code."""
     for layer in model.layers:
         layer.forward = torch.compile(layer.forward)
+
+
+def _pays(
+    model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks, identity: str
+) -> bool:
+    expected = config.max_seconds
+    if not expected:
+        once()
+        (seconds,) = ranks.sum(once() / ranks.world_size)
+        passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
+        expected = config.steps * passes * seconds
+    if expected < LONG:
+        return False
+    path = TRIED / f"{identity}.json"
+    answer = ranks.gather(_read(path))[0]
+    if not answer:
+        answer = _measure(model, once, ranks)
+        if ranks.first:
+            _write(path, answer)
+    pays = answer["speedup"] >= WORTH
+    used = "used" if pays else "not used"
+    say(f"torch.compile: {answer['speedup']:.2f} times as fast{answer['why']}; {used} ({path})")
+    return pays
 
 
 def _measure(model: Transformer, once: Callable[[], float], ranks: Ranks) -> dict:
@@ -105,6 +119,17 @@ def _measure(model: Transformer, once: Callable[[], float], ranks: Ranks) -> dic
         del layer.forward
     (speedup,) = ranks.sum(statistics.median(ratios) / ranks.world_size)
     return {"speedup": speedup, "why": why}
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}")  # a process that is killed leaves no half of it
+    aside.write_text(json.dumps(value) + "\n")
+    aside.replace(path)
 
 
 def _identity(model: Transformer, ranks: Ranks, about: list) -> str:

@@ -84,7 +84,7 @@ def train(
     micro = find_micro_batch(wrapped, train_set, config, ranks, autocast)
     config = config.model_copy(update={"micro_batch_size": micro})
     describe(model, train_set, config, ranks, bfloat16)
-    compile_where_it_pays(model, wrapped, train_set, config, ranks, autocast, bfloat16)
+    compile_where_it_pays(model, wrapped, train_set, config, ranks, autocast, bfloat16, run)
     seed_generators(config.seed + ranks.rank)
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -73,11 +73,24 @@ def test_an_answer_is_found_once_and_used(fit, tried, capsys):
     assert list(tried.iterdir()) == [path]
 
 
-def test_short_runs_are_left_alone(fit, tried, monkeypatch):
+def test_short_runs_are_left_alone_whatever_a_long_one_found(fit, tried, monkeypatch):
+    fit(name="long", steps=2)
+    (path,) = tried.iterdir()
+    path.write_text(json.dumps({"speedup": 9.0, "why": ""}))
     monkeypatch.setattr(compilation, "LONG", 600.0)
-    _, _, model = fit(steps=2)
-    assert not tried.exists()
+    _, _, model = fit(name="short", steps=2)
     assert not any("forward" in vars(layer) for layer in model.layers)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_resumed_run_does_what_it_did_before(fit, tried, before):
+    fit(name="to-learn-where-the-answer-goes", steps=2)
+    (path,) = tried.iterdir()
+    for used, resume, steps in ((before, False, 2), (not before, True, 4)):
+        path.write_text(json.dumps({"speedup": 9.0 * used, "why": ""}))
+        _, run, model = fit(steps=steps, resume=resume)
+        assert all(("forward" in vars(layer)) is before for layer in model.layers)
+    assert len(losses(run)) == 4
 
 
 def test_without_a_compiler_training_goes_on(fit, tried, monkeypatch, capsys):
