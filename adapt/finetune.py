@@ -46,7 +46,7 @@ def task_sets(task: Task, model: Transformer, tokenizer: Tokenizer) -> tuple[Exa
     """Train and validation examples of a task: prompt and label, scored on the label only."""
 
     def examples(items: list[Item]) -> Examples:
-        pairs = [(task.prompt(item.text), task.completion(item.label)) for item in items]
+        pairs = [(task.opening + task.prompt(i.text), task.completion(i.label)) for i in items]
         return Examples(pairs, model.config.max_seq_len, tokenizer)
 
     return examples(task.train), examples(task.validation)
@@ -75,13 +75,13 @@ def main() -> int:
                 check_run(run, recipe, resume, own.overwrite)
             model, tokenizer = load_model(recipe.base)
             add_lora(model, recipe.lora, recipe.train.seed)
-            folder = prepare(recipe.data)
             train_set: Windows | Examples
             validation_set: Windows | Examples
             if recipe.task is None:
+                folder = prepare(recipe.data)
                 train_set, validation_set = text_sets(folder, model, tokenizer, recipe.seq_len)
             else:
-                task = load_task(recipe.task, folder)
+                task = load_task(recipe.task, recipe.data)
                 train_set, validation_set = task_sets(task, model, tokenizer)
             if ranks.first:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)

@@ -45,7 +45,7 @@ class Study:
         self.folder, self.seed = folder, seed
         self.recipe = load(StudyRecipe, folder / "config.toml")
         self.documents = prepare(self.recipe.data)
-        self.task: Task = load_task(self.recipe.task, self.documents)
+        self.task: Task = load_task(self.recipe.task, self.recipe.data)
         held_out = shuffled(self.documents, "test")[: self.recipe.test_documents]
         self.test = [row["text"] for row in held_out]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -25,7 +25,6 @@ from compare.report import report
 from configs.cli import UserError, parse, run_command, to_toml
 from configs.console import say
 from configs.schema import StudyRecipe
-from data.prepare import prepare
 from data.tasks import load_task
 from model.load import load_model
 from model.sample import sample
@@ -103,7 +102,7 @@ def main() -> int:
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
     todo = plan(study)
     if own.dry_run:
-        task = load_task(study.task, prepare(study.data))
+        task = load_task(study.task, study.data)
         print(f"{len(todo)} arm runs in {folder}, {len(task.test)} test items:")
         for arm, seed in todo:
             trains = f", {study.budget_seconds:.0f} s of training" if arm in TRAINED else ""

@@ -26,7 +26,8 @@ class DataConfig(Section):
     """Column that holds the text in .jsonl, .parquet and hub datasets."""
     group_field: str = ""
     """Column whose equal values stay together in one split (an author, a project); "file" keeps
-    each file of a folder together; empty splits document by document."""
+    each file of a folder together; "document" splits document by document, as empty does where a
+    corpus has no groups of its own (the built-ins have)."""
     section_chars: int = Field(2000, ge=1)
     """A .txt file is cut at line ends into documents of about this many characters (a twentieth of
     the file if that is less)."""
@@ -240,10 +241,20 @@ class LoraConfig(Section):
 
 
 class TaskConfig(Section):
-    """A labelled task made from the corpus."""
+    """A labelled task: made from the corpus, or a file of its own."""
 
-    name: Literal["tune-key"] = "tune-key"
-    """tune-key: the notes of a tune -> its key."""
+    name: str = "tune-key"
+    """tune-key, tune-rhythm, tune-meter (of folk-tunes), api-operation, api-service (of aws-api),
+    docstring-name (of python-stdlib), or a .jsonl file of {"text", "label"} rows, which may also
+    have a "group" that stays in one split, or a "split"."""
+    kind: Literal["classification", "naming", "completion"] = "classification"
+    """Of a file: its labels are a closed set, open answers, or free text. Built-ins know theirs."""
+    field: str = "Text"
+    """What an input of a file is called in a prompt."""
+    answer: str = "Label"
+    """What a label of a file is called in a prompt."""
+    instruction: str = ""
+    """Stands before everything else in a prompt."""
     max_chars: int = Field(200, ge=16)
     """Longer inputs are cut to this many characters, for every arm alike."""
     train_items: int = Field(1000, ge=1)

@@ -125,8 +125,8 @@ def aws_api() -> Corpus:
                         lines += [f"{member}: {text}"] if text else []
                     text = "\n".join(line for line in lines if line)
                     if text:
-                        version = path.parent.name
-                        yield Document(f"{service}/{version}/{name}", f"{name}\n{text}", service)
+                        place = f"{service}/{path.parent.name}/{kind[:-1]}/{name}"
+                        yield Document(place, f"{name}\n{text}", service)
 
     return Corpus("aws-api", fingerprint_files(files), read)
 

@@ -132,7 +132,7 @@ def _rows(path: Path, config: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 def _fields(row: dict[str, Any], config: DataConfig, place: str) -> tuple[str, str]:
-    group_field = "" if config.group_field == "file" else config.group_field
+    group_field = "" if config.group_field in ("file", "document") else config.group_field
     for field in filter(None, (config.text_field, group_field)):
         if field not in row:
             raise UserError(f'{place}: no column "{field}"{nearest(field, list(row))}')

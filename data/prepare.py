@@ -32,7 +32,7 @@ from configs.schema import DataConfig, Recipe
 from data.corpora import Corpus, Document, open_corpus
 
 SPLITS = ("train", "validation", "test")
-VERSION = 2  # raise it when the steps above change, so that stale caches are not used
+VERSION = 3  # raise it when the steps above change, so that stale caches are not used
 _PERMUTATIONS, _SHINGLE_WORDS = 96, 5
 # Tab and line feed stay; BOM, other C0/C1 controls, DEL, U+FFFD and lone surrogates go.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
@@ -145,7 +145,8 @@ def _prepare(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
                 continue
             kept.add(len(groups), signature)
             signatures.append(signature)
-            groups.append(document.group or document.id)
+            alone = config.group_field == "document"
+            groups.append(document.id if alone else document.group or document.id)
             sizes.append(len(text))
             row = Document(document.id, text, groups[-1])
             file.write(json.dumps({"id": row.id, "text": text, "group": row.group}) + "\n")

@@ -1,20 +1,23 @@
-"""Labelled tasks that come with a corpus.
+"""Labelled tasks: built from a corpus, or read from a file of your own.
 
-`tune-key`: the notes of a folk tune -> its key. The label stands in the tune's own K: line, which
-is removed from the input; inputs follow the corpus' split, so no melody is in two of them.
+A task is a closed set of labels to choose from (classification), a short answer that must be met
+exactly (naming), or free text (completion). Its items come in three splits that follow groups: an
+item's group is never in two of them. One file defines a task, a line per item:
+
+    {"text": "the input", "label": "the answer", "group": "optional", "split": "optional"}
 """
 
-import re
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from configs.cli import UserError
-from configs.schema import TaskConfig
-from data.builtin import ABC_HEADER
-from data.prepare import shuffled
+from configs.cli import UserError, nearest
+from configs.schema import DataConfig, TaskConfig
+from data.prepare import SPLITS, prepare, shuffled
 
-CLASSES = 10
+Kind = Literal["classification", "naming", "completion"]
 
 
 class Item(NamedTuple):
@@ -26,67 +29,148 @@ class Item(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Items to learn from, to choose on and to be tested on, and the closed set of labels."""
+    """Items to learn from, to choose on and to be tested on."""
 
     field: str
     """What an input is called in a prompt."""
     answer: str
     """What a label is called in a prompt."""
     labels: list[str]
+    """The closed set to choose from; empty where the answer is open."""
     train: list[Item]
     validation: list[Item]
     test: list[Item]
+    kind: Kind = "classification"
+    instruction: str = ""
+    """Stands before everything else in a prompt."""
+
+    @property
+    def opening(self) -> str:
+        """What every prompt begins with: the instruction and an empty line, or nothing."""
+        return f"{self.instruction}\n\n" if self.instruction else ""
 
     def prompt(self, text: str) -> str:
         """The input as `Field: value` lines with the answer left open."""
         return f"{self.field}: {text}\n{self.answer}:"
 
-    @staticmethod
-    def completion(label: str) -> str:
-        """What follows a prompt: a space, the label, and a line end that closes it."""
-        return f" {label}\n"
+    def completion(self, label: str) -> str:
+        """What follows a prompt: a space, the label, and what closes it."""
+        return f" {label}{self.stop}"
+
+    @property
+    def stop(self) -> str:
+        """Closes an answer: a line end, or an empty line where the answer may have lines."""
+        return "\n\n" if self.kind == "completion" else "\n"
 
 
-def load_task(config: TaskConfig, folder: Path) -> Task:
-    """The task made from a folder of `data.prepare`; at most the asked number of items each.
+def load_task(config: TaskConfig, data: DataConfig) -> Task:
+    """The task named by `config`, at most the asked number of items each.
 
-    Items come in the order of `shuffled`, so the first few are not all from the first file.
+    A built-in is made from the corpus that `data` names and follows its split; a file is split by
+    its groups into shares of the same size. Items come in a fixed order that is not the files', so
+    the first few are not all from one.
 
-    Raises UserError if the corpus does not hold such items.
+    Raises UserError for an unknown name, a malformed file (the line is named), and a split without
+    items.
     """
-    splits = {
-        split: [item for d in shuffled(folder, split) if (item := _tune_key(d, config.max_chars))]
-        for split in ("train", "validation", "test")
+    from data.builtin_tasks import TASKS  # it imports this module
+
+    if config.name.endswith(".jsonl"):
+        return _limited(_from_file(config, data), config)
+    if config.name not in TASKS:
+        hint = nearest(config.name, sorted(TASKS))
+        raise UserError(f'task.name: no task or .jsonl file "{config.name}"{hint}')
+    made, folder = TASKS[config.name], prepare(data)
+    items = {
+        split: [item for d in shuffled(folder, split) for item in made.items(d)] for split in SPLITS
     }
-    common = Counter(item.label for item in splits["train"]).most_common(CLASSES)
-    labels = sorted(label for label, _ in common)
-    kept = {
-        split: [item for item in items if item.label in labels] for split, items in splits.items()
-    }
-    for split, items in kept.items():
-        if not items:
-            raise UserError(f"task {config.name}: the corpus' {split} split has no tune with a key")
-    return Task(
-        "Tune",
-        "Key",
-        labels,
-        kept["train"][: config.train_items],
-        kept["validation"][: config.test_items],
-        kept["test"][: config.test_items],
+    if made.kind == "naming":  # an answer that can be copied tells nothing
+        items = {s: [i for i in its if i.label.lower() not in i.text.lower()]
+                 for s, its in items.items()}  # fmt: skip
+    labels: list[str] = []
+    if made.classes:
+        common = Counter(item.label for item in items["train"]).most_common(made.classes)
+        labels = sorted(label for label, _ in common)
+        items = {s: [i for i in its if i.label in labels] for s, its in items.items()}
+    for split, found in items.items():
+        if not found:
+            raise UserError(f"task {config.name}: the corpus' {split} split has no {made.what}")
+    train, validation, test = (items[split] for split in SPLITS)
+    task = Task(made.field, made.answer, labels, train, validation, test, made.kind)
+    return _limited(task, config)
+
+
+def _limited(task: Task, config: TaskConfig) -> Task:
+    def short(items: list[Item], count: int) -> list[Item]:
+        return [item._replace(text=item.text[: config.max_chars]) for item in items[:count]]
+
+    return task._replace(
+        train=short(task.train, config.train_items),
+        validation=short(task.validation, config.test_items),
+        test=short(task.test, config.test_items),
+        instruction=config.instruction,
     )
 
 
-def _tune_key(document: dict, max_chars: int) -> Item | None:
-    lines = document["text"].split("\n")
-    keys = [line[2:] for line in lines if line.startswith("K:") and ABC_HEADER.match(line)]
-    notes = "".join(line.strip(" \\") for line in lines if not ABC_HEADER.match(line))
-    notes = re.sub(r"\[K:[^\]]*\]", "", notes)
-    match = re.match(r"([A-G][#b]?)\s*(\w*)", keys[0]) if len(keys) == 1 else None
-    if not match or not notes:
-        return None
-    mode = match[2].lower()[:3]
-    names = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m",
-             "dor": "dor", "mix": "mix"}  # fmt: skip
-    if mode not in names:
-        return None
-    return Item(document["id"], notes[:max_chars], match[1] + names[mode])
+def _from_file(config: TaskConfig, data: DataConfig) -> Task:
+    path = Path(config.name)
+    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"task.name: {path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = json_row(line, f"{path}: line {number}", ("text", "label"))
+        split = row.get("split") or _drawn(str(row.get("group") or row["text"]), data)
+        if split not in splits:
+            hint = nearest(str(split), SPLITS)
+            raise UserError(f'{path}: line {number}: no split "{split}"{hint}')
+        splits[split].append(Item(f"{path.name}:{number}", row["text"], row["label"]))
+    seen = {item.text for item in splits["train"]}
+    for split in ("validation", "test"):  # what has been trained on is not asked
+        splits[split] = [item for item in splits[split] if item.text not in seen]
+    for split, items in splits.items():
+        if not items:
+            raise UserError(
+                f'{path}: no item is left for the {split} split; add lines, or give each a "split"'
+            )
+        items.sort(key=lambda item: hashlib.sha256(item.text.encode()).digest())
+    labels: list[str] = []
+    if config.kind == "classification":
+        labels = sorted({item.label for item in splits["train"]})
+        for split in ("validation", "test"):
+            for item in splits[split]:
+                if item.label not in labels:
+                    line = item.id.rpartition(":")[2]
+                    raise UserError(
+                        f'{path}: line {line}: no training item has the label "{item.label}"; '
+                        'use task.kind = "naming" for open answers'
+                    )
+    train, validation, test = splits.values()
+    return Task(config.field, config.answer, labels, train, validation, test, config.kind)
+
+
+def json_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
+    """A JSON object with texts in `fields`. Raises UserError, naming the place."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not a JSON object: {line[:60]}")
+    for name in fields:
+        if name not in row:
+            raise UserError(f'{place}: no "{name}"; it has: {", ".join(row) or "nothing"}')
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise UserError(f'{place}: "{name}" is not a text: {json.dumps(row[name])[:60]}')
+    return row
+
+
+def _drawn(group: str, data: DataConfig) -> str:
+    number = int.from_bytes(hashlib.sha256(f"{data.split_seed}:{group}".encode()).digest())
+    share = number / 2**256
+    if share < data.test_fraction:
+        return "test"
+    return "validation" if share < data.test_fraction + data.validation_fraction else "train"

@@ -6,6 +6,6 @@ from data.tasks import Item, Task
 
 
 def few_shot(task: Task, text: str, shots: Sequence[Item]) -> str:
-    """`shots` with their labels, in order, then `text` with its label left open."""
+    """The instruction, `shots` with their labels in order, and `text` with its label left open."""
     solved = (f"{task.prompt(s.text)}{task.completion(s.label)}\n" for s in shots)
-    return "".join(solved) + task.prompt(text)
+    return task.opening + "".join(solved) + task.prompt(text)

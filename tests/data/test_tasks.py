@@ -1,19 +1,135 @@
+import json
 import re
 
+import pytest
+
+from configs.cli import UserError
 from configs.schema import DataConfig, TaskConfig
-from data.prepare import documents, prepare
+from data.prepare import SPLITS, documents, prepare
 from data.tasks import load_task
+
+ROWS = [{"text": f"text number {n}", "label": "odd" if n % 2 else "even", "group": str(n // 2)}
+        for n in range(200)]  # fmt: skip
+
+
+@pytest.fixture
+def data(corpus, cache):
+    return DataConfig(corpus=str(corpus), section_chars=500, cache_dir=str(cache))
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(*rows):
+        path = tmp_path / "own.jsonl"
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+        return str(path)
+
+    return write
 
 
 def test_tune_key_items_hide_the_label_and_follow_the_split(cache):
-    folder = prepare(DataConfig(cache_dir=str(cache)))
-    task = load_task(TaskConfig(train_items=5000), folder)
+    data = DataConfig(cache_dir=str(cache))
+    folder, task = prepare(data), load_task(TaskConfig(train_items=5000), data)
     assert len(task.labels) == 10
     assert len(task.train) > 2500
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         ids = {d["id"]: d["text"] for d in documents(folder, split)}
         for item in getattr(task, split):
             assert "K:" not in item.text
             assert item.label in task.labels
             key = re.search(r"(?m)^K:\s*([A-G][#b]?)", ids[item.id])[1]
             assert item.label.startswith(key)
+
+
+@pytest.mark.parametrize(("name", "header"), [("tune-rhythm", "R"), ("tune-meter", "M")])
+def test_other_labels_of_tunes_are_those_of_their_headers(cache, name, header):
+    data = DataConfig(cache_dir=str(cache))
+    folder, task = prepare(data), load_task(TaskConfig(name=name), data)
+    assert len(task.labels) == {"R": 6, "M": 7}[header]
+    texts = {d["id"]: d["text"] for d in documents(folder, "test")}
+    for item in task.test:
+        found = re.findall(rf"(?m)^{header}:\s*(.*)$", texts[item.id])
+        assert [label.lower() for label in found] == [item.label.lower()]
+        assert f"{header}:" not in item.text
+
+
+def test_names_of_functions_are_not_in_what_describes_them(cache):
+    data = DataConfig(corpus="python-stdlib", cache_dir=str(cache))
+    folder, task = prepare(data), load_task(TaskConfig(name="docstring-name"), data)
+    assert task.labels == []
+    assert task.completion("dumps") == " dumps\n"
+    sources = {d["id"]: d["text"] for d in documents(folder, "test")}
+    packages = [{i.id.split("/")[0] for i in getattr(task, s)} for s in ("train", "test")]
+    assert not packages[0] & packages[1]
+    for item in task.test:
+        assert item.label.lower() not in item.text.lower()
+        assert f"def {item.label}(" in sources[item.id.rpartition(":")[0]]
+
+
+@pytest.mark.slow
+def test_operations_of_aws(cache):
+    config = DataConfig(corpus="aws-api", cache_dir=str(cache))
+    task = load_task(TaskConfig(name="api-operation"), config)
+    services = [{i.id.split("/")[0] for i in getattr(task, split)} for split in SPLITS]
+    assert not services[0] & services[2]
+    assert not services[0] & services[1]
+    for item in task.test:
+        assert item.id.endswith(f"/operation/{item.label}")
+        assert item.label.lower() not in item.text.lower()
+    with pytest.raises(UserError, match='group_field = "document"'):
+        load_task(TaskConfig(name="api-service"), config)
+    apart = config.model_copy(update={"group_field": "document"})
+    service = load_task(TaskConfig(name="api-service", test_items=1000), apart)
+    assert len(service.labels) == 12
+    assert {i.label for i in service.test} == set(service.labels)
+
+
+def test_a_file_is_a_task_whose_groups_stay_together(data, file):
+    task = load_task(TaskConfig(name=file(*ROWS), field="Q", answer="A"), data)
+    assert task.labels == ["even", "odd"]
+    assert task.prompt("x") == "Q: x\nA:"
+    groups = [{int(i.text.split()[-1]) // 2 for i in getattr(task, s)} for s in SPLITS]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 100
+    again = load_task(TaskConfig(name=file(*ROWS), field="Q", answer="A"), data)
+    assert again == task
+    given = [row | {"split": SPLITS[n % 3]} for n, row in enumerate(ROWS)]
+    free = load_task(TaskConfig(name=file(*given), kind="completion", instruction="Do."), data)
+    assert {int(i.text.split()[-1]) % 3 for i in free.test} == {2}
+    assert free.labels == []
+    assert free.completion("a\nb") == " a\nb\n\n"
+    assert free.opening == "Do.\n\n"
+
+
+def test_what_is_trained_on_is_not_asked(data, file):
+    same = {"text": "the same", "label": "even"}
+    rows = [*ROWS, same | {"split": "train"}, same | {"split": "test"}]
+    task = load_task(TaskConfig(name=file(*rows), train_items=300), data)
+    assert "the same" in {i.text for i in task.train}
+    assert "the same" not in {i.text for i in task.test}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{broken", "line 201: not JSON"),
+        ("[1]", "line 201: not a JSON object"),
+        ({"text": "x"}, 'line 201: no "label"; it has: text'),
+        ({"text": "x", "label": 3}, 'line 201: "label" is not a text: 3'),
+        ({"text": "x", "label": "a", "split": "tset"}, 'no split "tset"; did you mean "test"?'),
+        ({"text": "x", "label": "new", "split": "test"}, 'no training item has the label "new"'),
+    ],
+)
+def test_a_malformed_row_is_named_by_its_line(data, file, row, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_task(TaskConfig(name=file(*ROWS, row)), data)
+
+
+def test_an_unknown_task_is_refused_with_the_nearest(data, file):
+    with pytest.raises(UserError, match='did you mean "tune-key"'):
+        load_task(TaskConfig(name="tune-keys"), data)
+    with pytest.raises(UserError, match="No such file"):
+        load_task(TaskConfig(name="missing.jsonl"), data)
+    with pytest.raises(UserError, match="no item is left for the validation split"):
+        load_task(TaskConfig(name=file(ROWS[0] | {"split": "train"})), data)
+    with pytest.raises(UserError, match="train split has no tune with a key"):
+        load_task(TaskConfig(), data)

@@ -1,0 +1,126 @@
+"""The tasks that come with the built-in corpora.
+
+    tune-key        folk-tunes      notes -> key, of the ten commonest
+    tune-rhythm     folk-tunes      notes -> reel, jig, hornpipe, …: six
+    tune-meter      folk-tunes      notes -> metre, of the seven commonest
+    api-operation   aws-api         first sentence of the documentation -> name of the operation
+    api-service     aws-api         the same -> service, of the twelve with most operations
+    docstring-name  python-stdlib   first paragraph of a docstring -> name of the function
+
+What is asked for is taken out of the input. Items follow the corpus' split, so no melody, service
+or package is in two of them; `api-service` asks for services that were seen in training, so its
+corpus must be split document by document (data.group_field = "document").
+"""
+
+import ast
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from data.builtin import ABC_HEADER
+from data.tasks import Item, Kind
+
+RHYTHMS = ("clog", "hornpipe", "jig", "reel", "slip jig", "strathspey")
+_MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor",
+          "mix": "mix"}  # fmt: skip
+
+
+class Maker(NamedTuple):
+    """How items are made of a corpus' documents."""
+
+    field: str
+    answer: str
+    kind: Kind
+    classes: int
+    """The commonest labels are the closed set; 0 where the answer is open."""
+    what: str
+    """What an item is made of, for an error."""
+    items: Callable[[dict], Iterator[Item]]
+
+
+def _tune(document: dict) -> tuple[dict[str, list[str]], str]:
+    headers: dict[str, list[str]] = {}
+    notes = ""
+    for line in document["text"].split("\n"):
+        if ABC_HEADER.match(line):
+            headers.setdefault(line[0], []).append(line[2:].strip())
+        else:
+            notes += line.strip(" \\")
+    return headers, re.sub(r"\[[KMR]:[^\]]*\]", "", notes)
+
+
+def _tune_key(document: dict) -> Iterator[Item]:
+    headers, notes = _tune(document)
+    keys = headers.get("K", [])
+    match = re.match(r"([A-G][#b]?)\s*(\w*)", keys[0]) if len(keys) == 1 else None
+    mode = match[2].lower()[:3] if match else "?"
+    if match and notes and mode in _MODES:
+        yield Item(document["id"], notes, match[1] + _MODES[mode])
+
+
+def _tune_rhythm(document: dict) -> Iterator[Item]:
+    headers, notes = _tune(document)
+    names = [name.lower() for name in headers.get("R", [])]
+    if notes and len(names) == 1 and names[0] in RHYTHMS:
+        yield Item(document["id"], notes, names[0])
+
+
+def _tune_meter(document: dict) -> Iterator[Item]:
+    headers, notes = _tune(document)
+    meters = headers.get("M", [])
+    if notes and len(meters) == 1:
+        yield Item(document["id"], notes, meters[0])
+
+
+def _operation(document: dict) -> tuple[str, str, str] | None:
+    service, _, kind, name = document["id"].split("/")
+    _, _, text = document["text"].partition("\n")
+    sentence = re.split(r"(?<=[.!?])\s", text.split("\n")[0], maxsplit=1)[0]
+    if kind != "operation" or len(sentence) < 20:
+        return None
+    return service, name, sentence
+
+
+def _api_operation(document: dict) -> Iterator[Item]:
+    if found := _operation(document):
+        yield Item(document["id"], found[2], found[1])
+
+
+def _api_service(document: dict) -> Iterator[Item]:
+    if found := _operation(document):
+        service, _, sentence = found
+        if service.lower() not in sentence.lower():
+            yield Item(document["id"], sentence, service)
+
+
+def _docstring_name(document: dict) -> Iterator[Item]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(document["text"])
+    except (SyntaxError, ValueError):  # code of another version, kept as an example
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            if len(text) >= 20 and not node.name.startswith("_"):
+                yield Item(f"{document['id']}:{node.lineno}", text, node.name)
+
+
+TASKS = {
+    "tune-key": Maker("Tune", "Key", "classification", 10, "tune with a key", _tune_key),
+    "tune-rhythm": Maker("Tune", "Rhythm", "classification", 6, "tune with a rhythm", _tune_rhythm),
+    "tune-meter": Maker("Tune", "Meter", "classification", 7, "tune with a metre", _tune_meter),
+    "api-operation": Maker(
+        "Description", "Operation", "naming", 0, "operation of AWS (aws-api)", _api_operation
+    ),
+    "api-service": Maker(
+        "Description", "Service", "classification", 12,
+        'service that the train split has too: set data.group_field = "document"', _api_service,
+    ),
+    "docstring-name": Maker(
+        "Docstring", "Function", "naming", 0, "documented function (python-stdlib)",
+        _docstring_name,
+    ),
+}  # fmt: skip
