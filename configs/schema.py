@@ -90,8 +90,8 @@ class ModelConfig(Section):
     """Width inside the feed-forward block."""
     max_seq_len: int = Field(512, ge=2)
     """Context length in tokens; also the length of a training window."""
-    activation: Literal["swiglu", "relu2"] = "swiglu"
-    """Feed-forward: gated SiLU (three matrices) or squared ReLU (two)."""
+    activation: Literal["swiglu", "relu2", "gelu"] = "swiglu"
+    """Feed-forward: gated SiLU (three matrices), squared ReLU or GELU (two)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head before the rotary embedding."""
     key_shift: bool = False
@@ -113,6 +113,21 @@ class ModelConfig(Section):
     base_dim: int = Field(0, ge=0)
     """The width at which nothing is scaled (muP). At others logits, and AdamW's rate for matrices
     inside the blocks, are times base_dim / dim, so that one learning rate serves all. 0: never."""
+
+    # What foundation models have and training from scratch does not need; files that hold such a
+    # model set these, recipes need not.
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or GPT-2's LayerNorm with a bias."""
+    biases: Literal["none", "qkv", "all"] = "none"
+    """Of the linear layers: none, those of queries, keys and values (Qwen2), or all (GPT-2)."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Rotary angles, or GPT-2's embedding of every position."""
+    unrotated_every: int = Field(0, ge=0)
+    """Every so manieth layer has no positions (SmolLM3); 0: all have."""
+    rope_scaling: list[float] = Field([], max_length=4)
+    """Factor, low and high number of turns and first context length of Llama 3.1; empty: none."""
+    soft_tokens: int = Field(0, ge=0)
+    """Learnt vectors that stand before every text: a tuned soft prompt."""
 
     @property
     def width_ratio(self) -> float:

@@ -12,18 +12,21 @@ from kernels.rope import rope
 __all__ = ["attend", "newton_schulz", "project_and_score", "relu2", "rms_norm", "rope", "swiglu"]
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor | None = None
+) -> torch.Tensor:
     """Causal softmax attention (Vaswani et al. 2017, section 3.2.1), grouped queries allowed.
 
     Args:
         q: (B, T, H, D) queries, the last T of S positions.
         k: (B, S, K, D) keys with S >= T; H is a multiple of K.
         v: (B, S, K, D) values.
+        first: (B, T) int32, the first key that each query sees; all before it if not given.
 
     Returns:
         (B, T, H, D), dtype of q.
     """
-    return attention(q, k, v)[0]
+    return attention(q, k, v, first=first)[0]
 
 
 def project_and_score(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def equalize(model: Transformer) -> Transformer:
         ffn = block.feed_forward
         scale = ffn.w2.weight.abs().amax(0).clamp(min=1e-6) ** -0.25
         ffn.w2.weight.mul_(scale)
-        if ffn.gated:
+        if ffn.activation == "swiglu":
             ffn.w3.weight.div_(scale[:, None])
         else:
             ffn.w1.weight.div_(scale.sqrt()[:, None])  # it is squared

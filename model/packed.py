@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from configs.cli import UserError
 from model.fused import relu2, swiglu
 from model.transformer import Attention, Block, FeedForward, Transformer
 
@@ -52,6 +53,7 @@ class PackedAttention(Attention):
     def __init__(self, attention: Attention, linear: Make):
         nn.Module.__init__(self)
         self.config, self.layer = attention.config, attention.layer
+        self.rotates = attention.rotates
         weights = [w.weight for w in (attention.wq, attention.wk, attention.wv)]
         self.widths = [len(weight) for weight in weights]
         self.wqkv = linear(torch.cat(weights))
@@ -70,15 +72,17 @@ class PackedFeedForward(FeedForward):
 
     def __init__(self, block: FeedForward, linear: Make):
         nn.Module.__init__(self)
-        self.gated = block.gated
-        weights = [block.w1.weight, block.w3.weight] if block.gated else [block.w1.weight]
+        self.activation = block.activation
+        weights = [block.w1.weight]
+        if self.activation == "swiglu":
+            weights.append(block.w3.weight)
         self.w13 = linear(torch.cat(weights))
         self.register_module("w2", linear(block.w2.weight))
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """As FeedForward's."""
         y = self.w13(x)
-        return swiglu(*y.chunk(2, -1)) if self.gated else relu2(y)
+        return swiglu(*y.chunk(2, -1)) if self.activation == "swiglu" else relu2(y)
 
 
 @torch.no_grad()
@@ -100,12 +104,15 @@ def pack(model: Transformer, rows: int) -> Transformer:
     """Make every projection of a `model` on a CPU a PackedLinear, in place; returns it.
 
     `rows` is how many sequences will be generated at a time; others are right, but slower. A model
-    that oneDNN has no kernels for on this CPU stays as it is. See `replace_projections`.
+    that oneDNN has no kernels for on this CPU, or with biases, stays as it is.
+
+    See `replace_projections`.
     """
     dtype = model.tok_embeddings.weight.dtype
     supported = dtype == torch.float32 or (
         dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-    if not (torch.backends.mkldnn.is_available() and supported):
+    plain = model.config.biases == "none"
+    if not (torch.backends.mkldnn.is_available() and supported and plain):
         return model
     return replace_projections(model, lambda weight: PackedLinear(weight, rows))

@@ -13,33 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from configs.schema import ModelConfig
 from model.cache import KVCache
-from model.fused import attend, project_and_score, relu2, rms_norm, rope, swiglu
+from model.fused import attend, project_and_score, relu2, rope, swiglu
+from model.norm import LayerNorm, RMSNorm
+from model.rope import rope_table
+from model.soft_prompt import SoftPrompt, pad_front
 
 IGNORE = -100  # targets of this value are not scored
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, dim) -> (…, dim), dtype of x."""
-        return rms_norm(x, self.weight, self.eps)[0]
-
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of residual + x, and the sum itself, in one pass; dtype of `residual`."""
-        return rms_norm(x.to(residual.dtype), self.weight, self.eps, residual)
-
-
-def rope_table(length: int, head_dim: int, theta: float) -> torch.Tensor:
-    """Cosines and sines of the rotary angles (Su et al. 2021, section 3.4.2): (2, length, D/2)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-    return torch.stack([angles.cos(), angles.sin()]).float()
 
 
 class Attention(nn.Module):
@@ -53,10 +32,13 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.wq = nn.Linear(config.dim, q_dim, bias=False)
-        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+        bias = config.biases != "none"
+        self.wq = nn.Linear(config.dim, q_dim, bias)
+        self.wk = nn.Linear(config.dim, kv_dim, bias)
+        self.wv = nn.Linear(config.dim, kv_dim, bias)
+        self.wo = nn.Linear(q_dim, config.dim, config.biases == "all")
+        every = config.unrotated_every
+        self.rotates = config.positions == "rotary" and not (every and (layer + 1) % every == 0)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -73,10 +55,12 @@ class Attention(nn.Module):
         angles: torch.Tensor,
         cache: KVCache | None = None,
         values: torch.Tensor | None = None,
+        first: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) are those of these positions.
 
-        `values` (B, T, K * D) are added to those that x gives.
+        `values` (B, T, K * D) are added to those that x gives; `first` (B, T) int32 is the first
+        position that each one sees.
         """
         B, T, _ = x.shape
         q, k, v = self.project(x)
@@ -84,37 +68,46 @@ class Attention(nn.Module):
             v = v + (self.value_scale * values).to(v.dtype)
         q, k, v = (y.view(B, T, -1, self.config.head_dim) for y in (q, k, v))  # (B, T, H or K, D)
         gains = (self.q_norm.weight, self.k_norm.weight) if self.config.qk_norm else (None, None)
-        q, k = (
-            rope(y, angles, gain, self.config.norm_eps)
-            for y, gain in zip((q, k), gains, strict=True)
-        )
+        if self.rotates:
+            q, k = (
+                rope(y, angles, gain, self.config.norm_eps)
+                for y, gain in zip((q, k), gains, strict=True)
+            )
         if self.config.key_shift:
             half = self.config.n_kv_heads // 2
-            first = k[:, :, :half]
+            shifted = k[:, :, :half]
             if cache is None:
-                start = torch.zeros_like(first[:, :1])
+                start = torch.zeros_like(shifted[:, :1])
             else:
-                start = cache.before(self.layer, first)
-            k = torch.cat([torch.cat([start, first[:, :-1]], 1), k[:, :, half:]], 2)
+                start = cache.before(self.layer, shifted)
+            shifted = torch.cat([start, shifted[:, :-1]], 1)
+            if first is not None:
+                alone = first == torch.arange(T, device=first.device)
+                shifted = shifted.masked_fill(alone[..., None, None], 0)
+            k = torch.cat([shifted, k[:, :, half:]], 2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
-        return self.wo(attend(q, k, v).reshape(B, T, -1))
+        return self.wo(attend(q, k, v, first).reshape(B, T, -1))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202) or squared ReLU (So et al. 2021)."""
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202), squared ReLU (So et al. 2021) or GPT-2's GELU."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gated = config.activation == "swiglu"
-        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
-        if self.gated:
-            self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.activation, bias = config.activation, config.biases == "all"
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias)
+        if self.activation == "swiglu":
+            self.w3 = nn.Linear(config.dim, config.hidden_dim, bias)
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, hidden_dim)."""
-        return swiglu(self.w1(x), self.w3(x)) if self.gated else relu2(self.w1(x))
+        if self.activation == "swiglu":
+            return swiglu(self.w1(x), self.w3(x))
+        if self.activation == "gelu":
+            return nn.functional.gelu(self.w1(x), approximate="tanh")
+        return relu2(self.w1(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -130,9 +123,10 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        norm = LayerNorm if config.norm == "layer" else RMSNorm
+        self.attention_norm = norm(config.dim, config.norm_eps)
         self.attention = Attention(config, layer)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = norm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
         if config.bigram_buckets:
             self.mix = nn.Parameter(torch.tensor([1.0, 0.1]))
@@ -144,11 +138,12 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         pairs: torch.Tensor | None = None,
         values: torch.Tensor | None = None,
+        first: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); `pairs` are mixed into x, `values` into the attention's."""
+        """(B, T, C) -> (B, T, C); `pairs` are mixed into x, the rest is the attention's."""
         if pairs is not None:
             x = self.mix[0] * x + self.mix[1] * pairs
-        y = self.attention(self.attention_norm(x), angles, cache, values)
+        y = self.attention(self.attention_norm(x), angles, cache, values, first)
         normal, x = self.ffn_norm.add(y, x)
         return x + self.feed_forward(normal)
 
@@ -160,15 +155,21 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.recompute = False  # activations of each layer in the backward pass (Chen et al. 2016)
+        self.separator = -1  # nothing is seen across this token: rows hold unrelated documents
         weight = torch.empty(vocab_size, config.dim)
         self.tok_embeddings = nn.Embedding(vocab_size, config.dim, _weight=weight)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        norm = LayerNorm if config.norm == "layer" else RMSNorm
+        self.norm = norm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
         if config.embedding_norm:
             self.embedding_norm = RMSNorm(config.dim, config.norm_eps)
+        if config.positions == "learned":
+            self.pos_embeddings = nn.Embedding(config.max_seq_len, config.dim)
+        if config.soft_tokens:
+            self.soft_prompt = SoftPrompt(config.soft_tokens, config.dim)
         if config.bigram_buckets:
             self.bigram_embeddings = nn.Embedding(config.bigram_buckets, config.dim)
         kv_dim, layers = config.n_kv_heads * config.head_dim, range(config.n_layers)
@@ -176,7 +177,7 @@ class Transformer(nn.Module):
             tables = (nn.Embedding(vocab_size, kv_dim) for _ in layers)
             self.value_embeddings = nn.ModuleList(tables)
         # Not a buffer: `.to(bfloat16)` must not round the angles, and ranks need not send it.
-        self.rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
+        self.rope = rope_table(config)
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
@@ -193,7 +194,7 @@ class Transformer(nn.Module):
         model.load_state_dict(state, assign=True)
         if config.tie_embeddings:
             model.output.weight = model.tok_embeddings.weight
-        model.rope = rope_table(config.max_seq_len, config.head_dim, config.rope_theta)
+        model.rope = rope_table(config)
         return model
 
     @torch.no_grad()
@@ -202,8 +203,8 @@ class Transformer(nn.Module):
 
         | weights             | distribution                                            |
         | ------------------- | ------------------------------------------------------- |
-        | norms               | 1                                                       |
-        | embedding           | normal, std 0.02                                        |
+        | norms; biases       | 1; 0                                                    |
+        | embeddings          | normal, std 0.02                                        |
         | output (if untied)  | normal, std 0.02                                        |
         | wo, w2              | normal, std dim^-0.5 / sqrt(2 n_layers) (GPT-2, s. 2.3) |
         |                     | or 0 (`zero_init`)                                      |
@@ -217,13 +218,18 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("norm.weight", "value_scale")):
                 parameter.fill_(1.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
             elif name.endswith("mix"):
                 parameter.fill_(0.1)[0] = 1.0
             elif name == "bigram_embeddings.weight":
                 parameter.zero_()
             elif name.startswith("value_embeddings"):
                 parameter.normal_(0, 0.25, generator=generator)
-            elif name in ("tok_embeddings.weight", "output.weight"):
+            elif name.endswith("embeddings.weight") or name in (
+                "output.weight",
+                "soft_prompt.vectors",
+            ):
                 parameter.normal_(0, 0.02, generator=generator)
             elif name.endswith(("wo.weight", "w2.weight")):
                 depth = math.sqrt(2 * self.config.n_layers)
@@ -243,6 +249,8 @@ class Transformer(nn.Module):
             return None
         last = tokens.new_zeros(1, 1) if cache is None else cache.last.to(tokens.device)
         before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
+        if self.separator >= 0:
+            before = before.masked_fill(tokens == self.separator, 0)
         rows = (tokens * 36313 + before * 27191) % self.config.bigram_buckets
         return self.bigram_embeddings(rows)
 
@@ -256,24 +264,41 @@ class Transformer(nn.Module):
         Returns:
             (B, T, C), dtype of the weights. Raises ValueError beyond `max_seq_len` positions.
         """
+        T = tokens.shape[1]
         start = 0 if cache is None else cache.length
-        end = start + tokens.shape[1]
+        soft = self.config.soft_tokens if start == 0 else 0  # they stand before the first token
+        end = start + soft + T
         if end > self.config.max_seq_len:
             raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
         angles = self.rope[:, start:end]
+        first = self.first_seen(tokens) if cache is None and self.separator >= 0 else None
         x, pairs = self.tok_embeddings(tokens), self.embed_pairs(tokens, cache)
+        if soft:
+            x = torch.cat([self.soft_prompt().to(x.dtype).expand(len(x), -1, -1), x], 1)
+            pairs = pad_front(pairs, soft)
+            if cache is not None:
+                cache.room += soft
+        if self.config.positions == "learned":
+            positions = torch.arange(start, end, device=x.device)
+            x = x + self.pos_embeddings(positions if first is None else positions - first)
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
         for i, layer in enumerate(self.layers):
             values = self.value_embeddings[i](tokens) if self.config.value_embeddings else None
+            values = pad_front(values, soft)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, angles, None, pairs, values, use_reentrant=False)
+                x = checkpoint(layer, x, angles, None, pairs, values, first, use_reentrant=False)
             else:
-                x = layer(x, angles, cache, pairs, values)
+                x = layer(x, angles, cache, pairs, values, first)
         if cache is not None:
             cache.length, cache.last = end, tokens[:, -1:]
-        x = self.norm(x)
+        x = self.norm(x[:, soft:])
         return x * self.config.width_ratio if self.config.base_dim else x
+
+    def first_seen(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T) ids -> (B, T) int32, where the document of each begins: at its separator."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.int32)
+        return (positions * (tokens == self.separator)).cummax(1).values
 
     def forward(
         self,

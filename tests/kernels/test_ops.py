@@ -193,14 +193,15 @@ def test_the_other_kernels_pass_gradcheck():
 
 
 def test_norm_and_rope_equal_torch_and_the_model():
-    from model.transformer import rope_table
+    from configs.schema import ModelConfig
+    from model.rope import rope_table
 
     x, weight = torch.randn(2, 7, 3, 10), torch.randn(10)
     torch.testing.assert_close(rms_norm(x, weight, 1e-6)[0], F.rms_norm(x, (10,), weight, 1e-6))
     y, h = rms_norm(x, weight, 1e-6, 2 * x)
     torch.testing.assert_close(h, 3 * x)
     torch.testing.assert_close(y, F.rms_norm(3 * x, (10,), weight, 1e-6))
-    table = rope_table(7, 10, 10_000.0)
+    table = rope_table(ModelConfig(max_seq_len=7, head_dim=10))
     turn = torch.complex(*table)[None, :, None]
 
     def rotated(y):  # as complex numbers

@@ -231,3 +231,24 @@ def test_init_is_seeded_and_near_the_uniform_loss():
 def test_positions_beyond_the_context_are_refused():
     with pytest.raises(ValueError, match="97 positions; the context is 96"):
         build()(tokens(length=97))
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_documents_in_one_row_see_nothing_of_each_other(positions):
+    config = ModelConfig(
+        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48, max_seq_len=64,
+        qk_norm=True, key_shift=True, value_embeddings=True, bigram_buckets=50,
+        positions=positions,
+    )  # fmt: skip
+    model = Transformer(config, 61).init_weights(0).double()
+    torch.nn.init.normal_(model.bigram_embeddings.weight)
+    draw = torch.Generator().manual_seed(0)
+    documents = [torch.randint(1, 61, (1, n), generator=draw) for n in (5, 1, 9, 20)]
+    documents = [torch.cat([torch.zeros(1, 1, dtype=torch.int64), d], 1) for d in documents]
+    alone = torch.cat([model(d) for d in documents], 1)
+    row = torch.cat(documents, 1)
+    assert (model(row) - alone).abs().max() > 0.1
+    model.separator = 0
+    torch.testing.assert_close(model(row), alone)
+    model(row, targets=row).backward()
+    torch.testing.assert_close(model(torch.cat([row, row])), torch.cat([alone, alone]))
