@@ -1,27 +1,48 @@
-"""Fine-tune a pretrained model with LoRA, on domain text or on a labelled task.
+"""Adapt a pretrained model: to domain text, to a labelled task, or to examples of your own.
 
-    python -m adapt.finetune RECIPE [--run-dir DIR] [--resume | --overwrite] [--lora.rank 4 …]
+    python -m adapt.finetune RECIPE [--run-dir DIR] [--resume | --overwrite] [--way full …]
 
-The same loop as pretraining trains the adapter. The run directory holds the adapter's checkpoints
-and, when done, `merged/`: a run directory of the whole model that `model.sample` takes.
+`way` says what is trained: full, top_layers, lora, soft_prompt, or features (a classifier on a
+frozen model). The same loop as pretraining trains the first four. When done, the run directory also
+holds
+
+    adapter/       lora and soft_prompt: what was trained alone, in peft's format
+    merged/        a run directory of the whole model, the best by validation: model.sample takes it
+    summary.json   loss before and after, a sample before and after, forgetting, memory
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from adapt.adapter import save_adapter
+from adapt.features import extract, fit
+from adapt.full import tune_all
 from adapt.lora import add_lora, merge_lora
+from adapt.soft_prompt import add_soft_prompt, settle
+from adapt.top_layers import tune_top_layers
 from configs.cli import UserError, parse, run_command
 from configs.console import say
 from configs.schema import DataConfig, FinetuneRecipe, MergedModel
-from data.prepare import prepare
-from data.shards import Examples, Windows, write_shards
+from data.examples import Examples, Row, completions, read_examples
+from data.prepare import prepare, shuffled
+from data.shards import Windows, write_shards
 from data.tasks import Item, Task, load_task
-from model.formats.native import latest_checkpoint, read_file, write_checkpoint
+from model.formats.native import best_checkpoint, read_file, read_manifest, write_checkpoint
 from model.load import load_model
+from model.sample import sample
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
-from train.pretrain import train
-from train.run import check_run, finish, goes_on, run_directory_arguments, start_run
+from train.evaluate import evaluate
+from train.foresight import uses_bfloat16
+from train.pretrain import DataSet, train
+from train.run import RunResult, check_run, finish, goes_on, run_directory_arguments, start_run
+
+GENERAL = 32  # documents that forgetting is measured on, of at most so many tokens:
+GENERAL_TOKENS = 256
 
 
 def text_sets(
@@ -31,10 +52,7 @@ def text_sets(
 
     Raises UserError if a window is longer than the model's context or the train split.
     """
-    if seq_len > model.config.max_seq_len:
-        raise UserError(
-            f"seq_len = {seq_len} is above the model's context of {model.config.max_seq_len}"
-        )
+    _check_length(model, seq_len)
     shards = write_shards(folder, tokenizer)
     train_set, validation_set = (
         Windows(shards, split, seq_len, tokenizer) for split in ("train", "validation")
@@ -42,25 +60,67 @@ def text_sets(
     return train_set, validation_set
 
 
-def task_sets(task: Task, model: Transformer, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-    """Train and validation examples of a task: prompt and label, scored on the label only."""
+def task_sets(
+    task: Task, model: Transformer, tokenizer: Tokenizer, pack: int = 0
+) -> tuple[Examples, Examples]:
+    """Train and validation examples of a task: prompt and label, scored on the label only.
 
-    def examples(items: list[Item]) -> Examples:
+    `pack` tokens of them in a row, or one in each.
+    """
+
+    def rows(items: list[Item]) -> list[Row]:
         pairs = [(task.opening + task.prompt(i.text), task.completion(i.label)) for i in items]
-        return Examples(pairs, model.config.max_seq_len, tokenizer)
+        return completions(pairs, tokenizer)
 
-    return examples(task.train), examples(task.validation)
+    return example_sets(rows(task.train), rows(task.validation), model, tokenizer, pack)
+
+
+def example_sets(
+    train_rows: Sequence[Row],
+    validation_rows: Sequence[Row],
+    model: Transformer,
+    tokenizer: Tokenizer,
+    pack: int = 0,
+) -> tuple[Examples, Examples]:
+    """As `task_sets`, of texts. Raises UserError for one that does not fit the context."""
+    length = pack or model.config.max_seq_len - model.config.soft_tokens
+    _check_length(model, length)
+    train_set, validation_set = (
+        Examples(rows, length, tokenizer, pack > 0) for rows in (train_rows, validation_rows)
+    )
+    return train_set, validation_set
+
+
+def adapt(model: Transformer, tokenizer: Tokenizer, recipe: FinetuneRecipe) -> Transformer:
+    """Choose what of `model` is trained, and add what is missing; returns it."""
+    if recipe.way == "full":
+        return tune_all(model)
+    if recipe.way == "top_layers":
+        return tune_top_layers(model, recipe.top_layers)
+    if recipe.way == "soft_prompt":
+        return add_soft_prompt(model, tokenizer, recipe.soft_prompt, recipe.train.seed)
+    return add_lora(model, recipe.lora, recipe.train.seed)
+
+
+def merge(model: Transformer) -> Transformer:
+    """The whole model in plain layers, as a run directory holds it; returns it."""
+    return settle(model) if model.config.soft_tokens else merge_lora(model)
 
 
 def save_merged(
-    run: Path, model: Transformer, tokenizer: Tokenizer, data: DataConfig, step: int
+    run: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    step: int,
+    score: float | None = None,
 ) -> None:
-    """Write the whole merged model as a run directory of its own."""
-    merge_lora(model)
+    """Write the whole model as a run directory of its own."""
+    merge(model)
     recipe = MergedModel(data=data, model=model.config)
     with start_run(run, recipe, tokenizer, overwrite=True):
         weights = {name: p.detach() for name, p in model.named_parameters()}
-        info = {"tokenizer": tokenizer.hash, "bits_per_byte": None}
+        info = {"tokenizer": tokenizer.hash, "bits_per_byte": score}
         write_checkpoint(run, step, {"model.safetensors": weights}, info)
 
 
@@ -74,17 +134,15 @@ def main() -> int:
             if ranks.first:
                 check_run(run, recipe, resume, own.overwrite)
             model, tokenizer = load_model(recipe.base)
-            add_lora(model, recipe.lora, recipe.train.seed)
-            train_set: Windows | Examples
-            validation_set: Windows | Examples
-            if recipe.task is None:
-                folder = prepare(recipe.data)
-                train_set, validation_set = text_sets(folder, model, tokenizer, recipe.seq_len)
-            else:
-                task = load_task(recipe.task, recipe.data)
-                train_set, validation_set = task_sets(task, model, tokenizer)
+            if recipe.way == "features":
+                return classify(recipe, run, model, tokenizer, own.overwrite)
+            adapt(model, tokenizer, recipe)
+            train_set, validation_set, prompt = _sets(recipe, model, tokenizer)
             if ranks.first:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
+                before = _measure(
+                    model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt
+                )
         result = train(
             model,
             train_set,
@@ -99,16 +157,146 @@ def main() -> int:
         if not ranks.first:
             return 128 * bool(result.signal) + result.signal
         if not result.signal:
-            if recipe.train.parallel == "fsdp" and ranks.world_size > 1:
-                # This process holds only some rows of the adapter; the checkpoint has them all.
-                model, _ = load_model(recipe.base)
-                add_lora(model, recipe.lora, recipe.train.seed)
-                adapter = read_file(latest_checkpoint(run), "model.safetensors")
-                model.load_state_dict(adapter, strict=False)
-            save_merged(run / "merged", model, tokenizer, recipe.data, result.progress.step)
-            say(f"sample from it: python -m model.sample {run / 'merged'}")
+            _conclude(recipe, run, result, ranks, before, validation_set, prompt)
         lock.close()
         return finish(result, run)
+
+
+def classify(
+    recipe: FinetuneRecipe, run: Path, model: Transformer, tokenizer: Tokenizer, overwrite: bool
+) -> int:
+    """Fit a classifier on frozen features, and keep it. Raises UserError for an open task."""
+    assert recipe.task is not None  # the schema sees to it
+    task = load_task(recipe.task, recipe.data)
+    if not task.labels:
+        raise UserError(f"task {recipe.task.name}: its answers are open; features choose a label")
+    if uses_bfloat16("auto", model, model.device):
+        model.bfloat16()
+    pooling = recipe.features.pooling
+    train_features, validation_features = (
+        extract(model, tokenizer, [item.text for item in items], pooling)
+        for items in (task.train, task.validation)
+    )
+    head, score = fit(task, train_features, validation_features, recipe.features)
+    with start_run(run, recipe, tokenizer, overwrite=overwrite):
+        head.save(run)
+    layers = f"layer {head.layers[0]}" if len(head.layers) == 1 else f"{len(head.layers)} layers"
+    say(
+        f"done: {layers}, {score:.3f} of {len(task.validation)} validation items right (layer and "
+        f"regularisation are chosen on them); the classifier is in {run}"
+    )
+    return 0
+
+
+def _sets(
+    recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer
+) -> tuple[DataSet, DataSet, str]:
+    # What is trained and validated on, and a prompt to show what changes.
+    pack = recipe.seq_len if recipe.pack else 0
+    if recipe.task is not None:
+        task = load_task(recipe.task, recipe.data)
+        sets = task_sets(task, model, tokenizer, pack)
+        return *sets, task.opening + task.prompt(task.validation[0].text)
+    if recipe.examples:
+        rows = read_examples(Path(recipe.examples), recipe.data, tokenizer)
+        shown = rows[1][0]
+        prompt = tokenizer.decode(shown.ids[: shown.scored.index(True)])
+        return *example_sets(*rows, model, tokenizer, pack), prompt
+    return *text_sets(prepare(recipe.data), model, tokenizer, recipe.seq_len), recipe.sample.prompt
+
+
+def _measure(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    recipe: FinetuneRecipe,
+    ranks: Ranks,
+    validation_set: DataSet,
+    prompt: str,
+) -> dict:
+    # Loss on the validation split, bits per byte of general text, and what is written.
+    if recipe.general == recipe.data.corpus:
+        raise UserError(f'general = "{recipe.general}" is what is trained on: name another corpus')
+    data = recipe.data.model_copy(update={"corpus": recipe.general, "group_field": ""})
+    texts = [row["text"] for row in shuffled(prepare(data), "test")[:GENERAL]]
+    rows = [Row(ids, [True] * len(ids)) for ids in (
+        [tokenizer.separator_id, *ids][:GENERAL_TOKENS] for ids in tokenizer.encode_batch(texts)
+    )]  # fmt: skip
+    length = min(GENERAL_TOKENS, model.config.max_seq_len - model.config.soft_tokens)
+    general = Examples([Row(r.ids[:length], r.scored[:length]) for r in rows], length, tokenizer)
+    bfloat16 = uses_bfloat16(recipe.train.precision, model, model.device)
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16)
+    settings = recipe.train.model_copy(update={"parallel": "ddp", "micro_batch_size": 4})
+    alone = ranks.alone(model.device)
+    scores = {}
+    for name, data_set in (("validation", validation_set), ("general", general)):
+        model.separator = data_set.separator
+        scores[name] = evaluate(model, model, data_set, settings, alone, autocast)
+    model.separator = -1
+    model.eval()
+    settings_of_sample = recipe.sample.model_dump() | {"prompt": prompt, "num_samples": 1}
+    *_, (stream,) = sample(model, tokenizer, seed=recipe.train.seed, **settings_of_sample)
+    model.train()
+    return {
+        "loss": scores["validation"]["validation_loss"],
+        "general_bits_per_byte": scores["general"]["bits_per_byte"],
+        "sample": stream.text,
+    }
+
+
+def _conclude(
+    recipe: FinetuneRecipe,
+    run: Path,
+    result: RunResult,
+    ranks: Ranks,
+    before: dict,
+    validation_set: DataSet,
+    prompt: str,
+) -> None:
+    # The best checkpoint on a fresh base: this process may hold a later one, or only a share.
+    checkpoint = best_checkpoint(run)
+    model, tokenizer = load_model(recipe.base)
+    adapt(model, tokenizer, recipe)
+    kept = "average" if recipe.train.average else "model"
+    model.load_state_dict(read_file(checkpoint, f"{kept}.safetensors"), strict=False)
+    after = _measure(model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt)
+    model = model.cpu()
+    counts = {"trained_parameters": model.num_parameters(True),
+              "frozen_parameters": model.num_parameters() - model.num_parameters(True)}  # fmt: skip
+    if recipe.way in ("lora", "soft_prompt"):
+        try:
+            save_adapter(model, run / "adapter", recipe.base)
+        except UserError as error:
+            say(f"WARNING: no adapter/ was written: {error}")
+    step, score = int(checkpoint.name), read_manifest(checkpoint)["bits_per_byte"]
+    save_merged(run / "merged", model, tokenizer, recipe.data, step, score)
+    summary = {
+        **counts,
+        "best_step": step,
+        **{f"{key}_before": value for key, value in before.items()},
+        **{f"{key}_after": value for key, value in after.items()},
+        "prompt": prompt,
+        "peak_bytes": result.peak_bytes,
+        "training_seconds": result.progress.seconds,
+        "training_flops": result.progress.flops,
+    }
+    for folder in (run, run / "merged"):
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    forgotten = after["general_bits_per_byte"] - before["general_bits_per_byte"]
+    say(
+        f"best step {step}: validation loss {before['loss']:.4f} -> {after['loss']:.4f}; general "
+        f"text ({recipe.general}) {before['general_bits_per_byte']:.4f} -> "
+        f"{after['general_bits_per_byte']:.4f} bits per byte ({forgotten:+.4f})"
+    )
+    for when, measured in (("before", before), ("after", after)):
+        print(f"--- {when} ---\n{prompt}{measured['sample']}")
+    say(f"sample from it: python -m model.sample {run / 'merged'}")
+
+
+def _check_length(model: Transformer, length: int) -> None:
+    if length > model.config.max_seq_len:
+        raise UserError(
+            f"seq_len = {length} is above the model's context of {model.config.max_seq_len}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from configs.cli import UserError
+from configs.cli import UserError, nearest
 from configs.schema import LoraConfig
 from model.transformer import Transformer
 
@@ -21,31 +21,48 @@ class LoraLinear(nn.Linear):
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     scale: float
+    dropout: float
+    is_merged = False
 
     @classmethod
     def around(cls, linear: nn.Linear, config: LoraConfig, generator: torch.Generator):
         """An adapted layer that shares `linear`'s weight; A as in `nn.Linear`, B zero."""
         with torch.device("meta"):
-            layer = cls(linear.in_features, linear.out_features, bias=False)
-        layer.weight = linear.weight
+            layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        layer.weight, layer.bias = linear.weight, linear.bias
         layer.lora_A = nn.Parameter(torch.empty(config.rank, linear.in_features))
         layer.lora_B = nn.Parameter(torch.zeros(linear.out_features, config.rank))
         nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5), generator=generator)
-        layer.scale = config.alpha / config.rank
+        layer.scale = config.alpha / config.rank ** (0.5 if config.rank_stabilized else 1.0)
+        layer.dropout = config.dropout
         return layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, in) -> (…, out)."""
-        update = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return F.linear(x, self.weight) + self.scale * update
+        y = F.linear(x, self.weight, self.bias)
+        if self.is_merged:
+            return y
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return y + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def update(self) -> torch.Tensor:
+        """(out, in), what the adapter adds to the weight."""
+        return (self.scale * self.lora_B @ self.lora_A).to(self.weight)
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain linear layer with the update added to a copy of the weight."""
+    def merge(self, merged: bool) -> None:
+        """Add the update to the weight itself, or take it out again (to rounding)."""
+        if merged != self.is_merged:
+            self.weight.add_(self.update(), alpha=1 if merged else -1)
+            self.is_merged = merged
+
+    @torch.no_grad()
+    def plain(self) -> nn.Linear:
+        """A linear layer without adapter that computes the same; the weight is a copy."""
         with torch.device("meta"):
-            linear = nn.Linear(self.in_features, self.out_features, bias=False)
-        update = self.scale * self.lora_B @ self.lora_A
-        linear.weight = nn.Parameter(self.weight + update.to(self.weight))
+            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        weight = self.weight if self.is_merged else self.weight + self.update()
+        linear.weight, linear.bias = nn.Parameter(weight), self.bias
         return linear
 
 
@@ -59,14 +76,7 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int) -> Transformer:
     generator = torch.Generator().manual_seed(seed)
     for block in model.layers:
         for target in config.targets:
-            attention, feed_forward = (
-                block.get_submodule("attention"),
-                block.get_submodule("feed_forward"),
-            )
-            room = attention if hasattr(attention, target) else feed_forward
-            linear = getattr(room, target, None)
-            if linear is None:
-                raise UserError(f'lora.targets: this model has no layer "{target}"')
+            room, linear = _find(block, target)
             smallest = min(linear.in_features, linear.out_features)
             if config.rank > smallest:
                 raise UserError(f"lora.rank = {config.rank} is above {target}'s {smallest}")
@@ -74,10 +84,29 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int) -> Transformer:
     return model
 
 
+def _find(block: nn.Module, target: str) -> tuple[nn.Module, nn.Linear]:
+    rooms = (block.get_submodule("attention"), block.get_submodule("feed_forward"))
+    known = {
+        name: (room, layer)
+        for room in rooms
+        for name, layer in room.named_children()
+        if isinstance(layer, nn.Linear)
+    }
+    if target not in known:
+        hint = nearest(target, list(known))
+        raise UserError(f'lora.targets: this model has no layer "{target}"{hint}')
+    return known[target]
+
+
+def lora_layers(model: Transformer) -> dict[str, LoraLinear]:
+    """The adapted layers by name."""
+    return {n: layer for n, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+
+
 def merge_lora(model: Transformer) -> Transformer:
     """Replace every adapted layer by a plain one that computes the same; returns the model."""
     for room in list(model.modules()):
         for name, layer in list(room.named_children()):
             if isinstance(layer, LoraLinear):
-                setattr(room, name, layer.merged())
+                setattr(room, name, layer.plain())
     return model

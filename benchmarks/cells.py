@@ -48,6 +48,8 @@ Cell = dict[str, Any]
 class First:
     """The first windows of a split."""
 
+    separator = -1
+
     def __init__(self, windows: Windows, count: int = EVALUATED):
         self.windows, self.count = windows, min(count, len(windows))
         self.token_bytes = windows.token_bytes

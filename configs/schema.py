@@ -206,6 +206,8 @@ class TrainConfig(Section):
     """Steps between evaluations on the whole validation split."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
+    patience: int = Field(0, ge=0)
+    """End after so many evaluations without a better one, and save every better one; 0: never."""
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints kept, beside the best one by validation."""
     price_per_hour: float = Field(0.0, ge=0)
@@ -249,10 +251,40 @@ class LoraConfig(Section):
     """Rank of the update."""
     alpha: float = Field(16.0, gt=0)
     """The update is scaled by alpha / rank."""
-    targets: list[Literal["wq", "wk", "wv", "wo", "w1", "w2", "w3"]] = Field(
-        ["wq", "wk", "wv", "wo", "w1", "w2", "w3"], min_length=1
-    )
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead (rsLoRA; Kalajdzievski 2023, arXiv:2312.03732)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that is dropped in training."""
+    targets: list[str] = Field(["wq", "wk", "wv", "wo", "w1", "w2", "w3"], min_length=1)
     """Which linear layers of every block get an adapter."""
+
+
+class TopLayersConfig(Section):
+    """The last blocks, the last norm and the output projection are trained, the rest is frozen."""
+
+    layers: int = Field(4, ge=0)
+    """Blocks that are trained."""
+
+
+class SoftPromptConfig(Section):
+    """Vectors before every text are trained, the model is frozen (Lester et al. 2021)."""
+
+    tokens: int = Field(20, ge=1)
+    """How many vectors."""
+    init_text: str = ""
+    """They start as the embeddings of this text, repeated; empty: of random tokens."""
+    hidden_dim: int = Field(0, ge=0)
+    """If not 0, they are the output of a trained network of this width (prompt encoder; Liu et al.
+    2021, arXiv:2103.10385)."""
+
+
+class FeaturesConfig(Section):
+    """The model is frozen; a classifier is trained on what its layers say of a text."""
+
+    pooling: Literal["mean", "last"] = "mean"
+    """A text is the mean of its tokens' features, or the last one's."""
+    layers: Literal["best", "last", "all"] = "best"
+    """The layer that does best on validation, the last one, or all side by side."""
 
 
 class TaskConfig(Section):
@@ -279,16 +311,39 @@ class TaskConfig(Section):
 
 
 class FinetuneRecipe(Section):
-    """LoRA on a foundation model or a run: domain text, or a task if there is a [task] table."""
+    """One way to adapt a foundation model or a run: to domain text, to a task, or to examples."""
 
     base: str = "smollm2-135m"
-    """A foundation model's name, a .gguf file, or a run directory."""
+    """A foundation model, a .gguf file, a Hugging Face folder or name, or a run directory."""
+    way: Literal["full", "top_layers", "lora", "soft_prompt", "features"] = "lora"
+    """What is trained: everything, the last layers, adapters, vectors before the text, or a
+    classifier on frozen features (of a task with labels)."""
     data: DataConfig = DataConfig()
     seq_len: int = Field(256, ge=2)
-    """Length of a training window of domain text, in tokens."""
-    lora: LoraConfig = LoraConfig()
+    """Length of a training window of domain text, or of packed examples, in tokens."""
+    examples: str = ""
+    """A .jsonl file of {"prompt", "completion"} or {"messages"} rows to train on, not text."""
+    pack: bool = False
+    """Put as many examples into a window as fit; they see nothing of each other."""
     task: TaskConfig | None = None
+    lora: LoraConfig = LoraConfig()
+    top_layers: TopLayersConfig = TopLayersConfig()
+    soft_prompt: SoftPromptConfig = SoftPromptConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    general: str = "python-stdlib"
+    """A corpus that is not trained on: how much worse it is predicted afterwards is forgetting."""
     train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _one_kind_of_data(self):
+        if self.examples and self.task:
+            raise ValueError("give examples or a [task], not both")
+        if self.way == "features" and not self.task:
+            raise ValueError('way = "features" classifies: it needs a [task]')
+        if self.pack and self.way == "soft_prompt":
+            raise ValueError("pack = true: a soft prompt stands before a row, not before each text")
+        return self
 
 
 class MergedModel(Section):

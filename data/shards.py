@@ -99,6 +99,8 @@ class Windows:
     Windows start at every multiple of `seq_len`, so each token after the first is a target once.
     """
 
+    separator = -1  # a window's documents see those before them
+
     def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer):
         """Raises UserError if the train split is shorter than one window."""
         manifest = json.loads((shards / "manifest.json").read_text())
@@ -128,49 +130,6 @@ class Windows:
             row[: len(window)] = window
         tokens = torch.from_numpy(rows)
         return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
-
-
-class Examples:
-    """Prompts with completions: one padded row each, scored on the completion only."""
-
-    def __init__(self, pairs: list[tuple[str, str]], seq_len: int, tokenizer: Tokenizer):
-        """Raises UserError if a pair is longer than `seq_len` tokens."""
-        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
-        prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
-        completions = tokenizer.encode_batch([completion for _, completion in pairs])
-        self.rows = [
-            ([tokenizer.separator_id, *prompt], completion)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-        for number, (prompt, completion) in enumerate(self.rows):
-            if len(prompt) + len(completion) > seq_len + 1:
-                raise UserError(
-                    f"example {number} has {len(prompt) + len(completion)} tokens, more than the "
-                    f"context of {seq_len}; shorten it or raise the context"
-                )
-        self.seq_len = max(len(prompt) + len(completion) for prompt, completion in self.rows) - 1
-        self.fingerprint = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.rows)
-
-    def longest(self, count: int) -> np.ndarray:
-        """Indices of the examples that need the most memory."""
-        lengths = [len(prompt) + len(completion) for prompt, completion in self.rows]
-        return np.argsort(lengths)[-count:]
-
-    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets, each (len(indices), longest of them) int64, padded on the right."""
-        rows = [self.rows[i] for i in indices]
-        longest = max(len(prompt) + len(completion) for prompt, completion in rows)
-        inputs = torch.zeros(len(rows), longest - 1, dtype=torch.int64)
-        targets = torch.full_like(inputs, IGNORE)
-        for row, (prompt, completion) in enumerate(rows):
-            ids = torch.tensor(prompt + completion)
-            inputs[row, : len(ids) - 1] = ids[:-1]
-            targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
-        return inputs, targets
 
 
 def _batches(rows: Iterable[dict], size: int = 256) -> Iterator[list[str]]:

@@ -123,7 +123,7 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
         if not line.strip():
             continue
         row = json_row(line, f"{path}: line {number}", ("text", "label"))
-        split = row.get("split") or _drawn(str(row.get("group") or row["text"]), data)
+        split = row.get("split") or drawn_split(str(row.get("group") or row["text"]), data)
         if split not in splits:
             hint = nearest(str(split), SPLITS)
             raise UserError(f'{path}: line {number}: no split "{split}"{hint}')
@@ -168,7 +168,8 @@ def json_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
     return row
 
 
-def _drawn(group: str, data: DataConfig) -> str:
+def drawn_split(group: str, data: DataConfig) -> str:
+    """Which split a group of a file belongs to, by its hash and the shares that `data` names."""
     number = int.from_bytes(hashlib.sha256(f"{data.split_seed}:{group}".encode()).digest())
     share = number / 2**256
     if share < data.test_fraction:

@@ -90,8 +90,10 @@ def replace_projections(model: Transformer, linear: Make) -> Transformer:
     """Make `linear(weight)` of every projection of `model`, in place; returns it.
 
     Those that share their input become one. The model can generate and give logits afterwards, but
-    not be trained or scored with `targets`.
+    not be trained or scored with `targets`. Raises UserError for a model with biases.
     """
+    if model.config.biases != "none":
+        raise UserError("a model whose linear layers have biases cannot be packed or made int8")
     for block in model.layers:
         assert isinstance(block, Block)
         block.attention = PackedAttention(block.attention, linear)

@@ -17,10 +17,15 @@ def rope_table(config: ModelConfig) -> torch.Tensor:
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
     frequencies = config.rope_theta ** (-pairs / config.head_dim)
     if config.rope_scaling:
-        factor, low, high, length = config.rope_scaling
-        turns = length * frequencies / (2 * math.pi)  # within that context
-        fast = ((turns - low) / (high - low)).clamp(0, 1)
-        frequencies = frequencies * (fast + (1 - fast) / factor)
+        frequencies = frequencies / slowdown(frequencies, config.rope_scaling)
     positions = torch.arange(config.max_seq_len, dtype=torch.float64)
     angles = positions[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def slowdown(frequencies: torch.Tensor, scaling: list[float]) -> torch.Tensor:
+    """By how much each frequency is divided; `scaling` as in `ModelConfig.rope_scaling`."""
+    factor, low, high, length = scaling
+    turns = length * frequencies / (2 * math.pi)  # within that context
+    fast = ((turns - low) / (high - low)).clamp(0, 1)
+    return 1 / (fast + (1 - fast) / factor)

@@ -4,13 +4,25 @@ The work is done by the `tokenizers` library; the file format is its JSON.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
 from configs.cli import UserError
+
+CHAT = "chat_template.json"  # stands beside tokenizer.json
+
+
+class ChatTemplate(NamedTuple):
+    """How a model writes conversations: Jinja, and the special tokens that it may name."""
+
+    template: str
+    bos_token: str = ""
+    eos_token: str = ""
 
 
 class Tokenizer:
@@ -20,8 +32,14 @@ class Tokenizer:
     `<|endoftext|>` is encoded as those characters.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, separator: str):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        separator: str,
+        chat: ChatTemplate | None = None,
+    ):
         """`separator` is the special token that stands before and between documents."""
+        self.chat = chat
         backend.encode_special_tokens = True
         self.backend = backend
         self.special_ids = sorted(
@@ -46,7 +64,15 @@ class Tokenizer:
         special = [added[i].content for i in sorted(added) if added[i].special]
         if not special:
             raise UserError(f"{path}: has no special token to separate documents with")
-        return cls(backend, special[0])
+        chat = Path(path).with_name(CHAT)
+        known = ChatTemplate(**json.loads(chat.read_text())) if chat.exists() else None
+        return cls(backend, special[0], known)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and, if there is a chat template, `chat_template.json`."""
+        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        if self.chat:
+            (folder / CHAT).write_text(json.dumps(self.chat._asdict(), indent=1) + "\n")
 
     def to_json(self) -> str:
         """The file format; `hash` is the SHA-256 of exactly this text."""
@@ -60,6 +86,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, nothing added."""
         return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """Ids of `text` in which special tokens are what they are written as."""
+        self.backend.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self.backend.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; runs on all cores."""

@@ -11,6 +11,7 @@ Where parameters are sharded (FSDP) every rank writes its rows of weights and op
 whoever restores takes the rows that it needs, sharded otherwise or not at all.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -50,6 +51,17 @@ class Progress:
     """Times that a loss spike sent the run back to a checkpoint."""
     recent: list[float] = field(default_factory=list)
     """The last losses per token, which a spike is measured against."""
+    best: float = math.inf
+    """The best evaluation so far, in bits per byte."""
+    stale: int = 0
+    """Evaluations since then."""
+
+    def judge(self, bits_per_byte: float) -> bool:
+        """Whether this evaluation is the best so far."""
+        better = bits_per_byte < self.best
+        self.best = min(self.best, bits_per_byte)
+        self.stale = 0 if better else self.stale + 1
+        return better
 
 
 @dataclass

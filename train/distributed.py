@@ -1,5 +1,6 @@
 """One process or many: who this process is, and the few things ranks tell each other."""
 
+import copy
 import os
 import time
 from collections.abc import Iterator
@@ -103,6 +104,12 @@ class Ranks:
     def first(self) -> bool:
         """Whether this process writes the files and speaks."""
         return self.rank == 0
+
+    def alone(self, device: torch.device) -> "Ranks":
+        """A group of this process only, on `device`: what it sums and gathers is its own."""
+        one = copy.copy(self)
+        one.rank, one.world_size, one.device = 0, 1, device
+        return one
 
     def __enter__(self) -> "Ranks":
         return self

@@ -20,9 +20,10 @@ from torch.distributed.tensor import DTensor
 from configs.cli import UserError, parse, run_command
 from configs.console import say
 from configs.schema import Recipe, TrainConfig
+from data.examples import Examples
 from data.loader import Loader
 from data.prepare import prepare
-from data.shards import Examples, Windows, cached_tokenizer, write_shards
+from data.shards import Windows, cached_tokenizer, write_shards
 from model.formats.native import checkpoints, load_run
 from model.sample import prompt_ids, sample
 from model.transformer import IGNORE, Transformer
@@ -77,6 +78,7 @@ def train(
         )
     device = ranks.device
     model.train().recompute = config.recompute
+    model.separator = train_set.separator
     fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
     bfloat16 = uses_bfloat16(config.precision, model, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
@@ -124,13 +126,16 @@ def train(
             last = done >= 1
 
             fresh = progress.step > started_at or not resume  # not what the resumed run has done
-            bits_per_byte = None
+            bits_per_byte, better = None, False
             if not stop and (last or (fresh and progress.step % config.eval_every == 0)):
                 with averaged(average, parameters):
                     result = evaluate(wrapped, model, validation_set, config, ranks, autocast)
                 score = bits_per_byte = result["bits_per_byte"]
                 metrics.evaluation({"step": progress.step, **result})
+                better = progress.judge(score)
+                last = last or 0 < config.patience <= progress.stale
             save_due = progress.step % config.save_every == 0 and progress.step > 0
+            save_due = save_due or (better and config.patience > 0 and progress.step > 0)
             if (save_due or last or stop or save_now) and fresh:
                 saver.save(state, bits_per_byte)
             if last or stop:
@@ -191,6 +196,7 @@ def train(
                     metrics.rewind(progress.step)
                     started_at, resume = progress.step, True
 
+    model.separator = -1
     if ranks.first:
         plot_run(run)
     received = signals.received or (signal.SIGTERM if stop else 0)  # or another rank's

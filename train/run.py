@@ -84,7 +84,7 @@ def start_run(
         return lock
     aside.mkdir(parents=True)
     try:
-        (aside / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        tokenizer.save(aside)
         _write(aside / "config.toml", to_toml(config))
         lock = _lock(aside)
         old = aside.with_suffix(".old")

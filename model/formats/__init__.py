@@ -1,1 +1,1 @@
-"""Checkpoint formats: native and GGUF."""
+"""Checkpoint formats: native, GGUF, Hugging Face."""

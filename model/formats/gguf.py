@@ -4,6 +4,7 @@ Weights are dequantised to float32. GGUF stores q and k with interleaved rotary 
 put back in half-split order. Everything comes from the file's metadata, nothing from a table.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ import tokenizers
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from configs.cli import UserError
+from configs.cli import UserError, nearest
 from configs.schema import ModelConfig
+from model.rope import slowdown
 from model.transformer import Transformer
-from tokenizer.bpe import Tokenizer
+from tokenizer.bpe import ChatTemplate, Tokenizer
 
-SEPARATOR = "<|endoftext|>"
+ARCHITECTURES = ("llama",)
+SEPARATOR = "<|endoftext|>"  # where a file has it; else what its texts begin with
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA_3 = (1.0, 4.0, 8192.0)  # turns and first context length of every Llama 3.1 and later
 
 _NAMES = {
     "attn_q": "attention.wq",
@@ -40,33 +48,38 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     """
     reader = _open(path)
     architecture = _field(reader, "general.architecture")
-    if architecture != "llama":
-        raise UserError(f'{path}: architecture "{architecture}"; only llama is supported')
+    if architecture not in ARCHITECTURES:
+        hint = nearest(architecture, ARCHITECTURES)
+        raise UserError(f'{path}: unknown architecture "{architecture}"{hint}')
 
     def value(key: str) -> Any:
         return _field(reader, f"llama.{key}")
 
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     n_heads, dim = value("attention.head_count"), value("embedding_length")
+    head_dim = value("rope.dimension_count")
+    slowed = tensors.pop("rope_freqs.weight", None)
+    theta = value("rope.freq_base")
     config = ModelConfig(
         dim=dim,
         n_layers=value("block_count"),
         n_heads=n_heads,
         n_kv_heads=value("attention.head_count_kv"),
-        head_dim=value("rope.dimension_count"),
+        head_dim=head_dim,
         hidden_dim=value("feed_forward_length"),
         max_seq_len=value("context_length"),
         activation="swiglu",
         qk_norm=False,
         tie_embeddings="output.weight" not in tensors,
-        rope_theta=value("rope.freq_base"),
+        rope_theta=theta,
+        rope_scaling=[] if slowed is None else _scaling(slowed.data, theta, head_dim, path),
         norm_eps=value("attention.layer_norm_rms_epsilon"),
     )
     heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     state = {}
     for name, tensor in tensors.items():
         key, kind = _key(name, path)
-        state[key] = torch.from_numpy(_dequantize(tensor, heads.get(kind)))
+        state[key] = torch.from_numpy(_dequantize(tensor, heads.get(kind), path))
     model = Transformer.from_state(config, state).eval()
     return model, _tokenizer(reader, path, split_digits=True)
 
@@ -82,21 +95,52 @@ def gguf_tokenizer(path: Path, split_digits: bool = True) -> Tokenizer:
 
 def _tokenizer(reader: Any, path: Path, split_digits: bool) -> Tokenizer:
     model, pre = (_field(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if (model, pre) != ("gpt2", "smollm"):
-        raise UserError(f'{path}: tokenizer "{model}/{pre}"; only gpt2/smollm is supported')
+    if model != "gpt2":
+        raise UserError(f'{path}: tokenizer "{model}"; only byte-level BPE ("gpt2") is supported')
+    if pre not in _CUTS:
+        raise UserError(f'{path}: pre-tokenizer "{pre}"{nearest(pre, list(_CUTS))}')
     tokens = _field(reader, "tokenizer.ggml.tokens")
     kinds = _field(reader, "tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    cuts: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    if split_digits:
-        cuts.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(_CUTS[pre if split_digits else "gpt-2"]())
     backend.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     backend.add_special_tokens([AddedToken(token, special=True) for token in control])
-    return Tokenizer(backend, SEPARATOR)
+    separator = SEPARATOR
+    if separator not in vocabulary:
+        separator = tokens[_field(reader, "tokenizer.ggml.bos_token_id")]
+    return Tokenizer(backend, separator, _chat(reader, tokens))
+
+
+def _gpt2_cuts() -> list[Any]:
+    return [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+
+
+def _words_cuts(digits: int) -> list[Any]:
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORDS % digits), "isolated")
+    return [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
+_CUTS: dict[str, Callable[[], list[Any]]] = {
+    "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), *_gpt2_cuts()],
+    "gpt-2": _gpt2_cuts,
+    "default": _gpt2_cuts,
+    "llama-bpe": lambda: _words_cuts(3),
+    "qwen2": lambda: _words_cuts(1),
+}
+
+
+def _chat(reader: Any, tokens: list[str]) -> ChatTemplate | None:
+    template = reader.get_field("tokenizer.chat_template")
+    if template is None:
+        return None
+    named = {}
+    for kind in ("bos", "eos"):
+        field = reader.get_field(f"tokenizer.ggml.{kind}_token_id")
+        named[f"{kind}_token"] = tokens[field.contents()] if field else ""
+    return ChatTemplate(template.contents(), **named)
 
 
 def _open(path: Path) -> Any:
@@ -129,10 +173,24 @@ def _key(name: str, path: Path) -> tuple[str, str]:
         raise UserError(f'{path}: unknown tensor "{name}"') from None
 
 
-def _dequantize(tensor: Any, heads: int | None) -> np.ndarray:
+def _scaling(divisors: np.ndarray, theta: float, head_dim: int, path: Path) -> list[float]:
+    # A file holds what each frequency is divided by, not the numbers that it follows from.
+    scaling = [float(divisors.max()), *_LLAMA_3]
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float64)
+    expected = slowdown(theta ** (-pairs / head_dim), scaling).numpy()
+    if not np.allclose(expected, divisors, rtol=1e-3):
+        raise UserError(f"{path}: rope_freqs are not those of Llama 3.1; they are not supported")
+    return scaling
+
+
+def _dequantize(tensor: Any, heads: int | None, path: Path) -> np.ndarray:
     from gguf.quants import dequantize
 
-    weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=True)
+    try:
+        weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=True)
+    except NotImplementedError:
+        kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
+        raise UserError(f"{path}: {tensor.name} has the unsupported quantisation {kind}") from None
     if heads:  # rows (head, pair, 2) -> (head, 2, pair)
         rows, columns = weight.shape
         weight = weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2)

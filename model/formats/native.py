@@ -104,6 +104,17 @@ def latest_checkpoint(run: Path) -> Path:
     raise damage
 
 
+def best_checkpoint(run: Path) -> Path:
+    """The undamaged checkpoint with the best validation score, the newest if none has one.
+
+    Raises UserError if there is none.
+    """
+    newest = latest_checkpoint(run)
+    scores = {path: read_manifest(path)["bits_per_byte"] for path in checkpoints(run)}
+    scored = [path for path, score in scores.items() if score is not None]
+    return min(scored, key=scores.__getitem__, default=newest)
+
+
 def read_manifest(checkpoint: Path) -> dict:
     """The manifest of a checkpoint. Raises UserError if it is missing or damaged."""
     try:

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from adapt.lora import LoraLinear, add_lora, merge_lora
+from adapt.adapter import load_adapter, save_adapter
+from adapt.lora import LoraLinear, add_lora, lora_layers, merge_lora
 from configs.cli import UserError
 from configs.schema import LoraConfig, ModelConfig
 from model.transformer import Transformer
@@ -52,19 +53,23 @@ def test_merged_computes_what_unmerged_does():
     assert merged.state_dict().keys() == small().state_dict().keys()
 
 
-def test_training_gives_the_losses_of_peft_on_the_real_model(foundation, foundation_path):
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_training_gives_the_losses_of_peft_and_adapters_go_both_ways(
+    foundation, foundation_path, stabilized, tmp_path
+):
     from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    ours, tokenizer = copy.deepcopy(foundation[0]), foundation[1]
-    config = LoraConfig(rank=4, alpha=8.0)
-    add_lora(ours, config, seed=0)
+    base, tokenizer = foundation
+    ours = copy.deepcopy(base)
+    add_lora(ours, LoraConfig(rank=4, alpha=8.0, rank_stabilized=stabilized), seed=0)
     theirs = AutoModelForCausalLM.from_pretrained(
         foundation_path.parent, gguf_file=foundation_path.name, dtype=torch.float32
     )
     targets = [name.split(".")[1] for name in PEFT_NAMES]
-    theirs = get_peft_model(theirs, PeftConfig(r=4, lora_alpha=8, target_modules=targets))
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": targets, "use_rslora": stabilized}
+    theirs = get_peft_model(theirs, PeftConfig(**settings))
     mine = dict(ours.named_parameters())
     with torch.no_grad():
         for name, p in theirs.named_parameters():
@@ -72,16 +77,15 @@ def test_training_gives_the_losses_of_peft_on_the_real_model(foundation, foundat
                 layer, rest = name.split(".layers.")[1].split(".", 1)
                 module, kind = rest.split(".lora_")
                 p.copy_(mine[f"layers.{layer}.{PEFT_NAMES[module]}.lora_{kind[0]}"])
-    text = "K:G\nGFG BAB|gfg gab|GFG BAB|d2A AFD|\n"
-    ids = torch.tensor([tokenizer.encode(text * 2)])
+    ids = torch.tensor([tokenizer.encode("K:G\nGFG BAB|gfg gab|GFG BAB|d2A AFD|\n")])
     results = []
     for model, loss in (
         (ours, lambda: ours(ids[:, :-1], targets=ids[:, 1:]) / (ids.shape[1] - 1)),
         (theirs, lambda: theirs(ids, labels=ids).loss),
     ):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
         found = []
-        for _ in range(5):
+        for _ in range(20):
             value = loss()
             optimizer.zero_grad()
             value.backward()
@@ -91,13 +95,54 @@ def test_training_gives_the_losses_of_peft_on_the_real_model(foundation, foundat
     assert results[0] == pytest.approx(results[1], rel=1e-4)
     assert results[0][-1] < 0.9 * results[0][0]
 
+    save_adapter(ours, tmp_path / "mine", "smollm2-135m")
+    assert sum(f.stat().st_size for f in (tmp_path / "mine").iterdir()) < 10e6
+    theirs.save_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        expected = ours(ids)
+        own = load_adapter(copy.deepcopy(base), tmp_path / "mine")
+        torch.testing.assert_close(own(ids), expected)
+        back = load_adapter(copy.deepcopy(base), tmp_path / "theirs")
+        torch.testing.assert_close(back(ids), theirs.eval()(ids).logits, atol=1e-3, rtol=1e-4)
+        loaded = PeftModel.from_pretrained(theirs.unload(), tmp_path / "mine").eval()
+        torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(merge_lora(own)(ids), expected, atol=1e-4, rtol=1e-4)
 
-def test_a_rank_above_the_dimension_and_a_missing_target_are_refused():
-    with pytest.raises(UserError, match="rank = 64 is above wq's 32"):
-        add_lora(small(), LoraConfig(rank=64), seed=0)
-    relu = Transformer(ModelConfig(dim=32, n_layers=1, activation="relu2"), 61)
-    with pytest.raises(UserError, match='no layer "w3"'):
-        add_lora(relu, LoraConfig(), seed=0)
+
+def test_merging_can_be_undone():
+    torch.manual_seed(0)
+    model, x = add_lora(small(), LoraConfig(rank=4), seed=0), torch.arange(30)[None]
+    layers = lora_layers(model).values()
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B)
+    with torch.no_grad():
+        expected = model(x)
+        for merged in (True, False, True, True):
+            for layer in layers:
+                layer.merge(merged)
+            torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(merge_lora(model)(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_is_for_training_only():
+    model, x = add_lora(small(), LoraConfig(rank=4, dropout=0.5), seed=0), torch.arange(30)[None]
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B)
+    assert not torch.equal(model.train()(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+
+
+def test_an_adapter_goes_on_its_own_base_only(tmp_path):
+    save_adapter(add_lora(small(), LoraConfig(rank=4), seed=0), tmp_path, "small")
+    load_adapter(small(), tmp_path)
+    with pytest.raises(UserError, match=r"another base model \(small, whose weights"):
+        load_adapter(small().init_weights(1), tmp_path)
+    with pytest.raises(UserError, match="not an adapter"):
+        load_adapter(small(), tmp_path / "nowhere")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
+    with pytest.raises(UserError, match="of the kind IA3 are not supported"):
+        load_adapter(small(), tmp_path)
 
 
 def test_the_command_tunes_a_run_and_leaves_a_model_to_sample(

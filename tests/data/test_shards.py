@@ -5,8 +5,9 @@ import pytest
 
 from configs.cli import UserError, load
 from configs.schema import Recipe
+from data.examples import Examples, completions
 from data.prepare import documents, prepare
-from data.shards import IGNORE, Examples, Windows, cached_tokenizer, write_shards
+from data.shards import IGNORE, Windows, cached_tokenizer, write_shards
 from tokenizer.bpe import Tokenizer
 
 
@@ -46,7 +47,7 @@ def test_each_token_after_the_first_is_a_target_once(prepared):
 def test_examples_score_the_completion_only(prepared):
     _, tokenizer, _ = prepared
     pairs = [("a longer prompt than that", " yes"), ("short", " no\n")]
-    examples = Examples(pairs, 64, tokenizer)
+    examples = Examples(completions(pairs, tokenizer), 64, tokenizer)
     inputs, targets = examples.batch(np.array([0, 1]))
     for row, (prompt, completion) in enumerate(pairs):
         scored = targets[row][targets[row] != IGNORE].tolist()
@@ -57,4 +58,4 @@ def test_examples_score_the_completion_only(prepared):
             *tokenizer.encode(prompt),
         ]
     with pytest.raises(UserError, match="more than the context of 3"):
-        Examples(pairs, 3, tokenizer)
+        Examples(completions(pairs, tokenizer), 3, tokenizer)

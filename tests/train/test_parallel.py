@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 from configs.cli import load
 from configs.schema import Recipe
-from data.shards import Examples
+from data.examples import Examples, completions
 from model.transformer import Transformer
 from train.distributed import Ranks
 from train.pretrain import prepared, train
@@ -54,7 +54,8 @@ config = recipe.train.model_copy(
 with Ranks("cpu") as ranks:
     tokenizer, *_ = prepared(recipe)
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
-    sets = Examples(pairs, 64, tokenizer), Examples(pairs[:3], 64, tokenizer)
+    texts = completions(pairs, tokenizer)
+    sets = Examples(texts, 64, tokenizer), Examples(texts[:3], 64, tokenizer)
     model = Transformer(recipe.model, tokenizer.vocab_size).init_weights(0)
     if ranks.first:
         lock = start_run(run, recipe, tokenizer)

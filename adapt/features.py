@@ -1,0 +1,151 @@
+"""Frozen features and a classifier: the model reads every text once, then its head is cheap.
+
+What each layer says of a text is kept, pooled over its tokens; logistic regression is fitted on the
+layer that does best on the validation split, on the last one, or on all side by side.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from configs.cli import UserError
+from configs.console import track
+from configs.schema import FeaturesConfig
+from data.tasks import Task
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse of the regularisation, chosen on validation
+BATCH = 8
+
+
+class Classifier(NamedTuple):
+    """Standardised features of some layers -> the likeliest label."""
+
+    labels: list[str]
+    pooling: str
+    layers: list[int]
+    """0 is the embedding."""
+    mean: np.ndarray
+    scale: np.ndarray
+    weight: np.ndarray  # (labels, features)
+    bias: np.ndarray
+
+    def predict(self, features: np.ndarray) -> list[str]:
+        """Labels of (N, layers, C) features."""
+        x = (_flat(features, self.layers) - self.mean) / self.scale
+        return [self.labels[i] for i in (x @ self.weight.T + self.bias).argmax(1)]
+
+    def save(self, folder: Path) -> None:
+        """Write classifier.safetensors and classifier.json."""
+        arrays = {name: np.ascontiguousarray(getattr(self, name))
+                  for name in ("mean", "scale", "weight", "bias")}  # fmt: skip
+        save_file(arrays, folder / "classifier.safetensors")
+        about = {"labels": self.labels, "pooling": self.pooling, "layers": self.layers}
+        (folder / "classifier.json").write_text(json.dumps(about) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Classifier":
+        """What `save` wrote. Raises UserError if it is not there."""
+        path = folder / "classifier.json"
+        if not path.exists():
+            raise UserError(f"{folder}: holds no classifier; train one with way = features")
+        about = json.loads(path.read_text())
+        arrays = load_file(folder / "classifier.safetensors")
+        return cls(
+            about["labels"], about["pooling"], about["layers"],
+            *(arrays[name] for name in ("mean", "scale", "weight", "bias")),
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def extract(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], pooling: str
+) -> np.ndarray:
+    """(N, layers + 1, C) float32: each text's features after the embedding and after every block.
+
+    Raises UserError if a text does not fit the context.
+    """
+    encoded = [[tokenizer.separator_id, *ids] for ids in tokenizer.encode_batch(texts)]
+    longest = max(map(len, encoded))
+    if longest > model.config.max_seq_len:
+        raise UserError(f"a text of {longest} tokens is above the context; lower task.max_chars")
+    kept: list[torch.Tensor] = []
+    hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: kept.append(x[0]))]
+    hooks += [
+        layer.register_forward_hook(lambda _, __, x: kept.append(x)) for layer in model.layers
+    ]
+    found = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
+    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))  # alike ones need no padding
+    try:
+        for start in track(range(0, len(order), BATCH), "reading texts", -(-len(order) // BATCH)):
+            rows = order[start : start + BATCH]
+            lengths = torch.tensor([len(encoded[i]) for i in rows], device=model.device)
+            inputs = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+            for at, i in enumerate(rows):
+                inputs[at, : len(encoded[i])] = torch.tensor(encoded[i])
+            kept.clear()
+            model.features(inputs.to(model.device))
+            x = torch.stack(kept, 1).float()  # (B, layers + 1, T, C)
+            positions = torch.arange(x.shape[2], device=x.device)
+            if pooling == "last":
+                wanted = positions == lengths[:, None] - 1
+            else:
+                wanted = (positions < lengths[:, None]) & (positions > 0)
+            weights = wanted / wanted.sum(1, keepdim=True).clamp(min=1)  # (B, T)
+            found[rows] = torch.einsum("bltc,bt->blc", x, weights.to(x.dtype)).cpu().numpy()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def fit(
+    task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesConfig
+) -> tuple[Classifier, float]:
+    """The classifier of (N, layers, C) features of the task's items, and its validation accuracy.
+
+    Layer and strength of regularisation are chosen on the validation split.
+    """
+    count = train.shape[1]
+    choices = {"last": [[count - 1]], "all": [list(range(count))],
+               "best": [[layer] for layer in range(count)]}[config.layers]  # fmt: skip
+    best: tuple[float, Classifier] | None = None
+    for layers in track(choices, "fitting heads", len(choices)):
+        for strength in STRENGTHS:
+            head = _logistic(task, train, layers, strength, config.pooling)
+            right = zip(head.predict(validation), task.validation, strict=True)
+            score = float(np.mean([label == item.label for label, item in right]))
+            if best is None or score > best[0]:
+                best = score, head
+    assert best is not None
+    return best[1], best[0]
+
+
+def _logistic(
+    task: Task, train: np.ndarray, layers: list[int], strength: float, pooling: str
+) -> Classifier:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise UserError("way = features needs: pip install -e '.[compare]'") from None
+    x = _flat(train, layers)
+    mean, scale = x.mean(0), x.std(0) + 1e-6
+    # In proportion to what is summed, so that a strength means the same for one layer and for all.
+    head = LogisticRegression(C=strength / x.shape[1], max_iter=300)
+    head.fit((x - mean) / scale, [item.label for item in task.train])
+    weight, bias = head.coef_, head.intercept_
+    if len(head.classes_) == 2:  # one row says how much the second class is likelier
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    labels = [str(label) for label in head.classes_]
+    arrays = (array.astype(np.float32) for array in (mean, scale, weight, bias))
+    return Classifier(labels, pooling, layers, *arrays)
+
+
+def _flat(features: np.ndarray, layers: list[int]) -> np.ndarray:
+    return features[:, layers].reshape(len(features), -1)

@@ -1,0 +1,77 @@
+"""Soft prompts: vectors before every text are trained, the model is frozen.
+
+Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains them themselves; a prompt encoder (Liu
+et al. 2021, arXiv:2103.10385, section 3.2; the MLP of `peft`) trains a network that gives them.
+"""
+
+import torch
+from torch import nn
+
+from configs.cli import UserError
+from configs.schema import SoftPromptConfig
+from model.soft_prompt import SoftPrompt
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+
+
+class PromptEncoder(SoftPrompt):
+    """Vectors that a network of two hidden layers makes of trained embeddings."""
+
+    def __init__(self, tokens: int, dim: int, hidden_dim: int):
+        super().__init__(tokens, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, dim),
+        )
+
+    def forward(self) -> torch.Tensor:
+        """(tokens, dim)."""
+        return self.mlp(self.vectors)
+
+
+@torch.no_grad()
+def add_soft_prompt(
+    model: Transformer, tokenizer: Tokenizer, config: SoftPromptConfig, seed: int
+) -> Transformer:
+    """Freeze `model` and put trained vectors before every text; returns it.
+
+    They start as embeddings of `init_text` or of tokens drawn at random. Raises UserError if they
+    fill the context.
+    """
+    if config.tokens >= model.config.max_seq_len:
+        raise UserError(
+            f"soft_prompt.tokens = {config.tokens} fills the context of {model.config.max_seq_len}"
+        )
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor(tokenizer.encode(config.init_text), dtype=torch.int64)
+    if len(ids):
+        ids = ids.repeat(-(-config.tokens // len(ids)))[: config.tokens]
+    else:
+        ids = torch.randint(model.vocab_size, (config.tokens,), generator=generator)
+    if config.hidden_dim:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            prompt: SoftPrompt = PromptEncoder(config.tokens, model.config.dim, config.hidden_dim)
+    else:
+        prompt = SoftPrompt(config.tokens, model.config.dim)
+    prompt.vectors.copy_(model.tok_embeddings.weight[ids])
+    return with_soft_prompt(model, prompt)
+
+
+def with_soft_prompt(model: Transformer, prompt: SoftPrompt) -> Transformer:
+    """`model`, in place, with these vectors before every text."""
+    model.soft_prompt = prompt
+    model.config = model.config.model_copy(update={"soft_tokens": len(prompt.vectors)})
+    return model
+
+
+@torch.no_grad()
+def settle(model: Transformer) -> Transformer:
+    """Replace a prompt encoder by the vectors that it gives; returns the model."""
+    prompt = SoftPrompt(model.config.soft_tokens, model.config.dim)
+    prompt.vectors.copy_(model.soft_prompt())
+    return with_soft_prompt(model, prompt)

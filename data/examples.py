@@ -1,0 +1,139 @@
+"""Texts of which only some tokens are scored: prompts with completions, conversations."""
+
+import hashlib
+import json
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from configs.cli import UserError
+from configs.schema import DataConfig
+from data.shards import IGNORE
+from data.tasks import drawn_split, json_row
+from tokenizer.bpe import Tokenizer
+from tokenizer.chat import encode_chat
+
+
+class Row(NamedTuple):
+    """Token ids of one text, the separator first, and which of them are scored."""
+
+    ids: list[int]
+    scored: list[bool]
+
+
+class Examples:
+    """Rows of texts: one text each, padded on the right, or packed as many as fit.
+
+    Packed texts see nothing of each other: each begins with the separator, and a model does not
+    look across `separator` (`Transformer.separator`).
+    """
+
+    def __init__(
+        self, texts: Sequence[Row], seq_len: int, tokenizer: Tokenizer, pack: bool = False
+    ):
+        """Raises UserError if a text is longer than `seq_len` tokens."""
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        for number, text in enumerate(texts):
+            if len(text.ids) > seq_len + 1:
+                raise UserError(
+                    f"example {number + 1} has {len(text.ids)} tokens, more than the context of "
+                    f"{seq_len}; shorten it or raise the context"
+                )
+        self.separator = tokenizer.separator_id if pack else -1
+        self.rows = _packed(texts, seq_len + 1) if pack else list(texts)
+        self.seq_len = max(len(row.ids) for row in self.rows) - 1
+        self.fingerprint = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def longest(self, count: int) -> np.ndarray:
+        """Indices of the rows that need the most memory."""
+        return np.argsort([len(row.ids) for row in self.rows])[-count:]
+
+    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets, each (len(indices), longest of them) int64."""
+        rows = [self.rows[i] for i in indices]
+        longest = max(len(row.ids) for row in rows)
+        inputs = torch.zeros(len(rows), longest - 1, dtype=torch.int64)
+        targets = torch.full_like(inputs, IGNORE)
+        for at, row in enumerate(rows):
+            ids, scored = torch.tensor(row.ids), torch.tensor(row.scored)
+            inputs[at, : len(ids) - 1] = ids[:-1]
+            targets[at, : len(ids) - 1] = ids[1:].masked_fill(~scored[1:], IGNORE)
+        return inputs, targets
+
+
+def completions(
+    pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, end: bool = False
+) -> list[Row]:
+    """Prompts with their completions, of which alone the tokens are scored.
+
+    With `end` the separator follows and is scored: the model learns to stop.
+    """
+    prompts, answers = zip(*pairs, strict=True)
+    close = [tokenizer.separator_id] if end else []
+    encoded = zip(tokenizer.encode_batch(prompts), tokenizer.encode_batch(answers), strict=True)
+    rows = []
+    for prompt, answer in encoded:
+        answer += close
+        head = [tokenizer.separator_id, *prompt]
+        rows.append(Row(head + answer, [False] * len(head) + [True] * len(answer)))
+    return rows
+
+
+def read_examples(
+    path: Path, data: DataConfig, tokenizer: Tokenizer
+) -> tuple[list[Row], list[Row]]:
+    """Training and validation texts of a .jsonl file.
+
+    A line is {"prompt", "completion"}, of which the completion is scored, or {"messages": [{"role",
+    "content"}, …]}, written by the model's own chat template, of which the assistant's are. A
+    "group" stays in one split; `data.validation_fraction` is held out. Raises UserError, naming
+    the line, for a malformed one, and if a split stays empty.
+    """
+    splits: dict[str, list[Row]] = {"train": [], "validation": []}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"examples: {path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path}: line {number}"
+        row = json_row(line, place, ())
+        if "messages" in row:
+            text = Row(*encode_chat(tokenizer, row["messages"], place))
+            group = json.dumps(row["messages"])
+        else:
+            row = json_row(line, place, ("prompt", "completion"))
+            (text,) = completions([(row["prompt"], row["completion"])], tokenizer, end=True)
+            group = row["prompt"]
+        settings = data.model_copy(update={"test_fraction": 0.0})
+        splits[drawn_split(str(row.get("group") or group), settings)].append(text)
+    for split, texts in splits.items():
+        if not texts:
+            raise UserError(f"{path}: no example is left for the {split} split; add lines")
+    return splits["train"], splits["validation"]
+
+
+def _packed(texts: Sequence[Row], room: int) -> list[Row]:
+    # Best fit, longest first: each goes where least is left.
+    rows: list[Row] = []
+    spaces: list[tuple[int, int]] = []  # (space left, row), sorted
+    for text in sorted(texts, key=lambda text: -len(text.ids)):
+        at = bisect_left(spaces, (len(text.ids), -1))
+        if at == len(spaces):
+            spaces.append((room, len(rows)))
+            rows.append(Row([], []))
+            at = len(spaces) - 1
+        space, number = spaces.pop(at)
+        rows[number].ids.extend(text.ids)
+        rows[number].scored.extend(text.scored)
+        insort(spaces, (space - len(text.ids), number))
+    return rows

@@ -1,0 +1,106 @@
+"""Names and settings of GPT-2, whose linear layers are stored (in, out), q, k and v as one."""
+
+import json
+import re
+from typing import Any
+
+import torch
+
+from configs.cli import UserError
+from configs.schema import ModelConfig
+
+LAYER_NAMES = {  # c_attn holds wq, wk and wv side by side
+    "attention.wo": "attn.c_proj",
+    "attention_norm": "ln_1",
+    "feed_forward.w1": "mlp.c_fc",
+    "feed_forward.w2": "mlp.c_proj",
+    "ffn_norm": "ln_2",
+}
+_TOP = {"tok_embeddings": "wte", "pos_embeddings": "wpe", "norm": "ln_f"}
+_QKV = ("wq", "wk", "wv")
+
+
+def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
+    """The options of a config.json. Raises UserError for what is not supported, or KeyError."""
+    for option, plain in (("activation_function", "gelu_new"), ("scale_attn_weights", True),
+                          ("scale_attn_by_inverse_layer_idx", False)):  # fmt: skip
+        if c.get(option, plain) != plain:
+            raise UserError(f"config.json: {option} = {c[option]!r} is not supported")
+    return ModelConfig(
+        dim=c["n_embd"],
+        n_layers=c["n_layer"],
+        n_heads=c["n_head"],
+        n_kv_heads=c["n_head"],
+        head_dim=c["n_embd"] // c["n_head"],
+        hidden_dim=c.get("n_inner") or 4 * c["n_embd"],
+        max_seq_len=c["n_positions"],
+        norm_eps=c.get("layer_norm_epsilon", 1e-5),
+        activation="gelu",
+        norm="layer",
+        biases="all",
+        positions="learned",
+        tie_embeddings=True,
+    )
+
+
+def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
+    """The settings of a config.json. Raises UserError for an option that it cannot hold."""
+    for option, value in (("n_kv_heads", c.n_heads), ("head_dim", c.dim // c.n_heads),
+                          ("tie_embeddings", True), ("qk_norm", False)):  # fmt: skip
+        if getattr(c, option) != value:
+            raise UserError(
+                f"model.{option} = {json.dumps(getattr(c, option))}: GPT-2's is {value}"
+            )
+    return {
+        "n_embd": c.dim,
+        "n_layer": c.n_layers,
+        "n_head": c.n_heads,
+        "n_inner": c.hidden_dim,
+        "n_positions": c.max_seq_len,
+        "layer_norm_epsilon": c.norm_eps,
+        "activation_function": "gelu_new",
+    }
+
+
+def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Their tensors under our names. Raises UserError for one that is not known."""
+    layer = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+    top = {theirs: ours for ours, theirs in _TOP.items()}
+    state = {}
+    for name, tensor in weights.items():
+        name = name.removeprefix("transformer.")
+        inside = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
+        stem, _, kind = name.rpartition(".")
+        if name == "lm_head.weight" or re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
+            continue  # the embedding again; a mask that old files hold
+        if inside and ".c_" in f".{inside[2]}" and kind == "weight":
+            tensor = tensor.T.contiguous()  # its linear layers are stored (in, out)
+        if inside and inside[2] == "attn.c_attn":
+            for part, rows in zip(_QKV, tensor.chunk(3), strict=True):
+                state[f"layers.{inside[1]}.attention.{part}.{kind}"] = rows.contiguous()
+        elif inside and inside[2] in layer:
+            state[f"layers.{inside[1]}.{layer[inside[2]]}.{kind}"] = tensor
+        elif stem in top:
+            state[f"{top[stem]}.{kind}"] = tensor
+        else:
+            raise UserError(f'model.safetensors: unknown tensor "{name}"')
+    return state
+
+
+def write_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our tensors under their names."""
+    named = {}
+    for name, tensor in state.items():
+        inside = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        stem, _, kind = name.rpartition(".")
+        key = f"transformer.{_TOP.get(stem)}.{kind}"
+        if inside and inside[2] in ("attention.wk", "attention.wv"):
+            continue
+        if inside and inside[2] == "attention.wq":
+            tensor = torch.cat([state[name.replace("wq", part)] for part in _QKV])
+            key = f"transformer.h.{inside[1]}.attn.c_attn.{kind}"
+        elif inside:
+            key = f"transformer.h.{inside[1]}.{LAYER_NAMES[inside[2]]}.{kind}"
+        linear = inside and "norm" not in inside[2] and kind == "weight"
+        named[key] = tensor.T if linear else tensor
+    return named

@@ -1,0 +1,173 @@
+"""Hugging Face folders: Llama, Qwen2, Qwen3, SmolLM2 and 3, and GPT-2, read and written.
+
+A folder holds config.json, model.safetensors (perhaps in parts, with an index) and tokenizer.json.
+Which family a model of ours is written as follows from its options; one that no family has is
+named in the error.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from configs.cli import UserError, nearest
+from configs.schema import ModelConfig
+from model.formats import gpt2, llama
+from model.transformer import Transformer
+from tokenizer.bpe import ChatTemplate, Tokenizer
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+
+
+def load_huggingface(folder: Path) -> tuple[Transformer, Tokenizer]:
+    """The model in float32, and its tokenizer.
+
+    Raises UserError for a missing or malformed file, an architecture or a setting that is not
+    supported, and a tokenizer that is not byte-level BPE.
+    """
+    settings = _json(folder / "config.json")
+    kind = str(settings.get("model_type"))
+    if kind not in CLASSES:
+        hint = nearest(kind, list(CLASSES))
+        raise UserError(f'{folder}/config.json: unknown architecture "{kind}"{hint}')
+    layout = gpt2 if kind == "gpt2" else llama
+    try:
+        config = layout.read_config(kind, settings)
+    except KeyError as error:
+        raise UserError(f"{folder}/config.json: no {error}") from None
+    weights = {name: tensor.float() for name, tensor in _tensors(folder).items()}
+    state = layout.read_weights(weights)
+    if config.tie_embeddings:
+        state.pop("output.weight", None)
+    try:
+        return Transformer.from_state(config, state).eval(), _tokenizer(folder, settings)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: the weights do not fit config.json: {reason}") from None
+
+
+def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, card: str) -> None:
+    """Write a folder that `transformers` loads: weights in their own dtype, tokenizer, README.md.
+
+    Raises UserError if `folder` is not empty, or naming the option that no family has.
+    """
+    kind = family(model.config)
+    layout = gpt2 if kind == "gpt2" else llama
+    settings = layout.write_config(kind, model.config)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: p.detach().cpu() for name, p in model.named_parameters()}
+    named = {name: x.contiguous() for name, x in layout.write_weights(state).items()}
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    separator = tokenizer.separator_id
+    settings |= {
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
+        "vocab_size": model.vocab_size,
+        "tie_word_embeddings": model.config.tie_embeddings,
+        "bos_token_id": separator,
+        "eos_token_id": separator,
+        "dtype": str(model.tok_embeddings.weight.dtype).removeprefix("torch."),
+    }
+    name = tokenizer.backend.id_to_token(separator)
+    special = {"bos_token": name, "eos_token": name, "pad_token": name}
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False,
+             "model_max_length": model.config.max_seq_len, **special}  # fmt: skip
+    if tokenizer.chat:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat.template, encoding="utf-8")
+        about |= {k: v for k, v in tokenizer.chat._asdict().items() if v and k != "template"}
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    for file, values in (("config", settings), ("tokenizer_config", about)):
+        (folder / f"{file}.json").write_text(json.dumps(values, indent=2) + "\n")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def family(config: ModelConfig) -> str:
+    """The architecture that computes what this model does. Raises UserError if there is none."""
+    plain = ModelConfig()
+    for option in ("key_shift", "embedding_norm", "value_embeddings", "bigram_buckets", "base_dim",
+                   "soft_tokens"):  # fmt: skip
+        value = getattr(config, option)
+        if value != getattr(plain, option):
+            raise UserError(f"model.{option} = {_shown(value)} has no Hugging Face equivalent")
+    old = {"norm": "layer", "biases": "all", "positions": "learned", "activation": "gelu"}
+    if all(getattr(config, option) == value for option, value in old.items()):
+        return "gpt2"
+    for option, value in old.items():
+        own = getattr(config, option)
+        if own == value or own == "relu2":
+            raise UserError(f"model.{option} = {_shown(own)} has no Hugging Face equivalent here")
+    extras = {
+        "qwen2": config.biases == "qkv",
+        "qwen3": config.qk_norm,
+        "smollm3": config.unrotated_every > 0,
+    }
+    found = [kind for kind, has in extras.items() if has]
+    if len(found) > 1:
+        raise UserError(f"no Hugging Face architecture has the options of {' and '.join(found)}")
+    return found[0] if found else "llama"
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    index = folder / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(_json(index)["weight_map"].values()))
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            found |= load_file(folder / file)
+        except FileNotFoundError:
+            raise UserError(f"{folder / file}: no such file of weights") from None
+        except SafetensorError as error:
+            raise UserError(f"{folder / file}: not a safetensors file: {error}") from None
+    return found
+
+
+def _tokenizer(folder: Path, settings: dict) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    parts = _json(path)
+    if '"ByteLevel"' not in json.dumps(parts.get("decoder")):
+        raise UserError(f"{path}: is not byte-level BPE; others are not supported")
+    about = folder / "tokenizer_config.json"
+    named = _json(about) if about.exists() else {}
+
+    def special(key: str) -> str:
+        value = named.get(key) or ""
+        return value["content"] if isinstance(value, dict) else value
+
+    known = {token["content"] for token in parts.get("added_tokens", [])}
+    wanted = ("<|endoftext|>", special("bos_token"), special("eos_token"))
+    separator = next((token for token in wanted if token and token in known), None)
+    if separator is None:
+        raise UserError(f"{path}: has no special token to separate documents with")
+    jinja = folder / "chat_template.jinja"
+    template = jinja.read_text(encoding="utf-8") if jinja.exists() else named.get("chat_template")
+    chat = None
+    if isinstance(template, str):
+        chat = ChatTemplate(template, special("bos_token"), special("eos_token"))
+    loaded = Tokenizer.load(path)
+    return Tokenizer(loaded.backend, separator, chat)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)

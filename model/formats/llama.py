@@ -1,0 +1,127 @@
+"""Names and settings of the Llama family: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3."""
+
+import re
+from typing import Any
+
+import torch
+
+from configs.cli import UserError
+from configs.schema import ModelConfig
+
+LAYER_NAMES = {  # ours: theirs
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "attention_norm": "input_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+_TOP = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+
+
+def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
+    """The options of a config.json. Raises UserError for what is not supported, or KeyError."""
+    for option, plain in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False),
+                          ("use_sliding_window", False)):  # fmt: skip
+        if c.get(option, plain) != plain:
+            raise UserError(f"config.json: {option} = {c[option]!r} is not supported")
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    rope_kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope_kind not in ("default", "llama3"):
+        raise UserError(f'config.json: rope_type = "{rope_kind}" is not supported')
+    scaling = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    heads = c["num_attention_heads"]
+    return ModelConfig(
+        dim=c["hidden_size"],
+        n_layers=c["num_hidden_layers"],
+        n_heads=heads,
+        n_kv_heads=c.get("num_key_value_heads") or heads,
+        head_dim=c.get("head_dim") or c["hidden_size"] // heads,
+        hidden_dim=c["intermediate_size"],
+        max_seq_len=c["max_position_embeddings"],
+        rope_theta=rope.get("rope_theta") or c.get("rope_theta", 10000.0),
+        rope_scaling=[float(rope[key]) for key in scaling] if rope_kind == "llama3" else [],
+        norm_eps=c["rms_norm_eps"],
+        tie_embeddings=c.get("tie_word_embeddings", False),
+        qk_norm=kind == "qwen3",
+        biases="qkv" if kind == "qwen2" else "none",
+        unrotated_every=_unrotated(c) if kind == "smollm3" else 0,
+    )
+
+
+def _unrotated(c: dict[str, Any]) -> int:
+    every = c.get("no_rope_layer_interval", 4)
+    layers = range(1, c["num_hidden_layers"] + 1)
+    if c.get("no_rope_layers", [int(i % every != 0) for i in layers]) != [
+        int(i % every != 0) for i in layers
+    ]:
+        raise UserError("config.json: no_rope_layers is not every so manieth layer")
+    return every
+
+
+def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
+    """The settings of a config.json. Raises UserError for an option that it cannot hold."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_theta}
+    if c.rope_scaling:
+        factor, low, high, length = c.rope_scaling
+        rope |= {"rope_type": "llama3", "factor": factor}
+        rope |= {"low_freq_factor": low, "high_freq_factor": high}
+        rope["original_max_position_embeddings"] = int(length)
+    settings = {
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.hidden_dim,
+        "max_position_embeddings": c.max_seq_len,
+        "rope_parameters": rope,
+        "rope_theta": c.rope_theta,  # where versions of transformers before 5 look
+        "rms_norm_eps": c.norm_eps,
+        "hidden_act": "silu",
+    }
+    if kind == "qwen2" and c.head_dim * c.n_heads != c.dim:
+        raise UserError(f"model.head_dim = {c.head_dim} is not dim / n_heads, as Qwen2's has to be")
+    if kind == "smollm3":
+        layers = range(1, c.n_layers + 1)
+        settings["no_rope_layers"] = [int(i % c.unrotated_every != 0) for i in layers]
+        settings["no_rope_layer_interval"] = c.unrotated_every
+        settings["pad_token_id"] = None  # the default is one of its own large vocabulary
+    return settings
+
+
+def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Their tensors under our names. Raises UserError for one that is not known."""
+    layer = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+    top = {theirs: ours for ours, theirs in _TOP.items()}
+    state = {}
+    for name, tensor in weights.items():
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        inside = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        stem, _, kind = name.rpartition(".")
+        if inside and inside[2] in layer:
+            state[f"layers.{inside[1]}.{layer[inside[2]]}.{inside[3]}"] = tensor
+        elif stem in top:
+            state[f"{top[stem]}.{kind}"] = tensor
+        else:
+            raise UserError(f'model.safetensors: unknown tensor "{name}"')
+    return state
+
+
+def write_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our tensors under their names."""
+    named = {}
+    for name, tensor in state.items():
+        inside = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        stem, _, kind = name.rpartition(".")
+        key = f"{_TOP.get(stem)}.{kind}"
+        if inside:
+            key = f"model.layers.{inside[1]}.{LAYER_NAMES[inside[2]]}.{inside[3]}"
+        named[key] = tensor
+    return named

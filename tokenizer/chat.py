@@ -1,0 +1,77 @@
+"""Conversations as a model's own chat template writes them."""
+
+import json
+import re
+from typing import Any
+
+from configs.cli import UserError
+from tokenizer.bpe import ChatTemplate, Tokenizer
+
+_MARK = re.compile("\ue000(\\d+)\ue001")  # where a message's text will stand
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[int], list[bool]]:
+    """Ids of a conversation, after the separator, and which are scored: what the assistant says,
+
+    with the special token that ends its turn. Special tokens come from the template only: text
+    that contains them is text. Raises UserError, naming `place`, for anything but a list of
+    {"role", "content"} that ends with the assistant, or without a template.
+    """
+    if tokenizer.chat is None:
+        raise UserError(f"{place}: this model has no chat template; use prompt and completion")
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f'{place}: "messages" is not a list of messages')
+    for number, message in enumerate(messages):
+        if not (isinstance(message, dict) and isinstance(message.get("role"), str)
+                and isinstance(message.get("content"), str)):  # fmt: skip
+            shown = json.dumps(message)[:60]
+            raise UserError(f'{place}: message {number + 1} has no "role" and "content": {shown}')
+    if messages[-1]["role"] != "assistant":
+        raise UserError(f"{place}: the last message is not the assistant's: nothing to learn")
+    marked = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+    pieces = _MARK.split(_render(tokenizer.chat, marked, place))
+    ids, scored = [tokenizer.separator_id], [False]
+
+    def add(found: list[int], count: bool) -> None:
+        ids.extend(found)
+        scored.extend([count] * len(found))
+
+    seen, speaks = [], False
+    for at, piece in enumerate(pieces):
+        if at % 2 == 0:
+            found = tokenizer.encode_with_special(piece)
+            ends = [i for i, token in enumerate(found, 1) if token in tokenizer.special_ids]
+            turn = ends[0] if speaks and ends else 0
+            add(found[:turn], True)
+            add(found[turn:], False)
+        else:
+            message = messages[int(piece)]
+            speaks = message["role"] == "assistant"
+            seen.append(int(piece))
+            add(tokenizer.encode(message["content"]), speaks)
+    if seen != list(range(len(messages))):
+        raise UserError(f"{place}: the model's chat template leaves out or moves a message")
+    return ids, scored
+
+
+def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise UserError("chat messages need: pip install jinja2") from None
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    try:
+        return environment.from_string(chat.template).render(
+            messages=messages,
+            bos_token=chat.bos_token,
+            eos_token=chat.eos_token,
+            add_generation_prompt=False,
+        )
+    except TemplateError as error:
+        raise UserError(f"{place}: the model's chat template: {error}") from None
