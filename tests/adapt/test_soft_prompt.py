@@ -106,7 +106,8 @@ def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(
         (ours, lambda: ours(ids[:, :-1], targets=ids[:, 1:]) / (ids.shape[1] - 1)),
         (peft, lambda: peft(input_ids=ids, labels=labels).loss),
     ):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=2e-5 if hidden else 1e-3)
         found = []
         for _ in range(20):
             value = loss()
@@ -116,7 +117,7 @@ def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(
             found.append(value.item())
         results.append(found)
     assert results[0] == pytest.approx(results[1], rel=1e-4)
-    assert results[0][-1] < 0.99 * results[0][0]
+    assert results[0][-1] < results[0][0] - 0.1
 
     save_adapter(ours, tmp_path / "mine", "smollm2-135m")
     settled = settle(ours)

@@ -1,0 +1,310 @@
+"""Every way to adapt, as a command on a small run: what trains, what is kept, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from texts import words
+
+from adapt.features import Classifier, extract, fit
+from adapt.finetune import adapt, main
+from configs.cli import UserError, load
+from configs.schema import FeaturesConfig, FinetuneRecipe, ModelConfig
+from data.examples import Examples, completions, read_examples
+from data.tasks import Item, Task
+from model.formats.native import checkpoints, load_run, read_file
+from model.load import load_model
+from model.transformer import IGNORE, Transformer
+from train.metrics import read_metrics
+from train.optim import optimizers
+
+WAYS = ("full", "top_layers", "lora", "soft_prompt")
+
+
+@pytest.fixture(scope="module")
+def base(command, recipe, tmp_path_factory):
+    run = tmp_path_factory.mktemp("base") / "run"
+    done = command("train.pretrain", recipe, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Which word comes first: learnt in a few steps."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = []
+    for n in range(120):
+        first, *rest = words(n, 4).split()
+        row = {"text": " ".join([["red", "blue"][n % 2], first, *rest]),
+               "label": ["warm", "cold"][n % 2]}  # fmt: skip
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def tune(command, base, corpus, cache, tmp_path):
+    """Run adapt.finetune on the small run; returns the process and the run directory."""
+
+    def run(*arguments, name="tuned", general=corpus):
+        config = tmp_path / "tune.toml"
+        config.write_text(f"""
+base = "{base}"
+seq_len = 32
+general = "{general}"
+[data]
+corpus = "folk-tunes"
+section_chars = 500
+cache_dir = "{cache}"
+[top_layers]
+layers = 1
+[lora]
+rank = 2
+[soft_prompt]
+tokens = 3
+[train]
+steps = 8
+batch_size = 8
+micro_batch_size = 4
+learning_rate = 1e-2
+eval_every = 4
+save_every = 4
+precision = "float32"
+[sample]
+max_new_tokens = 5
+""")
+        folder = tmp_path / name
+        return command("adapt.finetune", config, "--run-dir", folder, *arguments), folder
+
+    return run
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_frozen_gets_no_gradient_and_no_optimiser_state(way, base):
+    model, tokenizer = load_model(base)
+    settings = FinetuneRecipe(way=way, top_layers={"layers": 1}, lora={"rank": 2})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adapt(model, tokenizer, settings)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    expected = {
+        "full": lambda name: True,
+        "top_layers": lambda name: name.startswith(("layers.1.", "norm.", "output.")),
+        "lora": lambda name: ".lora_" in name,
+        "soft_prompt": lambda name: name.startswith("soft_prompt."),
+    }[way]
+    assert set(trained) == {name for name, _ in model.named_parameters() if expected(name)}
+    x = torch.arange(20)[None]
+    chosen = optimizers(trained, settings.train)
+    model(x, targets=x).backward()
+    for optimizer in chosen:
+        optimizer.step()
+    state = {id(p) for optimizer in chosen for p in optimizer.state}
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == (name in trained)
+        assert (id(p) in state) == (name in trained)
+        if name not in trained and name in before:
+            assert torch.equal(p, before[name])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_learns_a_task_and_leaves_a_whole_model(way, tune, rows):
+    done, run = tune("--way", way, "--task.name", rows)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["loss_after"] < summary["loss_before"]
+    assert summary["trained_parameters"] > 0
+    assert {"general_bits_per_byte_before", "sample_before", "sample_after"} <= summary.keys()
+    assert "--- before ---" in done.stdout
+    assert (run / "adapter").exists() == (way in ("lora", "soft_prompt"))
+    model, tokenizer = load_run(run / "merged")
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    task = Task("Text", "Label", ["cold", "warm"], [], [], [])
+    pair = (task.prompt("red x"), task.completion("warm"))
+    x, y = Examples(completions([pair], tokenizer), 64, tokenizer).batch(np.zeros(1, int))
+    with torch.no_grad():
+        assert torch.isfinite(model(x, targets=y))
+
+
+def test_features_classify_with_a_frozen_model(tune, rows, base):
+    done, run = tune("--way", "features", "--task.name", rows)
+    assert done.returncode == 0, done.stderr
+    assert "validation items right" in done.stderr
+    head = Classifier.load(run)
+    model, tokenizer = load_model(base)
+    x = extract(model, tokenizer, ["red a b", "blue a b"], head.pooling)
+    assert x.shape == (2, 3, 32)
+    assert head.predict(x) == ["warm", "cold"]
+    again, _ = tune("--way", "features", "--task.name", rows)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+
+
+def test_features_are_the_models_own_and_padding_changes_nothing(base):
+    model, tokenizer = load_model(base)
+    texts = ["a", "some longer text than that one", "b c"]
+    for pooling in ("mean", "last"):
+        together = extract(model, tokenizer, texts, pooling)
+        alone = np.concatenate([extract(model, tokenizer, [text], pooling) for text in texts])
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+    ids = torch.tensor([[tokenizer.separator_id, *tokenizer.encode(texts[1])]])
+    with torch.no_grad():
+        last = model.features(ids)[0, -1]
+        np.testing.assert_allclose(model.norm(torch.tensor(together[1, -1])), last, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["best", "last", "all"])
+def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(90, 2, 6)).astype(np.float32)
+    labels = ["abc"[i] for i in (x[:, 1, :3] + 0.1 * draw.normal(size=(90, 3))).argmax(1)]
+    items = [Item(str(i), "", label) for i, label in enumerate(labels)]
+    task = Task("", "", ["a", "b", "c"], items[:60], items[60:75], items[75:])
+    head, score = fit(task, x[:60], x[60:75], FeaturesConfig(layers=layers))
+    assert head.layers == {"best": [1], "last": [1], "all": [0, 1]}[layers]
+    assert score > 0.8
+    head.save(tmp_path)
+    assert Classifier.load(tmp_path).predict(x) == head.predict(x)
+    flat = (x[:, head.layers].reshape(90, -1) - head.mean) / head.scale
+    sizes = [
+        abs(LogisticRegression(C=c / flat.shape[1], max_iter=300).fit(flat[:60], labels[:60]).coef_
+            - head.weight).max() for c in (0.01, 0.1, 1.0, 10.0, 100.0)
+    ]  # fmt: skip
+    assert min(sizes) < 1e-3
+
+
+def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, rows):
+    done, run = tune(
+        "--way", "full", "--task.name", rows, "--train.learning-rate", "0.3",
+        "--train.patience", "2", "--train.eval-every", "1", "--train.steps", "50", "--train.save-every", "100",
+        "--train.keep-last", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scored = {r["step"]: r["bits_per_byte"] for r in read_metrics(run) if "bits_per_byte" in r}
+    best = min(scored, key=scored.__getitem__)
+    assert max(scored) == best + 2 < 50
+    summary = json.loads((run / "summary.json").read_text())
+    if best:  # the base itself is no checkpoint
+        assert summary["best_step"] == best
+        kept = next(path for path in checkpoints(run) if int(path.name) == best)
+        wanted = read_file(kept, "model.safetensors")
+        merged, _ = load_run(run / "merged")
+        for name, p in merged.named_parameters():
+            assert torch.equal(p, wanted[name])
+
+
+CHAT = [
+    {"role": "user", "content": "say <|im_end|> twice"},
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "why?"},
+    {"role": "assistant", "content": "Because."},
+]
+
+
+def test_chat_is_written_as_transformers_writes_it_and_the_assistant_is_scored(
+    foundation, tmp_path
+):
+    import jinja2
+
+    _, tokenizer = foundation
+    path = tmp_path / "chat.jsonl"
+    lines = [{"messages": CHAT, "group": str(n)} for n in range(40)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    from configs.schema import DataConfig
+
+    train_rows, validation_rows = read_examples(path, DataConfig(), tokenizer)
+    assert len(train_rows) + len(validation_rows) == 40
+    row = train_rows[0]
+    raw = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    text = raw.from_string(tokenizer.chat.template).render(messages=CHAT)
+    shown = tokenizer.backend.decode(row.ids[1:], skip_special_tokens=False)
+    assert shown == text
+    learned = [i for i, s in zip(row.ids, row.scored, strict=True) if s]
+    shown = tokenizer.backend.decode(learned, skip_special_tokens=False)
+    assert shown == "No.<|im_end|>Because.<|im_end|>"
+    ends = row.ids.count(tokenizer.backend.token_to_id("<|im_end|>"))
+    assert ends == 5  # four turns and the system's; what the user writes is text
+
+
+def test_examples_are_packed_without_cross_talk(foundation, tmp_path):
+    _, tokenizer = foundation
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
+    model = Transformer(config, tokenizer.vocab_size).init_weights(0)
+    pairs = [("what is " + "x " * n, " it" * (1 + n % 5)) for n in range(1, 60)]
+    rows = completions(pairs, tokenizer, end=True)
+    packed, apart = Examples(rows, 128, tokenizer, pack=True), Examples(rows, 128, tokenizer)
+    assert len(packed) < len(apart) / 2
+    used = sum(len(row.ids) for row in packed.rows)
+    assert used == sum(len(row.ids) for row in rows)
+    losses = []
+    for examples in (packed, apart):
+        model.separator = examples.separator
+        x, y = examples.batch(np.arange(len(examples)))
+        scored = int((y != IGNORE).sum())
+        with torch.no_grad():
+            losses.append((scored, model(x, targets=y).item()))
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
+
+
+def test_examples_of_ones_own_are_learnt(tune, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(
+        json.dumps({"prompt": f"word {n}:", "completion": " yes"}) + "\n" for n in range(80)
+    ))  # fmt: skip
+    done, run = tune("--examples", path, "--pack", "true", "--seq-len", "60")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["loss_after"] < summary["loss_before"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 41: not JSON"),
+        ('{"prompt": "x"}', 'line 41: no "completion"'),
+        ('{"messages": []}', '"messages" is not a list of messages'),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "the last message is not"),
+        ('{"messages": [{"role": "user"}]}', 'message 1 has no "role" and "content"'),
+    ],
+)
+def test_a_malformed_example_is_named_by_its_line(line, message, foundation, tmp_path):
+    from configs.schema import DataConfig
+
+    path = tmp_path / "mine.jsonl"
+    good = [json.dumps({"prompt": f"{n}", "completion": "x"}) for n in range(40)]
+    path.write_text("\n".join([*good, line]) + "\n")
+    with pytest.raises(UserError, match=message):
+        read_examples(path, DataConfig(), foundation[1])
+
+
+def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
+    long = tmp_path / "long.jsonl"
+    long.write_text("".join(
+        json.dumps({"prompt": "a", "completion": f"{n} " + "words " * 200}) + "\n"
+        for n in range(200)
+    ))  # fmt: skip
+    for arguments, message in (
+        (("--examples", long), "more than the context of 64"),
+        (("--way", "features"), 'way = "features" classifies: it needs a [task]'),
+        (("--way", "top_layers", "--top-layers.layers", "9"), "this model has 2 layers"),
+        (("--lora.targets", "q_w"), 'no layer "q_w"; did you mean "wq"'),
+        (("--lora.rank", "99"), "lora.rank = 99 is above wq's 32"),
+        (("--general", "folk-tunes"), "is what is trained on: name another corpus"),
+        (("--examples", long, "--task.name", rows), "give examples or a [task], not both"),
+    ):
+        done, run = tune(*arguments, name="refused")
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr.strip().splitlines()[-1]
+        assert not (run / "merged").exists()
+
+
+def test_the_shipped_recipes_name_every_way():
+    from pathlib import Path
+
+    paths = sorted(Path("configs/finetune").glob("service-*.toml"))
+    assert {load(FinetuneRecipe, path).way for path in paths} == {*WAYS, "features"}
+    assert main
