@@ -23,7 +23,8 @@ from adapt.lora import add_lora, merge_lora
 from compare.floors import FLOORS, compressor_bits, majority, tfidf_logistic, xz, zstd
 from compare.score import document_bits, task_answers
 from configs.cli import UserError, load, run_command
-from configs.schema import FinetuneRecipe, Recipe, StudyRecipe, TrainConfig
+from configs.schema import FinetuneRecipe, Recipe, TrainConfig
+from configs.study import StudyRecipe
 from data.prepare import documents, prepare, shuffled
 from data.tasks import Task, load_task
 from model.load import load_model

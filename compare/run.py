@@ -24,7 +24,7 @@ from compare.arms import ARMS, SEEDED, TRAINED
 from compare.report import report
 from configs.cli import UserError, parse, run_command, to_toml
 from configs.console import say
-from configs.schema import StudyRecipe
+from configs.study import StudyRecipe
 from data.tasks import load_task
 from model.load import load_model
 from model.sample import sample

@@ -35,7 +35,7 @@ def accuracy(rows: list[dict]) -> Estimate | None:
     if "correct" not in rows[0]:
         return None
     correct = _matrix(rows, "correct")
-    if len(correct) > 1:
+    if len(correct) > 1 or not np.isin(correct, (0, 1)).all():  # shares of an answer
         return _bootstrap(correct, np.ones(correct.shape[1]))
     from scipy.stats import binomtest
 

@@ -1,15 +1,17 @@
-"""Chooses a label by log-likelihood: the one whose text the model finds likeliest after the prompt.
+"""What a model answers to a prompt: the likeliest of some completions, or what it writes.
 
-The prompt runs through the model once; its keys and values are then shared by all labels.
+What prompts have in common (instruction, fixed examples) runs through the model once.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
 
 from configs.cli import UserError
 from model.cache import KVCache
+from model.sample import sample
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 
@@ -23,26 +25,76 @@ class Answer(NamedTuple):
     prompt_tokens: int
 
 
+class Prefix(NamedTuple):
+    """Token ids that many prompts begin with, and the model's keys and values of them."""
+
+    ids: list[int]
+    cache: KVCache
+
+
+@torch.no_grad()
+def shared_prefix(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> Prefix | None:
+    """What all prompts begin with, read once; None if they have no two tokens in common.
+
+    At least one token of each is left over, whose output says what comes next.
+    """
+    encoded = [[tokenizer.separator_id, *ids] for ids in tokenizer.encode_batch(prompts)]
+    shortest = min(map(len, encoded))
+    pairs = zip(min(encoded), max(encoded), strict=False)  # what these two share, all do
+    ids = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)][: shortest - 1]
+    if len(ids) < 2 or len(ids) >= model.config.max_seq_len:
+        return None
+    cache = KVCache(len(ids))
+    model.features(torch.tensor([ids], device=model.device), cache)
+    return Prefix(ids, cache)
+
+
 @torch.no_grad()
 def rank_completions(
-    model: Transformer, tokenizer: Tokenizer, prompt: str, completions: Sequence[str]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    completions: Sequence[str],
+    prefix: Prefix | None = None,
+    prior: Sequence[float] = (),
+    per_token: bool = False,
 ) -> Answer:
     """The completion with the highest sum of token log-probabilities.
 
-    Raises UserError if the prompt and a label do not fit the context: nothing is cut off silently.
+    Args:
+        model: in eval mode.
+        tokenizer: the model's.
+        prompt: its text follows the document separator.
+        completions: what may follow.
+        prefix: used if the prompt begins with it; changes the cost, not the scores.
+        prior: scores of the completions after a prompt without content, which are taken off: what
+            the model prefers whatever the input is (contextual calibration; Zhao et al. 2021,
+            arXiv:2102.09690).
+        per_token: divide by the number of tokens, so that short ones have no advantage (Brown et
+            al. 2020, arXiv:2005.14165, section 2.4).
+
+    Raises UserError if the prompt and a completion do not fit the context: nothing is cut off
+    silently.
     """
     ids = [tokenizer.separator_id, *tokenizer.encode(prompt)]
     options = tokenizer.encode_batch(completions)
     longest = max(len(option) for option in options)
-    if len(ids) + longest > model.config.max_seq_len:
+    if len(ids) + longest + model.config.soft_tokens > model.config.max_seq_len:
         raise UserError(
             f"a prompt of {len(ids)} tokens and a label do not fit the model's context of "
             f"{model.config.max_seq_len}; use fewer shots or a lower task.max_chars"
         )
-    cache = KVCache(len(ids))
-    first = model.output(
-        model.features(torch.tensor([ids], device=model.device), cache)[:, -1]
-    ).float()
+    known = 0
+    if prefix is not None and ids[: len(prefix.ids)] == prefix.ids:
+        known = len(prefix.ids)
+    if prefix is not None and 0 < known < len(ids):
+        cache = prefix.cache.expand(1, len(ids) - known)
+    else:
+        cache, known = KVCache(len(ids)), 0
+    rest = torch.tensor([ids[known:]], device=model.device)
+    first = model.output(model.features(rest, cache)[:, -1]).float()
     first = first.log_softmax(-1)[0]
     inputs = torch.zeros(len(options), longest - 1, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORE)
@@ -52,9 +104,31 @@ def rank_completions(
     scores = first[[option[0] for option in options]]
     if longest > 1:
         cache = cache.expand(len(options), longest - 1)
-        logits = model(inputs.to(model.device), cache=cache).float()
-        rest = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets.to(model.device), ignore_index=IGNORE, reduction="none"
+        features = model.features(inputs.to(model.device), cache)
+        targets = targets.to(model.device)
+        scored = targets != IGNORE  # the output projection is a third of the work: no more of it
+        nats = torch.nn.functional.cross_entropy(
+            model.output(features[scored]).float(), targets[scored], reduction="none"
         )
-        scores = scores - rest.sum(1)
-    return Answer(int(scores.argmax()), scores.tolist(), len(ids))
+        scores = scores - torch.zeros_like(targets, dtype=nats.dtype).masked_scatter(
+            scored, nats
+        ).sum(1)
+    values = scores.tolist()
+    if prior:
+        values = [score - before for score, before in zip(values, prior, strict=True)]
+    if per_token:
+        values = [score / len(option) for score, option in zip(values, options, strict=True)]
+    return Answer(max(range(len(values)), key=values.__getitem__), values, len(ids))
+
+
+def write_answer(
+    model: Transformer, tokenizer: Tokenizer, prompt: str, stop: str, max_new_tokens: int = 64
+) -> str:
+    """What the model writes after the prompt up to `stop`, the likeliest token at each step.
+
+    Raises UserError if the prompt does not fit the context.
+    """
+    *_, (stream,) = sample(
+        model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=0, stop=[stop]
+    )
+    return stream.text.strip()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import schema
+from configs import schema, study
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -26,7 +26,7 @@ MAY_IMPORT = {
 COMMANDS = {"tokenizer/train.py": {"data"}, "tokenizer/inspect.py": {"data", "model"}}
 OPTIONAL = {
     "triton", "wandb", "transformers", "peft", "lancedb", "matplotlib", "sklearn", "scipy", "gguf",
-    "zstandard",
+    "zstandard", "wordllama", "jinja2", "lm_eval",
 }  # fmt: skip
 
 
@@ -89,7 +89,11 @@ def test_transformers_imports_beside_our_kernels_folder():
 
 
 RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
-KINDS = {"study": schema.StudyRecipe, "finetune": schema.FinetuneRecipe}
+KINDS = {
+    "study": study.StudyRecipe,
+    "finetune": schema.FinetuneRecipe,
+    "store": schema.StoreRecipe,
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -113,7 +117,7 @@ def test_every_setting_is_set_by_some_shipped_recipe():
     used = {key for path in RECIPES for key in tables(tomllib.loads(path.read_text()))}
     settings = {
         name
-        for section in vars(schema).values()
+        for section in (vars(schema) | vars(study)).values()
         if isinstance(section, type) and issubclass(section, schema.Section)
         for name in section.model_fields
     }

@@ -179,7 +179,8 @@ def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
 def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, rows):
     done, run = tune(
         "--way", "full", "--task.name", rows, "--train.learning-rate", "0.3",
-        "--train.patience", "2", "--train.eval-every", "1", "--train.steps", "50", "--train.save-every", "100",
+        "--train.patience", "2", "--train.eval-every", "1", "--train.steps", "50",
+        "--train.save-every", "100",
         "--train.keep-last", "1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -284,14 +285,14 @@ def test_a_malformed_example_is_named_by_its_line(line, message, foundation, tmp
 def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
     long = tmp_path / "long.jsonl"
     long.write_text("".join(
-        json.dumps({"prompt": "a", "completion": f"{n} " + "words " * 200}) + "\n"
+        json.dumps({"prompt": f"{n}", "completion": "words " * 200}) + "\n"
         for n in range(200)
     ))  # fmt: skip
     for arguments, message in (
         (("--examples", long), "more than the context of 64"),
         (("--way", "features"), 'way = "features" classifies: it needs a [task]'),
         (("--way", "top_layers", "--top-layers.layers", "9"), "this model has 2 layers"),
-        (("--lora.targets", "q_w"), 'no layer "q_w"; did you mean "wq"'),
+        (("--lora.targets", "w_q"), 'no layer "w_q"; did you mean "wq"'),
         (("--lora.rank", "99"), "lora.rank = 99 is above wq's 32"),
         (("--general", "folk-tunes"), "is what is trained on: name another corpus"),
         (("--examples", long, "--task.name", rows), "give examples or a [task], not both"),

@@ -2,11 +2,12 @@ import pytest
 import torch
 from texts import words
 
+from compare.score import task_answers
 from configs.cli import UserError
 from data.tasks import Item, Task
-from prompting.score import rank_completions
+from prompting.score import rank_completions, shared_prefix, write_answer
 from prompting.shots import fixed_shots, neighbour_shots, no_shots
-from prompting.templates import few_shot
+from prompting.templates import few_shot, fitting
 
 ITEMS = [Item(str(n), words(n, 12).strip(), "odd" if n % 2 else "even") for n in range(40)]
 TASK = Task("Text", "Kind", ["even", "odd"], ITEMS[:30], ITEMS[30:35], ITEMS[35:])
@@ -62,3 +63,72 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut(foundation):
     model, tokenizer = foundation
     with pytest.raises(UserError, match="do not fit the model's context of 8192"):
         rank_completions(model, tokenizer, "word " * 9000, [" yes\n"])
+
+
+LABELS = [" odd\n", " even\n", " something quite different\n"]
+
+
+def test_a_shared_prefix_changes_no_score(foundation):
+    model, tokenizer = foundation
+    prompts = [few_shot(TASK, item.text, TASK.train[:4]) for item in TASK.test]
+    prefix = shared_prefix(model, tokenizer, prompts)
+    assert len(prefix.ids) > 0.7 * len(tokenizer.encode(prompts[0]))
+    for prompt in [*prompts, "Another prompt that does not begin so:"]:
+        with_it = rank_completions(model, tokenizer, prompt, LABELS, prefix)
+        without = rank_completions(model, tokenizer, prompt, LABELS)
+        assert with_it.scores == pytest.approx(without.scores, abs=1e-3)
+        assert with_it.prompt_tokens == without.prompt_tokens
+    assert shared_prefix(model, tokenizer, ["one thing", "another"]) is None
+    (same,) = {shared_prefix(model, tokenizer, ["the same text"] * 2).ids.__len__()}
+    assert same == len(tokenizer.encode("the same text"))  # one token is left over
+
+
+def test_calibration_takes_off_what_is_preferred_anyway(foundation):
+    model, tokenizer = foundation
+    empty = rank_completions(model, tokenizer, few_shot(TASK, "N/A", TASK.train[:2]), LABELS)
+    prompt = few_shot(TASK, "three", TASK.train[:2])
+    plain = rank_completions(model, tokenizer, prompt, LABELS)
+    fair = rank_completions(model, tokenizer, prompt, LABELS, prior=empty.scores)
+    expected = [a - b for a, b in zip(plain.scores, empty.scores, strict=True)]
+    assert fair.scores == pytest.approx(expected, abs=1e-4)
+    assert fair.choice == expected.index(max(expected))
+    mean = rank_completions(model, tokenizer, prompt, LABELS, per_token=True)
+    lengths = [len(tokenizer.encode(label)) for label in LABELS]
+    shares = [score / n for score, n in zip(plain.scores, lengths, strict=True)]
+    assert mean.scores == pytest.approx(shares, abs=1e-4)
+
+
+def test_shots_are_left_out_until_the_prompt_fits(foundation):
+    _, tokenizer = foundation
+    whole = few_shot(TASK, "three", TASK.train[:5])
+    size = 1 + len(tokenizer.encode(whole))
+    assert fitting(TASK, "three", TASK.train[:5], tokenizer, size) == (whole, 0)
+    prompt, dropped = fitting(TASK, "three", TASK.train[:5], tokenizer, size - 1)
+    assert (prompt, dropped) == (few_shot(TASK, "three", TASK.train[1:5]), 1)
+    with pytest.raises(UserError, match="does not fit the 5"):
+        fitting(TASK, "three", TASK.train[:5], tokenizer, 5)
+
+
+def test_an_instruction_comes_first():
+    task = TASK._replace(instruction="Odd or even?")
+    prompt = few_shot(task, "three", TASK.train[:1])
+    assert prompt.startswith("Odd or even?\n\nText: ")
+    assert prompt.count("Odd or even?") == 1
+
+
+def test_a_written_answer_ends_where_it_is_told_to(foundation):
+    model, tokenizer = foundation
+    prompt = "Number: 1\nWord: one\n\nNumber: 2\nWord: two\n\nNumber: 3\nWord:"
+    assert write_answer(model, tokenizer, prompt, "\n") == "three"
+
+
+def test_open_answers_are_written_and_scored(foundation):
+    model, tokenizer = foundation
+    words_of = {"1": "one", "2": "two", "3": "three", "4": "four"}
+    items = [Item(n, n, word) for n, word in words_of.items()]
+    task = Task("Number", "Word", [], items[:2], [], items[2:], "naming")
+    result = task_answers(model, tokenizer, task, lambda text: items[:2])
+    assert result["correct"] == [1.0, 1.0]
+    free = task._replace(kind="completion", test=[Item("x", "3", "three and more")])
+    (share,) = task_answers(model, tokenizer, free, lambda text: items[:2])["correct"]
+    assert 0 < share < 1

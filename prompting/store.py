@@ -1,0 +1,184 @@
+"""A store of passages to retrieve from: vectors and BM25 in LanceDB, kept up to date.
+
+    python -m prompting.store RECIPE [--store DIR] [--data.corpus my-notes/ …]
+
+puts the training documents of a corpus into a store; run again, it adds what is new, replaces what
+has changed and removes what is gone. Held-out documents are never put in.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs.cli import Parser, UserError, nearest, parse, run_command
+from configs.console import say, track
+from configs.schema import StoreRecipe
+from data.prepare import documents, prepare
+from prompting.encoders import open_encoder
+
+WAYS = ("hybrid", "vector", "bm25")
+FUSION = 60  # of reciprocal rank fusion (Cormack et al. 2009)
+DEPTH = 50  # passages of each way that are fused
+BATCH = 256
+
+
+class Passage(NamedTuple):
+    """A piece of a document that was found."""
+
+    document: str
+    text: str
+    score: float
+
+
+class Store:
+    """Passages of documents, found by meaning (cosine), by words (BM25), or by both."""
+
+    def __init__(self, folder: Path, encoder: str = "", chunk_chars: int = 0):
+        """Open `folder`, or with an `encoder` and `chunk_chars` make it.
+
+        Raises UserError if there is no store and no encoder, or it was made with another one.
+        """
+        try:
+            import lancedb
+        except ImportError:
+            raise UserError("retrieval needs: pip install -e '.[retrieval]'") from None
+        self.folder, about = folder, folder / "store.json"
+        if about.exists():
+            known = json.loads(about.read_text())
+            for name, given in (("encoder", encoder), ("chunk_chars", chunk_chars)):
+                if given and given != known[name]:
+                    raise UserError(
+                        f"{folder}: was made with {name} = {known[name]!r}, not {given!r}; use "
+                        "that, or another folder"
+                    )
+        elif encoder and chunk_chars:
+            known = {"encoder": encoder, "chunk_chars": chunk_chars}
+            folder.mkdir(parents=True, exist_ok=True)
+            about.write_text(json.dumps(known) + "\n")
+        else:
+            raise UserError(f"{folder}: no store; make one with python -m prompting.store")
+        self.chunk_chars: int = known["chunk_chars"]
+        self.encode = open_encoder(known["encoder"])
+        self.base = lancedb.connect(folder)
+        self.table: Any = None
+        if "passages" in self.base.list_tables().tables:
+            self.table = self.base.open_table("passages")
+
+    def update(self, texts: Iterable[tuple[str, str]]) -> dict[str, int]:
+        """Make the store hold exactly these (id, text) documents; returns what was done.
+
+        What has not changed is not encoded again.
+        """
+        known, wanted = self._known(), {}
+        fresh: list[tuple[str, str, str]] = []
+        for name, text in texts:
+            wanted[name] = hashlib.sha256(text.encode()).hexdigest()
+            if known.get(name) != wanted[name]:
+                fresh.append((name, text, wanted[name]))
+        gone = [name for name in known if name not in wanted]
+        changed = [name for name, *_ in fresh if name in known]
+        self._drop([*gone, *changed])
+        self._put(fresh)
+        return {"added": len(fresh) - len(changed), "changed": len(changed), "removed": len(gone),
+                "kept": len(wanted) - len(fresh)}  # fmt: skip
+
+    def add(self, name: str, text: str) -> None:
+        """Put one document in, in place of one of the same name."""
+        self._drop([name])
+        self._put([(name, text, hashlib.sha256(text.encode()).hexdigest())])
+
+    def remove(self, name: str) -> None:
+        """Take one document out. Raises UserError if it is not there."""
+        known = self._known()
+        if name not in known:
+            raise UserError(f'{self.folder}: no document "{name}"{nearest(name, list(known))}')
+        self._drop([name])
+
+    def search(self, question: str, count: int, way: str = "hybrid") -> list[Passage]:
+        """The `count` best passages, best first. Raises UserError if the store is empty."""
+        if self.table is None or not self.table.count_rows():
+            raise UserError(f"{self.folder}: the store is empty; put documents in first")
+        depth = count if way != "hybrid" else max(count, DEPTH)
+        ranked = []
+        if way != "bm25":
+            (vector,) = self.encode([question])
+            found = self.table.search(vector).distance_type("cosine").limit(depth).to_list()
+            ranked.append([(row, 1 - row["_distance"]) for row in found])
+        if way != "vector":
+            words = " ".join(re.findall(r"\w+", question))  # what else a query may say is syntax
+            found = self.table.search(words, query_type="fts").limit(depth).to_list()
+            ranked.append([(row, row["_score"]) for row in found])
+        if way != "hybrid":
+            return [Passage(row["document"], row["text"], score) for row, score in ranked[0]]
+        scores: dict[tuple[str, str], float] = {}
+        for rows in ranked:
+            for rank, (row, _) in enumerate(rows, 1):
+                key = row["document"], row["text"]
+                scores[key] = scores.get(key, 0.0) + 1 / (FUSION + rank)
+        best = sorted(scores, key=lambda key: -scores[key])[:count]
+        return [Passage(*key, scores[key]) for key in best]
+
+    def _known(self) -> dict[str, str]:
+        if self.table is None:
+            return {}
+        rows = self.table.search().select(["document", "hash"]).limit(None).to_list()
+        return {row["document"]: row["hash"] for row in rows}
+
+    def _drop(self, names: Sequence[str]) -> None:
+        if self.table is None:
+            return
+        for start in range(0, len(names), BATCH):
+            quoted = (name.replace("'", "''") for name in names[start : start + BATCH])
+            self.table.delete("document IN (" + ", ".join(f"'{name}'" for name in quoted) + ")")
+
+    def _put(self, fresh: Sequence[tuple[str, str, str]]) -> None:
+        pieces = [(name, piece, digest) for name, text, digest in fresh
+                  for piece in chunks(text, self.chunk_chars)]  # fmt: skip
+        starts = range(0, len(pieces), BATCH)
+        for start in track(starts, "encoding passages", len(starts)):
+            part = pieces[start : start + BATCH]
+            vectors = self.encode([piece for _, piece, _ in part])
+            rows = [
+                {"document": name, "text": piece, "hash": digest, "vector": vector}
+                for (name, piece, digest), vector in zip(part, vectors, strict=True)
+            ]
+            if self.table is None:
+                self.table = self.base.create_table("passages", rows)
+            else:
+                self.table.add(rows)
+        if pieces:
+            from lancedb.index import FTS
+
+            self.table.create_index("text", config=FTS(), replace=True)
+
+
+def chunks(text: str, size: int) -> list[str]:
+    """Pieces of at most `size` characters, cut at the last line end, sentence end or space."""
+    pieces, rest = [], text.strip()
+    while len(rest) > size:
+        cuts = [rest.rfind("\n", 0, size), *(m.end() for m in re.finditer(r"[.!?]\s", rest[:size]))]
+        cut = max([c for c in cuts if c > size // 2] or [rest.rfind(" ", 0, size)])
+        cut = cut if cut > 0 else size
+        pieces.append(rest[:cut].strip())
+        rest = rest[cut:].strip()
+    return [piece for piece in (*pieces, rest) if piece]
+
+
+def main() -> None:
+    """Entry point of `python -m prompting.store`."""
+    parser = Parser(__doc__, add_help=False)
+    parser.add_argument("--store", type=Path, help="its folder; stores/RECIPE if not given")
+    recipe, own = parse(StoreRecipe, parser)
+    folder = own.store or Path("stores") / Path(own.config).stem
+    prepared = prepare(recipe.data)
+    store = Store(folder, recipe.encoder, recipe.chunk_chars)
+    rows = documents(prepared, "train")  # only these: what is held out is never retrieved
+    done = store.update((row["id"], row["text"]) for row in rows)
+    say(f"{folder}: documents " + ", ".join(f"{name} {count:,}" for name, count in done.items()))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,154 @@
+"""The store of passages: what is put in, changed and taken out is seen by the next question."""
+
+import json
+
+import pytest
+
+from configs.cli import UserError
+from data.prepare import documents, prepare
+from prompting.ask import grounded
+from prompting.store import WAYS, Passage, Store, chunks
+
+DOCUMENTS = {
+    "pets": "Cats purr when they are content. Dogs bark at strangers.",
+    "sea": "Whales sing under water. Sharks never sleep for long.",
+    "food": "Bread is baked from flour, water and yeast in a hot oven.",
+    "sky": "The moon circles the earth once in about twenty-seven days.",
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "store", "wordllama", 300)
+    assert made.update(DOCUMENTS.items())["added"] == 4
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_passage_that_answers_is_found(store, way):
+    for question, document in (
+        ("Which animal barks at strangers? dogs bark", "pets"),
+        ("How is bread baked in an oven?", "food"),
+        ("How long does the moon circle the earth?", "sky"),
+    ):
+        best = store.search(question, 2, way)
+        assert best[0].document == document
+        assert [p.score for p in best] == sorted((p.score for p in best), reverse=True)
+        assert best[0].text == DOCUMENTS[document]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_added_changed_and_removed_is_seen_by_the_next_question(store, tmp_path, way):
+    def found():
+        return [(p.document, p.text) for p in store.search("volcano lava eruption", 5, way)]
+
+    lava = "A volcano throws out lava in an eruption."
+    assert "new" not in dict(found())
+    store.add("new", lava)
+    assert found()[0] == ("new", lava)
+    store.add("new", "The volcano is extinct: no lava, no eruption for ages.")
+    assert found()[0] == ("new", "The volcano is extinct: no lava, no eruption for ages.")
+    assert lava not in dict(found()).values()
+    store.remove("new")
+    assert "new" not in dict(found())
+    with pytest.raises(UserError, match='no document "skies"; did you mean "sky"'):
+        store.remove("skies")
+    done = store.update((DOCUMENTS | {"sea": "It's dry.", "it's": lava}).items())
+    assert done == {"added": 1, "changed": 1, "removed": 0, "kept": 3}
+    assert found()[0] == ("it's", lava)
+    again = Store(tmp_path / "store")  # as another process would see it
+    assert [p.document for p in again.search("volcano lava eruption", 1, way)] == ["it's"]
+    assert again.update(DOCUMENTS.items())["removed"] == 1
+    assert "it's" not in [p.document for p in again.search("volcano lava eruption", 5, way)]
+
+
+def test_questions_may_hold_anything(store):
+    for question in ('"quoted" AND (odd:', "'; DROP --", "?!", "моя кошка"):
+        for way in WAYS:
+            assert len(store.search(question, 2, way)) <= 2
+
+
+def test_pieces_are_whole_sentences_where_that_fits():
+    text = "One sentence here. " * 40
+    pieces = chunks(text, 100)
+    assert all(len(piece) <= 100 and piece.endswith(".") for piece in pieces)
+    assert " ".join(pieces) == text.strip()
+    assert [len(piece) for piece in chunks("x" * 250, 100)] == [100, 100, 50]
+    assert chunks("  ", 100) == []
+
+
+def test_nothing_held_out_is_ever_retrievable(command, recipe, corpus, cache, tmp_path):
+    from configs.cli import load
+    from configs.schema import Recipe
+
+    config = tmp_path / "store.toml"
+    config.write_text(f"""
+encoder = "wordllama"
+chunk_chars = 200
+[data]
+corpus = "{corpus}"
+section_chars = 500
+cache_dir = "{cache}"
+""")
+    done = command("prompting.store", config, "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    folder = prepare(load(Recipe, recipe).data)
+    ids = {split: {d["id"] for d in documents(folder, split)} for split in ("train", "test")}
+    store = Store(tmp_path / "store")
+    assert set(store._known()) == ids["train"]
+    for document in documents(folder, "test"):  # not even by its own words
+        for way in WAYS:
+            found = store.search(document["text"][:300], 20, way)
+            assert not {p.document for p in found} & ids["test"]
+    again = command("prompting.store", config, "--store", tmp_path / "store")
+    assert "added 0, changed 0, removed 0" in again.stderr
+
+
+def test_a_store_of_another_encoder_or_an_empty_one_is_refused(store, tmp_path):
+    with pytest.raises(UserError, match="was made with encoder = 'wordllama'"):
+        Store(tmp_path / "store", "smollm2-135m", 300)
+    with pytest.raises(UserError, match="no store; make one with"):
+        Store(tmp_path / "nowhere")
+    empty = Store(tmp_path / "empty", "wordllama", 300)
+    with pytest.raises(UserError, match="the store is empty"):
+        empty.search("anything", 1)
+    empty.update([("a", "text")])
+    empty.remove("a")
+    with pytest.raises(UserError, match="the store is empty"):
+        empty.search("anything", 1)
+
+
+def test_passages_that_do_not_fit_are_left_out_worst_first(foundation):
+    _, tokenizer = foundation
+    passages = [Passage(name, f"{name} " * 20, 1.0) for name in ("best", "middle", "worst")]
+    prompt, kept = grounded("Why?", passages, tokenizer, 1000)
+    assert kept == passages
+    assert prompt.index("worst") < prompt.index("middle") < prompt.index("best")
+    room = len(tokenizer.encode(prompt))
+    prompt, kept = grounded("Why?", passages, tokenizer, room)
+    assert [p.document for p in kept] == ["best", "middle"]
+    assert 1 + len(tokenizer.encode(prompt)) <= room
+    with pytest.raises(UserError, match="does not fit the 5"):
+        grounded("Why?", passages, tokenizer, 5)
+
+
+def test_a_question_is_answered_with_its_sources(command, store, tmp_path):
+    asked = ("prompting.ask", "smollm2-135m", "--store", tmp_path / "store",
+             "--question", "What do dogs bark at?", "--max-new-tokens", "12")  # fmt: skip
+    done = command(*asked, "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["answer"]
+    assert row["sources"][0]["document"] == "pets"
+    shown = command(*asked)
+    assert "[1] pets" in shown.stdout
+    missing = command(*asked[:3], tmp_path / "nowhere", *asked[4:])
+    assert missing.returncode == 2
+    assert "no store; make one with" in missing.stderr.strip().splitlines()[-1]
+
+
+def test_a_model_of_ours_is_an_encoder_too(tmp_path):
+    made = Store(tmp_path / "own", "smollm2-135m", 300)
+    made.update(DOCUMENTS.items())
+    found = made.search("Which animal barks at strangers?", 2, "vector")
+    assert found[0].document == "pets"
