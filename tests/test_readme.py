@@ -16,6 +16,7 @@ TAKE_A_RECIPE = (
     "compare.run",
     "data.prepare",
     "tokenizer.train",
+    "prompting.store",
 )
 
 

@@ -1,0 +1,159 @@
+"""Every way to adapt the foundation model, on one built-in task, within five minutes of CPU time.
+
+    python -m benchmarks.ways [--minutes 60] [--ways lora full …]
+
+Each way is its recipe configs/finetune/service-WAY.toml with three seeds, in a process of its own:
+accuracy on the test items beside that of the untouched model and of the majority class, CPU seconds
+and peak memory of training, parameters trained. Runs that results/DEVICE/ways.jsonl holds are not
+run again. Writes results/DEVICE/ways.json.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from adapt.features import extract, fit
+from adapt.finetune import adapt, merge, task_sets
+from benchmarks.record import folder, record
+from compare.floors import majority
+from compare.score import task_answers
+from compare.stats import Estimate, accuracy, difference
+from configs.cli import load
+from configs.console import say
+from configs.schema import FinetuneRecipe
+from data.tasks import load_task
+from model.load import load_model
+from prompting.shots import no_shots
+from train.distributed import Ranks
+from train.foresight import uses_bfloat16
+from train.metrics import peak_memory
+from train.pretrain import train
+from train.run import start_run
+
+SEEDS = (0, 1, 2)
+WAYS = ("zero-shot", "full", "top-layers", "lora", "soft-prompt", "features")
+
+
+def cpu_seconds() -> float:
+    """Seconds of CPU that this process has used."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(way: str, seed: int) -> dict:
+    """One way with one seed: what it scores on the test items, and what training it took."""
+    name = "lora" if way == "zero-shot" else way
+    recipe = load(FinetuneRecipe, f"configs/finetune/service-{name}.toml",
+                  ["--train.seed", str(seed)])  # fmt: skip
+    assert recipe.task is not None
+    task = load_task(recipe.task, recipe.data)
+    model, tokenizer = load_model(recipe.base)
+    row: dict = {"way": way, "seed": seed, "trained_parameters": 0, "training_flops": 0.0}
+    if way != "zero-shot":  # the order of the items that are seen is part of a seed
+        draw = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
+        task = task._replace(train=[task.train[i] for i in draw])
+    started = cpu_seconds()
+    if way == "features":
+        if uses_bfloat16("auto", model, model.device):
+            model.bfloat16()
+        pooling = recipe.features.pooling
+        half = task._replace(train=task.train[: len(task.train) // 2])  # seeds differ in the half
+        features = [extract(model, tokenizer, [item.text for item in items], pooling)
+                    for items in (half.train, half.validation)]  # fmt: skip
+        head, _ = fit(half, *features, recipe.features)
+        row |= {"training_cpu_seconds": cpu_seconds() - started,
+                "trained_parameters": head.weight.size + head.bias.size}  # fmt: skip
+        found = head.predict(extract(model, tokenizer, [i.text for i in task.test], pooling))
+        right = [float(a == item.label) for a, item in zip(found, task.test, strict=True)]
+        return row | {"correct": right, "peak_bytes": peak_memory(model.device)}
+    if way != "zero-shot":
+        adapt(model, tokenizer, recipe)
+        sets = task_sets(task, model, tokenizer)
+        run = Path("runs/ways") / f"{way}-{seed}"
+        with start_run(run, recipe, tokenizer, overwrite=True), Ranks("cpu") as ranks:
+            result = train(model, *sets, tokenizer, recipe.train, run, ranks)
+        row |= {
+            "training_cpu_seconds": cpu_seconds() - started,
+            "training_flops": result.progress.flops,
+            "trained_parameters": model.num_parameters(trainable=True),
+            "peak_bytes": result.peak_bytes,
+        }
+        merge(model)
+    model.eval()
+    if uses_bfloat16("auto", model, model.device):
+        model.bfloat16()
+    row["correct"] = task_answers(model, tokenizer, task, no_shots)["correct"]
+    return row | {"majority": majority(task)["correct"]}
+
+
+def compared(rows: list[dict]) -> list[dict]:
+    """Accuracy of every way over its seeds, and how far it is above both floors."""
+    groups = {way: [row for row in rows if row["way"] == way] for way in WAYS}
+    floor = [{"correct": groups["zero-shot"][0]["majority"]}] if groups["zero-shot"] else []
+    found = []
+    for way, group in groups.items():
+        if not group or not floor:
+            continue
+        estimates: dict[str, Estimate | None] = {"accuracy": accuracy(group)}
+        if way != "zero-shot":
+            estimates["over_zero_shot"] = difference(group, groups["zero-shot"], "correct")
+        estimates["over_majority"] = difference(group, floor, "correct")
+        last = group[-1]
+        found.append(
+            {
+                "way": way,
+                "seeds": len(group),
+                **{key: value and value._asdict() for key, value in estimates.items()},
+                "training_cpu_seconds": [row.get("training_cpu_seconds", 0.0) for row in group],
+                "peak_bytes": max(row.get("peak_bytes", 0) for row in group),
+                "trained_parameters": last["trained_parameters"],
+                "training_flops": last["training_flops"],
+            }
+        )
+    return found
+
+
+def main() -> None:
+    """Entry point of `python -m benchmarks.ways`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1e5, help="start nothing after these")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one[0], int(args.one[1]))))
+        return
+    path, until = folder() / "ways.jsonl", time.monotonic() + 60 * args.minutes
+    rows = [json.loads(line) for line in path.open()] if path.exists() else []
+    for seed in SEEDS:
+        for way in args.ways:
+            if way == "zero-shot" and seed:
+                continue  # nothing is drawn
+            done = any((row["way"], row["seed"]) == (way, seed) for row in rows)
+            if done or time.monotonic() > until:
+                continue
+            say(f"{way}, seed {seed}")
+            command = [sys.executable, "-m", "benchmarks.ways", "--one", way, str(seed)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            rows.append(json.loads(output.splitlines()[-1]))
+            with path.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    results = compared(rows)
+    for row in results:
+        value, seconds = row["accuracy"], row["training_cpu_seconds"]
+        print(
+            f"{row['way']:12}{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}), "
+            f"{row['seeds']} seeds, {max(seconds):.0f} CPU s, {row['peak_bytes'] / 2**30:.2f} GiB, "
+            f"{row['trained_parameters']:,} trained"
+        )
+    print(f"written: {record('ways', {'results': results})}")
+
+
+if __name__ == "__main__":
+    main()
