@@ -111,13 +111,14 @@ def save_merged(
     run: Path,
     model: Transformer,
     tokenizer: Tokenizer,
-    data: DataConfig,
-    step: int,
+    base: str,
+    data: DataConfig | None = None,
+    step: int = 0,
     score: float | None = None,
 ) -> None:
-    """Write the whole model as a run directory of its own."""
+    """Write the whole model as a run directory of its own, in place of any that is there."""
     merge(model)
-    recipe = MergedModel(data=data, model=model.config)
+    recipe = MergedModel(base=base, data=data, model=model.config)
     with start_run(run, recipe, tokenizer, overwrite=True):
         weights = {name: p.detach() for name, p in model.named_parameters()}
         info = {"tokenizer": tokenizer.hash, "bits_per_byte": score}
@@ -268,7 +269,7 @@ def _conclude(
         except UserError as error:
             say(f"WARNING: no adapter/ was written: {error}")
     step, score = int(checkpoint.name), read_manifest(checkpoint)["bits_per_byte"]
-    save_merged(run / "merged", model, tokenizer, recipe.data, step, score)
+    save_merged(run / "merged", model, tokenizer, recipe.base, recipe.data, step, score)
     summary = {
         **counts,
         "best_step": step,

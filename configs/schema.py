@@ -359,5 +359,8 @@ class StoreRecipe(Section):
 class MergedModel(Section):
     """What a run directory of merged weights says of itself."""
 
-    data: DataConfig
+    base: str
+    """What was adapted."""
+    data: DataConfig | None = None
+    """What it was trained on, if that is known."""
     model: ModelConfig

@@ -8,7 +8,7 @@ import torch
 from texts import words
 
 from adapt.features import Classifier, extract, fit
-from adapt.finetune import adapt, main
+from adapt.finetune import adapt
 from configs.cli import UserError, load
 from configs.schema import FeaturesConfig, FinetuneRecipe, ModelConfig
 from data.examples import Examples, completions, read_examples
@@ -303,9 +303,32 @@ def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
         assert not (run / "merged").exists()
 
 
+def test_an_adapter_is_merged_by_a_command_upon_its_own_base_only(
+    command, base, tune, rows, recipe, tmp_path
+):
+    for way in ("lora", "soft_prompt"):
+        done, run = tune("--way", way, "--task.name", rows, name=way)
+        assert done.returncode == 0, done.stderr
+        done = command("adapt.merge", base, run / "adapter", tmp_path / f"merged-{way}")
+        assert done.returncode == 0, done.stderr
+        again, _ = load_run(tmp_path / f"merged-{way}")
+        wanted, _ = load_run(run / "merged")
+        x = torch.arange(20)[None]
+        with torch.no_grad():
+            torch.testing.assert_close(again(x), wanted(x))
+    there = command("adapt.merge", base, run / "adapter", tmp_path / "merged-lora")
+    assert there.returncode == 2
+    other = tmp_path / "other"
+    assert command("train.pretrain", recipe, "--run-dir", other, "--train.seed", "1",
+                   "--train.steps", "1").returncode == 0  # fmt: skip
+    refused = command("adapt.merge", other, run / "adapter", tmp_path / "wrong")
+    assert refused.returncode == 2
+    assert "was trained upon another base model" in refused.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_the_shipped_recipes_name_every_way():
     from pathlib import Path
 
     paths = sorted(Path("configs/finetune").glob("service-*.toml"))
     assert {load(FinetuneRecipe, path).way for path in paths} == {*WAYS, "features"}
-    assert main
