@@ -135,8 +135,9 @@ def main() -> int:
             if ranks.first:
                 check_run(run, recipe, resume, own.overwrite)
             model, tokenizer = load_model(recipe.base)
-            if recipe.way == "features":
-                return classify(recipe, run, model, tokenizer, own.overwrite)
+            if recipe.way == "features":  # which no one helps with
+                first = ranks.first
+                return classify(recipe, run, model, tokenizer, own.overwrite) if first else 0
             adapt(model, tokenizer, recipe)
             train_set, validation_set, prompt = _sets(recipe, model, tokenizer)
             if ranks.first:
