@@ -64,7 +64,7 @@ def document_bits(
         for at, (_, piece, count) in enumerate(batch):
             inputs[at, : len(piece) - 1] = torch.tensor(piece[:-1])
             targets[at, len(piece) - 1 - count : len(piece) - 1] = torch.tensor(piece[-count:])
-        logits = model(inputs.to(model.device), cache=cache and cache.expand(len(batch), longest))
+        logits = model(inputs.to(model.device), cache=cache and cache.branch(len(batch), longest))
         nats = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(),
             targets.to(model.device).flatten(),

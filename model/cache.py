@@ -4,12 +4,17 @@ import torch
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, one pair of tensors per layer."""
+    """Keys and values of the positions seen so far, one pair of tensors per layer.
+
+    A branch holds what follows them in several rows; what they follow is kept once.
+    """
 
     def __init__(self, length: int):
         """Room for `length` positions; the first keys decide batch, dtype and device."""
         self.room = length
-        self.length = 0
+        self.length = 0  # positions seen, those that it branched off from included
+        self.start = 0  # of its own
+        self.trunk: tuple[KVCache, ...] = ()  # what it branched off from, of one row each
         self.last = torch.zeros(1, 1, dtype=torch.int64)  # (B, 1), ids of the newest position
         self.layers: dict[int, torch.Tensor] = {}
         self.newest: dict[int, torch.Tensor] = {}  # (B, 1, K, D) per layer, not shifted
@@ -21,17 +26,31 @@ class KVCache:
         return found
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Store (B, T, K, D) after the cached positions; return all of both, (B, S, K, D)."""
+        """Store (B, T, K, D) after its own positions; return all of these, (B, S, K, D)."""
         B, T, K, D = k.shape
         if layer not in self.layers:
             self.layers[layer] = k.new_empty(2, B, self.room, K, D)
-        kv, end = self.layers[layer], self.length + T
-        kv[0, :, self.length : end] = k
-        kv[1, :, self.length : end] = v
-        return kv[0, :, :end], kv[1, :, :end]
+        kv, begin = self.layers[layer], self.length - self.start
+        kv[0, :, begin : begin + T] = k
+        kv[1, :, begin : begin + T] = v
+        return kv[0, :, : begin + T], kv[1, :, : begin + T]
+
+    def before_branch(self, layer: int) -> list[torch.Tensor]:
+        """Keys and values, (2, 1, S, K, D), of each part of what it branched off from."""
+        return [part.layers[layer][:, :, : part.length - part.start] for part in self.trunk]
+
+    def branch(self, batch: int, room: int) -> "KVCache":
+        """An empty cache of `batch` rows, which all follow the one row here, without a copy."""
+        child = KVCache(room)
+        child.length = child.start = self.length
+        child.trunk = (*self.trunk, self)
+        child.last = self.last.expand(batch, 1)
+        child.newest = {layer: k.expand(batch, -1, -1, -1) for layer, k in self.newest.items()}
+        return child
 
     def expand(self, batch: int, extra: int) -> "KVCache":
         """A copy with room for `extra` positions, its rows repeated (each in place) to `batch`."""
+        assert not self.trunk
         copy = KVCache(self.length + extra)
         copy.length = self.length
         copy.last = self.last.repeat_interleave(batch // len(self.last), 0)

@@ -1,5 +1,7 @@
 """The one seam between the kernels and the model, its parts and its optimiser."""
 
+from collections.abc import Sequence
+
 import torch
 
 from kernels.attention import attention
@@ -13,7 +15,11 @@ __all__ = ["attend", "newton_schulz", "project_and_score", "relu2", "rms_norm", 
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    first: torch.Tensor | None = None,
+    trunk: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
     """Causal softmax attention (Vaswani et al. 2017, section 3.2.1), grouped queries allowed.
 
@@ -22,11 +28,25 @@ def attend(
         k: (B, S, K, D) keys with S >= T; H is a multiple of K.
         v: (B, S, K, D) values.
         first: (B, T) int32, the first key that each query sees; all before it if not given.
+        trunk: (2, 1, P, K, D) keys and values that all rows see whole. They are read once for all
+            rows (Juravsky et al. 2024, arXiv:2402.05099, section 3.1); without gradients.
 
     Returns:
         (B, T, H, D), dtype of q.
     """
-    return attention(q, k, v, first=first)[0]
+    if not trunk:
+        return attention(q, k, v, first=first)[0]
+    B, T, H, D = q.shape
+    o, lse = attention(q, k, v, first=first)
+    parts = [(o.float(), lse)]
+    for keys, values in trunk:  # rows are queries like any other, with nothing hidden from them
+        o, lse = attention(q.reshape(1, B * T, H, D), keys, values, causal=False)
+        parts.append((o.view(B, T, H, D).float(), lse.view(H, B, T).transpose(0, 1)))
+    shares = torch.stack([lse for _, lse in parts]).softmax(0)  # (parts, B, H, T)
+    mixed = sum(
+        o * share.transpose(1, 2)[..., None] for (o, _), share in zip(parts, shares, strict=True)
+    )
+    return mixed.to(q.dtype)
 
 
 def project_and_score(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -85,9 +85,11 @@ class Attention(nn.Module):
                 alone = first == torch.arange(T, device=first.device)
                 shifted = shifted.masked_fill(alone[..., None, None], 0)
             k = torch.cat([shifted, k[:, :, half:]], 2)
+        trunk: list[torch.Tensor] = []
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
-        return self.wo(attend(q, k, v, first).reshape(B, T, -1))
+            trunk = cache.before_branch(self.layer)
+        return self.wo(attend(q, k, v, first, trunk).reshape(B, T, -1))
 
 
 class FeedForward(nn.Module):

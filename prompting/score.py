@@ -90,7 +90,7 @@ def rank_completions(
     if prefix is not None and ids[: len(prefix.ids)] == prefix.ids:
         known = len(prefix.ids)
     if prefix is not None and 0 < known < len(ids):
-        cache = prefix.cache.expand(1, len(ids) - known)
+        cache = prefix.cache.branch(1, len(ids) - known)
     else:
         cache, known = KVCache(len(ids)), 0
     rest = torch.tensor([ids[known:]], device=model.device)
@@ -103,7 +103,7 @@ def rank_completions(
         targets[row, : len(option) - 1] = torch.tensor(option[1:])
     scores = first[[option[0] for option in options]]
     if longest > 1:
-        cache = cache.expand(len(options), longest - 1)
+        cache = cache.branch(len(options), longest - 1)
         features = model.features(inputs.to(model.device), cache)
         targets = targets.to(model.device)
         scored = targets != IGNORE  # the output projection is a third of the work: no more of it

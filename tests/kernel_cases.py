@@ -28,7 +28,7 @@ def cases(draw):
         "seed": draw(st.integers(0, 99)),
         "B": draw(st.sampled_from([1, 1, 2])),
         "T": T,
-        "S": T + draw(st.sampled_from([0, 0, 0, 1, 19])),
+        "S": max(1, T + draw(st.sampled_from([0, 0, 0, 1, 19] + [-20] * (not causal)))),
         "heads": heads,
         "D": draw(st.sampled_from([1, 8, 16, 24, 32, 40, 64])),
         "causal": causal,

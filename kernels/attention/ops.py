@@ -29,7 +29,7 @@ def attention(
     Args:
         q: (B, T, H, D) queries, the last T of S positions; bfloat16, float16 or float32. Any
             strides with a contiguous last dimension: a slice of packed q, k, v needs no copy.
-        k: (B, S, K, D) keys, S >= T; H is a multiple of K (grouped queries).
+        k: (B, S, K, D) keys, S >= T if causal; H is a multiple of K (grouped queries).
         v: (B, S, K, D) values.
         causal: query i sees keys up to i + S - T.
         first: (B, T) int32, the first key that each query sees; see `first_keys`.
@@ -112,7 +112,7 @@ def _check(q, k, v, causal, first, softcap) -> None:
         raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit q {tuple(q.shape)}")
     if K == 0 or H % K:
         raise ValueError(f"q has {H} heads, which is not a multiple of the {K} of k and v")
-    if T > S:
+    if causal and T > S:
         raise ValueError(f"q has {T} positions, more than the {S} of k and v")
     if softcap < 0:
         raise ValueError(f"softcap = {softcap} is negative; 0 is none")

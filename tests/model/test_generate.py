@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
+from model.cache import KVCache
 from model.generate import choose, generate
 from model.sample import Stream, sample
 from model.transformer import Transformer
@@ -128,3 +129,30 @@ def test_bad_settings_are_one_line(command, flag):
     done = command("model.sample", "smollm2-135m", *flag)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe_parts", [False, True])
+def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
+    config = ModelConfig(
+        dim=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48,
+        qk_norm=recipe_parts, key_shift=recipe_parts, value_embeddings=recipe_parts,
+        bigram_buckets=50 * recipe_parts,
+    )  # fmt: skip
+    model = Transformer(config, 61).init_weights(0).double()
+    draw = torch.Generator().manual_seed(0)
+    head, item = (torch.randint(61, (1, n), generator=draw) for n in (11, 5))
+    ends = torch.randint(61, (4, 3), generator=draw)
+    with torch.no_grad():
+        whole = torch.cat([head.expand(4, -1), item.expand(4, -1), ends], 1)
+        expected = model(whole)[:, -3:]
+        trunk = KVCache(11)
+        model(head, cache=trunk)
+        for _ in range(2):  # the trunk is not changed by what branches off
+            one = trunk.branch(1, 5)
+            model(item, cache=one)
+            several = one.branch(4, 3)
+            got = torch.cat(
+                [model(ends[:, :2], cache=several), model(ends[:, 2:], cache=several)], 1
+            )
+            torch.testing.assert_close(got, expected)
+            assert several.length == 19
