@@ -43,7 +43,7 @@ def test_missing_files(refused, recipe, tmp_path):
     assert "no such recipe" in refused("train.pretrain", tmp_path / "missing.toml")
     assert "no such file or folder" in prepare(refused, recipe, tmp_path, "missing.txt", None)
     said = refused("model.sample", tmp_path / "missing")
-    assert "no such run directory, .gguf file or foundation model" in said
+    assert "no such run, folder, .gguf file or foundation model" in said
     assert "no recipe given" in refused("train.pretrain")
 
 
