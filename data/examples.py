@@ -13,7 +13,7 @@ import torch
 from configs.cli import UserError
 from configs.schema import DataConfig
 from data.shards import IGNORE
-from data.tasks import drawn_split, json_row
+from data.tasks import drawn_split, json_row, numbered_lines
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import encode_chat
 
@@ -98,13 +98,7 @@ def read_examples(
     the line, for a malformed one, and if a split stays empty.
     """
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"examples: {path}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, "examples"):
         place = f"{path}: line {number}"
         row = json_row(line, place, ())
         if "messages" in row:

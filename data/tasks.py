@@ -10,6 +10,7 @@ item's group is never in two of them. One file defines a task, a line per item:
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -115,13 +116,7 @@ def _limited(task: Task, config: TaskConfig) -> Task:
 def _from_file(config: TaskConfig, data: DataConfig) -> Task:
     path = Path(config.name)
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"task.name: {path}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, "task.name"):
         row = json_row(line, f"{path}: line {number}", ("text", "label"))
         split = row.get("split") or drawn_split(str(row.get("group") or row["text"]), data)
         if split not in splits:
@@ -150,6 +145,15 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
                     )
     train, validation, test = splits.values()
     return Task(config.field, config.answer, labels, train, validation, test, config.kind)
+
+
+def numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not empty, from 1. Raises UserError, naming the setting."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {path}: {error}") from None
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def json_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
