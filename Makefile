@@ -36,6 +36,7 @@ lint: setup
 gpu-check: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/kernels/test_gpu.py
 	$(BIN)/python -m kernels.bench --out kernels/results
+	$(BIN)/python -m benchmarks.mfu
 
 # Everything this machine can measure in half an hour; training runs that are recorded for it are
 # not run again, and those that are left go on at the next call.

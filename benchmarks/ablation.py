@@ -79,7 +79,7 @@ def worth(rows: list[Cell], seconds: dict[str, list[float]]) -> list[dict]:
 def main() -> None:
     """Entry point of `python -m benchmarks.ablation`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1e5, help="end all cells after these")
+    parser.add_argument("--minutes", type=float, default=1e4, help="end all cells after these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
     args = parser.parse_args()
     path = folder() / "ablation.jsonl"

@@ -145,7 +145,7 @@ def draw(rows: list[Cell], path: Path) -> None:
 def main() -> None:
     """Entry point of `python -m benchmarks.speedrun`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1e5, help="end all cells after these")
+    parser.add_argument("--minutes", type=float, default=1e4, help="end all cells after these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
     parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=STEPS)
     args = parser.parse_args()

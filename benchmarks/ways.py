@@ -122,7 +122,7 @@ def compared(rows: list[dict]) -> list[dict]:
 def main() -> None:
     """Entry point of `python -m benchmarks.ways`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1e5, help="start nothing after these")
+    parser.add_argument("--minutes", type=float, default=1e4, help="start nothing after these")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--one", nargs=2, metavar=("WAY", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,0 +1,192 @@
+"""Training tokens per second and share of the peak (MFU) beside the same model in plain torch.
+
+    python -m benchmarks.mfu [--recipe configs/gpt2-124m.toml] [--batch 16] [--rounds 5]
+
+"ours" is the model as it is, "sdpa" the same weights with torch's operators for everything and its
+scaled_dot_product_attention, "plain" with the whole matrix of scores in memory; each as it stands
+and compiled (ours block by block as the training loop does, the others as a whole). All take the
+same steps on the same batch in bfloat16 autocast with torch's fused AdamW, in turn within every
+round; their first losses must agree. The peak is the maker's where it is known, and a large matrix
+product measured here. Writes benchmarks/results/DEVICE/mfu.json.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+
+import model.norm
+import model.transformer
+from benchmarks.record import record
+from configs.cli import load
+from configs.schema import Recipe
+from kernels.mlp.reference import relu2_reference, swiglu_reference
+from kernels.norm.reference import rms_norm_reference
+from kernels.rope.reference import rope_reference
+from model.transformer import Transformer
+from train.compilation import compile_blocks
+from train.metrics import peak_memory
+from train.optim import adamw
+from train.profiler import peak_flops
+
+STEPS = 4  # per turn
+AGREE = 2e-2  # nats between first losses in bfloat16, of about ten
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_) -> torch.Tensor:
+    """`model.fused.attend` without a cache: torch's own choice of kernel."""
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_) -> torch.Tensor:
+    """The same with all scores in memory, as nanoGPT's "slow attention"."""
+    group, T = q.shape[2] // k.shape[2], q.shape[1]
+    q, k, v = (x.transpose(1, 2) for x in (q, *(x.repeat_interleave(group, 2) for x in (k, v))))
+    hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def project(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`model.fused.project_and_score` with all logits in memory."""
+    return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="sum")
+
+
+@contextmanager
+def in_torch(attend: Callable) -> Iterator[None]:
+    """Within it every model computes with torch's operators and this attention."""
+    others = {
+        "rope": rope_reference, "swiglu": swiglu_reference, "relu2": relu2_reference,
+        "project_and_score": project,
+    }  # fmt: skip
+    with (
+        patch.multiple(model.transformer, attend=attend, **others),
+        patch.multiple(model.norm, rms_norm=rms_norm_reference),
+    ):
+        yield
+
+
+class Way:
+    """A copy of the weights with its optimiser, and how a step of it is computed."""
+
+    def __init__(self, net: Transformer, attend: Callable | None, compiled: bool, recipe: Recipe):
+        self.net = copy.deepcopy(net)
+        self.attend = attend
+        self.optimizer = adamw(dict(self.net.named_parameters()), recipe.train)
+        self.loss: Callable = self.net
+        if compiled and attend is None:
+            compile_blocks(self.net)
+        elif compiled:
+            self.loss = torch.compile(self.net)
+
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """One training step on (B, T) ids; the mean loss before it."""
+        with in_torch(self.attend) if self.attend else nullcontext():
+            with torch.autocast(x.device.type, torch.bfloat16):
+                loss = self.loss(x, targets=y) / y.numel()
+            loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ceiling(device: torch.device) -> float:
+    """FLOP/s of a large bfloat16 product, the best of ten."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, best = torch.randn(size, size, dtype=torch.bfloat16, device=device), 0.0
+    for _ in range(10):
+        wait(device)
+        started = time.perf_counter()
+        a @ a
+        wait(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def measure(recipe: Recipe, vocabulary: int, batch: int, rounds: int) -> list[dict]:
+    """One row per way. Raises SystemExit if they are not the same model."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = Transformer(recipe.model, vocabulary).init_weights(0).to(device)
+    x, y = torch.randint(0, vocabulary, (2, batch, recipe.model.max_seq_len), device=device)
+    flops = net.training_flops(y.numel(), y.numel(), recipe.model.max_seq_len)
+    attentions: dict[str, Callable | None] = {"ours": None, "sdpa": sdpa, "plain": plain}
+    ways, first, peaks = {}, {}, {}
+    for compiled in (False, True):
+        for name, attend in attentions.items():
+            way = f"{name}, compiled" if compiled else name
+            ways[way] = Way(net, attend, compiled, recipe)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            first[way] = ways[way].step(x, y).item()
+            ways[way].step(x, y)
+            peaks[way] = peak_memory(device)
+    if max(first.values()) - min(first.values()) > AGREE:
+        raise SystemExit(f"not the same model: first losses are {first}")
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            wait(device)
+            started = time.perf_counter()
+            for _ in range(STEPS):
+                way.step(x, y)
+            wait(device)
+            times[name].append((time.perf_counter() - started) / STEPS)
+    best, makers, rows = ceiling(device), peak_flops(device, True), []
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        ratios = [b / a for a, b in zip(times["ours, compiled"], seconds, strict=True)]
+        rows.append(
+            {
+                "way": name,
+                "tokens_per_second": y.numel() / median,
+                "mfu": makers and flops / median / makers,
+                "share_of_product": flops / median / best,
+                "time_over_ours_compiled": statistics.median(ratios),
+                "ratios": sorted(ratios),
+                "seconds": seconds,
+                # On a CPU it is the process' own, which holds all ways.
+                "peak_bytes": peaks[name] if device.type == "cuda" else None,
+                "first_loss": first[name],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Entry point of `python -m benchmarks.mfu`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="configs/gpt2-124m.toml")
+    parser.add_argument("--batch", type=int, default=16, help="windows in a step")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    recipe = load(Recipe, args.recipe)
+    rows = measure(recipe, recipe.tokenizer.vocab_size, args.batch, args.rounds)
+    for row in rows:
+        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%} MFU, "
+        low, high = row["ratios"][0], row["ratios"][-1]
+        print(
+            f"{row['way']:16}{row['tokens_per_second']:10,.0f} tokens/s, {mfu}"
+            f"{row['share_of_product']:.1%} of a large product, time over ours compiled "
+            f"{row['time_over_ours_compiled']:.2f} ({low:.2f} to {high:.2f})"
+        )
+    result = {"recipe": args.recipe, "batch": args.batch, "rows": rows,
+              "triton": version("triton") if torch.cuda.is_available() else None}  # fmt: skip
+    print(f"written: {record('mfu', result)}")
+
+
+if __name__ == "__main__":
+    main()
