@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.ablation import WITHOUT, worth
+from benchmarks.ablation import MORE_SEEDS, WITHOUT, gains, in_time
+from benchmarks.ablation import plan as ablation_plan
 from benchmarks.cells import recipe_of, run
 from benchmarks.peers import Gpt2
 from benchmarks.speedrun import CORPORA, OVERFITTED, RATES, SEEDS, SHARES, compared, plan
@@ -79,26 +80,32 @@ def test_every_part_can_be_taken_out():
 
 
 def test_parts_are_compared_seed_by_seed_whatever_the_order_of_the_ledger():
-    gains = {"Muon": (0.4, 0.5, 0.6), "WSD (cosine)": (-0.01, 0.02, -0.01)}
+    grows = {"Muon": (0.4, 0.5, 0.6), "WSD (cosine)": (-0.01, 0.02, -0.01)}
     rows = [
         {"way": f"without {part}", "seed": seed, "validation_loss": 3 + seed + gain}
         for part in WITHOUT
-        for seed, gain in zip(SEEDS, gains.get(part, (0.0, 0.01, 0.02)), strict=True)
+        for seed, gain in zip(SEEDS, grows.get(part, (0.0, 0.01, 0.02)), strict=True)
         if part not in ("nothing", "QK-norm")
     ]
     rows += [{"way": "without nothing", "seed": s, "validation_loss": 3 + s} for s in SEEDS]
     seconds = {part: [1.0, 2.0] for part in WITHOUT} | {"Muon": [0.5, 1.2]}
-    first, *others = worth(rows[::-1], seconds)
+    first, *others = gains(rows[::-1])
     assert first["part"] == "Muon"
     assert first["gain"] == pytest.approx(0.5)
     # Student's t with two degrees of freedom: 4.303 standard errors.
     assert first["interval"] == pytest.approx(
         [0.5 - 4.303 * 0.0577, 0.5 + 4.303 * 0.0577], abs=1e-3
     )
-    assert first["step_without"] == pytest.approx(0.55)
+    assert in_time("Muon", seconds)["step_without"] == pytest.approx(0.55)
     assert others[-1]["part"] == "WSD (cosine)"
     assert others[-1]["interval"][0] < 0 < others[-1]["interval"][1]
     assert "QK-norm" not in {row["part"] for row in others}  # not all of its seeds have ended
+    more = [cell for cell in ablation_plan(rows) if cell["seed"] in MORE_SEEDS]
+    assert {cell["way"].removeprefix("without ") for cell in more} == {"nothing"} | {
+        row["part"]
+        for row in others  # whose intervals hold zero
+    }
+    assert len(more) == 3 * (1 + len(others))
 
 
 def test_the_baseline_is_gpt2():
