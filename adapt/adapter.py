@@ -36,21 +36,9 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
-    if model.config.soft_tokens:
-        with torch.no_grad():
-            tensors = {"prompt_embeddings": model.soft_prompt().detach().clone()}
-        config |= {
-            "peft_type": "PROMPT_TUNING",
-            "num_virtual_tokens": model.config.soft_tokens,
-            "token_dim": model.config.dim,
-            "num_layers": model.config.n_layers,
-            "num_attention_heads": model.config.n_heads,
-            "num_transformer_submodules": 1,
-        }
-    else:
+    if layers := lora_layers(model):
         if model.config.biases == "all":
             raise UserError("adapters of GPT-2 have no names in peft's format; use merged/")
-        layers = lora_layers(model)
         tensors = {
             f"{_theirs(name)}.lora_{side}.weight": getattr(layer, f"lora_{side}").detach()
             for name, layer in layers.items()
@@ -66,6 +54,17 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
             "use_rslora": False,  # alpha says what it comes to
             "target_modules": sorted({_theirs(name).rpartition(".")[2] for name in layers}),
             "bias": "none",
+        }
+    else:
+        with torch.no_grad():
+            tensors = {"prompt_embeddings": model.soft_prompt().detach().clone()}
+        config |= {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": model.config.soft_tokens,
+            "token_dim": model.config.dim,
+            "num_layers": model.config.n_layers,
+            "num_attention_heads": model.config.n_heads,
+            "num_transformer_submodules": 1,
         }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
@@ -88,6 +87,19 @@ def load_adapter(model: Transformer, folder: Path) -> Transformer:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: not an adapter: {error}") from None
+    try:
+        return _put_on(model, folder, config, tensors, about)
+    except KeyError as error:
+        raise UserError(f"{folder}: not a whole adapter: no {error}") from None
+
+
+def _put_on(
+    model: Transformer,
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    about: dict[str, str],
+) -> Transformer:
     model.requires_grad_(False)
     trained_upon = about.get("base_sha256")
     if trained_upon and trained_upon != frozen_hash(model):
@@ -107,6 +119,12 @@ def load_adapter(model: Transformer, folder: Path) -> Transformer:
         return with_soft_prompt(model, prompt)
     if kind != "LORA":
         raise UserError(f"{folder}: adapters of the kind {kind} are not supported")
+    for option in ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out"):
+        if config.get(option):
+            raise UserError(f"{folder}: {option} = {config[option]} is not supported")
+    if isinstance(config["target_modules"], str):
+        pattern = config["target_modules"]
+        raise UserError(f'{folder}: target_modules = "{pattern}" is a pattern; only lists are read')
     settings = LoraConfig(
         rank=config["r"],
         alpha=config["lora_alpha"],

@@ -73,7 +73,7 @@ def extract(
     """
     encoded = [[tokenizer.separator_id, *ids] for ids in tokenizer.encode_batch(texts)]
     longest = max(map(len, encoded))
-    if longest > model.config.max_seq_len:
+    if longest > model.config.context:
         raise UserError(f"a text of {longest} tokens is above the context; lower task.max_chars")
     kept: list[torch.Tensor] = []
     hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: kept.append(x[0]))]
@@ -91,7 +91,8 @@ def extract(
                 inputs[at, : len(encoded[i])] = torch.tensor(encoded[i])
             kept.clear()
             model.features(inputs.to(model.device))
-            x = torch.stack(kept, 1).float()  # (B, layers + 1, T, C)
+            x = torch.stack(kept, 1)[:, :, model.config.soft_tokens :].float()
+            # (B, layers + 1, T, C)
             positions = torch.arange(x.shape[2], device=x.device)
             if pooling == "last":
                 wanted = positions == lengths[:, None] - 1
@@ -110,8 +111,11 @@ def fit(
 ) -> tuple[Classifier, float]:
     """The classifier of (N, layers, C) features of the task's items, and its validation accuracy.
 
-    Layer and strength of regularisation are chosen on the validation split.
+    Layer and strength of regularisation are chosen on the validation split. Raises UserError if
+    all training items have one label.
     """
+    if len(found := {item.label for item in task.train}) < 2:
+        raise UserError(f"all {len(task.train)} training items are labelled {found}: no choice")
     count = train.shape[1]
     choices = {"last": [[count - 1]], "all": [list(range(count))],
                "best": [[layer] for layer in range(count)]}[config.layers]  # fmt: skip

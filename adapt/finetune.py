@@ -25,14 +25,14 @@ from adapt.soft_prompt import add_soft_prompt, settle
 from adapt.top_layers import tune_top_layers
 from configs.cli import UserError, parse, run_command
 from configs.console import say
-from configs.schema import DataConfig, FinetuneRecipe, MergedModel
+from configs.schema import FinetuneRecipe, MergedModel
 from data.examples import Examples, Row, completions, read_examples
 from data.prepare import prepare, shuffled
 from data.shards import Windows, write_shards
 from data.tasks import Item, Task, load_task
 from model.formats.native import best_checkpoint, read_file, read_manifest, write_checkpoint
 from model.load import load_model
-from model.sample import sample
+from model.sample import prompt_ids, sample
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
@@ -83,7 +83,7 @@ def example_sets(
     pack: int = 0,
 ) -> tuple[Examples, Examples]:
     """As `task_sets`, of texts. Raises UserError for one that does not fit the context."""
-    length = pack or model.config.max_seq_len - model.config.soft_tokens
+    length = pack or model.config.context
     _check_length(model, length)
     train_set, validation_set = (
         Examples(rows, length, tokenizer, pack > 0) for rows in (train_rows, validation_rows)
@@ -104,7 +104,8 @@ def adapt(model: Transformer, tokenizer: Tokenizer, recipe: FinetuneRecipe) -> T
 
 def merge(model: Transformer) -> Transformer:
     """The whole model in plain layers, as a run directory holds it; returns it."""
-    return settle(model) if model.config.soft_tokens else merge_lora(model)
+    merge_lora(model)
+    return settle(model) if model.config.soft_tokens else model
 
 
 def save_merged(
@@ -112,13 +113,13 @@ def save_merged(
     model: Transformer,
     tokenizer: Tokenizer,
     base: str,
-    data: DataConfig | None = None,
+    trained_on: str = "",
     step: int = 0,
     score: float | None = None,
 ) -> None:
     """Write the whole model as a run directory of its own, in place of any that is there."""
     merge(model)
-    recipe = MergedModel(base=base, data=data, model=model.config)
+    recipe = MergedModel(base=base, trained_on=trained_on, model=model.config)
     with start_run(run, recipe, tokenizer, overwrite=True):
         weights = {name: p.detach() for name, p in model.named_parameters()}
         info = {"tokenizer": tokenizer.hash, "bits_per_byte": score}
@@ -144,6 +145,10 @@ def main() -> int:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
                 before = _measure(
                     model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt
+                )
+                say(
+                    f"before: validation loss {before['loss']:.4f}; general text "
+                    f"({recipe.general}) {before['general_bits_per_byte']:.4f} bits per byte"
                 )
         result = train(
             model,
@@ -192,19 +197,21 @@ def classify(
 
 def _sets(
     recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer
-) -> tuple[DataSet, DataSet, str]:
-    # What is trained and validated on, and a prompt to show what changes.
+) -> tuple[DataSet, DataSet, list[int]]:
+    # What is trained and validated on, and the ids of a prompt to show what changes.
     pack = recipe.seq_len if recipe.pack else 0
     if recipe.task is not None:
         task = load_task(recipe.task, recipe.data)
         sets = task_sets(task, model, tokenizer, pack)
-        return *sets, task.opening + task.prompt(task.validation[0].text)
+        asked = task.opening + task.prompt(task.validation[0].text)
+        return *sets, prompt_ids(model.config, tokenizer, asked)
     if recipe.examples:
         rows = read_examples(Path(recipe.examples), recipe.data, tokenizer)
         shown = rows[1][0]
-        prompt = tokenizer.decode(shown.ids[: shown.scored.index(True)])
-        return *example_sets(*rows, model, tokenizer, pack), prompt
-    return *text_sets(prepare(recipe.data), model, tokenizer, recipe.seq_len), recipe.sample.prompt
+        sets = example_sets(*rows, model, tokenizer, pack)
+        return *sets, shown.ids[: shown.scored.index(True)]
+    prompt = prompt_ids(model.config, tokenizer, recipe.sample.prompt)
+    return *text_sets(prepare(recipe.data), model, tokenizer, recipe.seq_len), prompt
 
 
 def _measure(
@@ -213,17 +220,15 @@ def _measure(
     recipe: FinetuneRecipe,
     ranks: Ranks,
     validation_set: DataSet,
-    prompt: str,
+    prompt: list[int],
 ) -> dict:
     # Loss on the validation split, bits per byte of general text, and what is written.
-    if recipe.general == recipe.data.corpus:
-        raise UserError(f'general = "{recipe.general}" is what is trained on: name another corpus')
     data = recipe.data.model_copy(update={"corpus": recipe.general, "group_field": ""})
     texts = [row["text"] for row in shuffled(prepare(data), "test")[:GENERAL]]
     rows = [Row(ids, [True] * len(ids)) for ids in (
         [tokenizer.separator_id, *ids][:GENERAL_TOKENS] for ids in tokenizer.encode_batch(texts)
     )]  # fmt: skip
-    length = min(GENERAL_TOKENS, model.config.max_seq_len - model.config.soft_tokens)
+    length = min(GENERAL_TOKENS, model.config.context)
     general = Examples([Row(r.ids[:length], r.scored[:length]) for r in rows], length, tokenizer)
     bfloat16 = uses_bfloat16(recipe.train.precision, model, model.device)
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16)
@@ -235,8 +240,8 @@ def _measure(
         scores[name] = evaluate(model, model, data_set, settings, alone, autocast)
     model.separator = -1
     model.eval()
-    settings_of_sample = recipe.sample.model_dump() | {"prompt": prompt, "num_samples": 1}
-    *_, (stream,) = sample(model, tokenizer, seed=recipe.train.seed, **settings_of_sample)
+    how = recipe.sample.model_dump(exclude={"prompt", "num_samples"})
+    *_, (stream,) = sample(model, tokenizer, prompt, seed=recipe.train.seed, **how)
     model.train()
     return {
         "loss": scores["validation"]["validation_loss"],
@@ -252,7 +257,7 @@ def _conclude(
     ranks: Ranks,
     before: dict,
     validation_set: DataSet,
-    prompt: str,
+    prompt: list[int],
 ) -> None:
     # The best checkpoint on a fresh base: this process may hold a later one, or only a share.
     checkpoint = best_checkpoint(run)
@@ -270,14 +275,16 @@ def _conclude(
         except UserError as error:
             say(f"WARNING: no adapter/ was written: {error}")
     step, score = int(checkpoint.name), read_manifest(checkpoint)["bits_per_byte"]
-    save_merged(run / "merged", model, tokenizer, recipe.base, recipe.data, step, score)
+    save_merged(run / "merged", model, tokenizer, recipe.base, _told(recipe), step, score)
+    shown = tokenizer.decode(prompt)
     summary = {
         **counts,
         "best_step": step,
         **{f"{key}_before": value for key, value in before.items()},
         **{f"{key}_after": value for key, value in after.items()},
-        "prompt": prompt,
+        "prompt": shown,
         "peak_bytes": result.peak_bytes,
+        "training_tokens": result.progress.tokens,
         "training_seconds": result.progress.seconds,
         "training_flops": result.progress.flops,
     }
@@ -290,14 +297,27 @@ def _conclude(
         f"{after['general_bits_per_byte']:.4f} bits per byte ({forgotten:+.4f})"
     )
     for when, measured in (("before", before), ("after", after)):
-        print(f"--- {when} ---\n{prompt}{measured['sample']}")
+        print(f"--- {when} ---\n{shown}{measured['sample']}")
     say(f"sample from it: python -m model.sample {run / 'merged'}")
 
 
+def _told(recipe: FinetuneRecipe) -> str:
+    # What was trained on, for those who find the weights.
+    if recipe.examples:
+        return f"the examples of `{Path(recipe.examples).name}`"
+    corpus = f"the corpus `{recipe.data.corpus}`"
+    if recipe.task is None:
+        return corpus
+    name = recipe.task.name
+    if name.endswith(".jsonl"):
+        return f"the task of `{Path(name).name}`"
+    return f"the task `{name}` of {corpus}"
+
+
 def _check_length(model: Transformer, length: int) -> None:
-    if length > model.config.max_seq_len:
+    if length > model.config.context:
         raise UserError(
-            f"seq_len = {length} is above the model's context of {model.config.max_seq_len}"
+            f"seq_len = {length} is above the model's context of {model.config.context}"
         )
 
 

@@ -38,9 +38,15 @@ def add_soft_prompt(
 ) -> Transformer:
     """Freeze `model` and put trained vectors before every text; returns it.
 
-    They start as embeddings of `init_text` or of tokens drawn at random. Raises UserError if they
-    fill the context.
+    They (of a prompt encoder: what its network is given) start as embeddings of `init_text` or of
+    tokens drawn at random. Raises UserError if they fill the context, or hold less than the text,
+    or there are some already.
     """
+    if model.config.soft_tokens:
+        raise UserError(
+            f"this model has a soft prompt of {model.config.soft_tokens} vectors already; adapt it "
+            "another way, or start from its base"
+        )
     if config.tokens >= model.config.max_seq_len:
         raise UserError(
             f"soft_prompt.tokens = {config.tokens} fills the context of {model.config.max_seq_len}"
@@ -48,6 +54,11 @@ def add_soft_prompt(
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor(tokenizer.encode(config.init_text), dtype=torch.int64)
+    if len(ids) > config.tokens:
+        raise UserError(
+            f"soft_prompt.init_text has {len(ids)} tokens, more than soft_prompt.tokens = "
+            f"{config.tokens}"
+        )
     if len(ids):
         ids = ids.repeat(-(-config.tokens // len(ids)))[: config.tokens]
     else:

@@ -21,7 +21,7 @@ import torch
 from adapt.finetune import task_sets, text_sets
 from adapt.lora import add_lora, merge_lora
 from compare.floors import FLOORS, compressor_bits, majority, tfidf_logistic, xz, zstd
-from compare.score import document_bits, task_answers
+from compare.score import document_bits
 from configs.cli import UserError, load, run_command
 from configs.schema import FinetuneRecipe, Recipe, TrainConfig
 from configs.study import StudyRecipe
@@ -29,6 +29,7 @@ from data.prepare import documents, prepare, shuffled
 from data.tasks import Task, load_task
 from model.load import load_model
 from model.transformer import Transformer
+from prompting.answers import task_answers
 from prompting.shots import fixed_shots, neighbour_shots, no_shots
 from tokenizer.bpe import Tokenizer
 from tokenizer.train import train_tokenizer

@@ -86,10 +86,10 @@ def loglikelihoods(
         )
         known = 1 + len(tokenizer.encode(context))
         ids = [tokenizer.separator_id, *tokenizer.encode(context + continuation)]
-        if len(ids) - 1 + model.config.soft_tokens > model.config.max_seq_len:
+        if len(ids) - 1 > model.config.context:
             raise UserError(
                 f"a request of {len(ids)} tokens does not fit the context of "
-                f"{model.config.max_seq_len}; use fewer shots: {context[:60]!r}…"
+                f"{model.config.context}; use fewer shots: {context[:60]!r}…"
             )
         rows.append((ids, min(known, len(ids) - 1)))
     found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)

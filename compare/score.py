@@ -1,24 +1,17 @@
-"""Scores an arm on the study's held-out documents and task items, the same for every arm."""
+"""Scores an arm on the study's held-out documents, the same for every arm."""
 
 import math
-import time
 from collections.abc import Sequence
 
 import torch
 
 from configs.cli import UserError
 from configs.console import track
-from data.metrics import score_answer
-from data.tasks import Task
 from model.cache import KVCache
 from model.transformer import IGNORE, Transformer
-from prompting.score import rank_completions, shared_prefix, write_answer
-from prompting.shots import Choose
-from prompting.templates import fitting
 from tokenizer.bpe import Tokenizer
 
 BATCH = 8
-WRITTEN = 32  # tokens that a written answer may have
 
 
 @torch.no_grad()
@@ -37,7 +30,7 @@ def document_bits(
     for text, ids in zip(texts, encoded, strict=True):
         if tokenizer.decode(ids) != text:
             raise UserError(f"the tokenizer loses characters of the document {text[:60]!r}…")
-    context = model.config.max_seq_len
+    context = model.config.context
     cache = None
     head = [token for ids in tokenizer.encode_batch(prefix) for token in (separator, *ids)]
     if head:
@@ -74,51 +67,3 @@ def document_bits(
         for (number, _, _), value in zip(batch, nats.view_as(targets).sum(1), strict=True):
             bits[number] += value.item() / math.log(2)
     return bits
-
-
-def task_answers(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    task: Task,
-    shots: Choose,
-    split: str = "test",
-    calibrate: bool = False,
-    per_token: bool = False,
-) -> dict:
-    """How right each item of a split was answered, mean prompt tokens, seconds per request.
-
-    A label of a closed set is chosen by its likelihood (see `rank_completions`), anything else is
-    written. Shots that do not fit the context are left out and counted.
-    """
-    items = getattr(task, split)
-    completions = [task.completion(label) for label in task.labels]
-    longest = max((len(ids) for ids in tokenizer.encode_batch(completions)), default=WRITTEN)
-    room = model.config.max_seq_len - model.config.soft_tokens - longest
-    started = time.perf_counter()
-    made = [fitting(task, item.text, shots(item.text), tokenizer, room) for item in items]
-    prompts = [prompt for prompt, _ in made]
-    prefix, prior = None, None
-    if task.labels:
-        prefix = shared_prefix(model, tokenizer, prompts)
-    if task.labels and calibrate:
-        empty, _ = fitting(task, "N/A", shots("N/A"), tokenizer, room)
-        prior = rank_completions(model, tokenizer, empty, completions, prefix).scores
-    correct: list[float] = []
-    tokens = 0
-    for item, prompt in track(zip(items, prompts, strict=True), "answering", len(items)):
-        if task.labels:
-            answer = rank_completions(
-                model, tokenizer, prompt, completions, prefix, prior or (), per_token
-            )
-            correct.append(float(task.labels[answer.choice] == item.label))
-            tokens += answer.prompt_tokens
-        else:
-            text = write_answer(model, tokenizer, prompt, task.stop, WRITTEN)
-            correct.append(score_answer(task.kind, text, item.label))
-            tokens += 1 + len(tokenizer.encode(prompt))
-    return {
-        "correct": correct,
-        "shots_left_out": sum(dropped for _, dropped in made),
-        "prompt_tokens": tokens / len(items),
-        "seconds_per_request": (time.perf_counter() - started) / len(items),
-    }

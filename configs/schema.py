@@ -130,6 +130,11 @@ class ModelConfig(Section):
     """Learnt vectors that stand before every text: a tuned soft prompt."""
 
     @property
+    def context(self) -> int:
+        """Tokens of text that fit, beside the vectors of a soft prompt."""
+        return self.max_seq_len - self.soft_tokens
+
+    @property
     def width_ratio(self) -> float:
         """base_dim / dim, or 1 without a base_dim."""
         return self.base_dim / self.dim if self.base_dim else 1.0
@@ -341,19 +346,14 @@ class FinetuneRecipe(Section):
             raise ValueError("give examples or a [task], not both")
         if self.way == "features" and not self.task:
             raise ValueError('way = "features" classifies: it needs a [task]')
+        own = self.examples or (self.task and self.task.name.endswith(".jsonl"))
+        if self.general == self.data.corpus and not own and self.way != "features":
+            raise ValueError(
+                f'general = "{self.general}" is what is trained on: name another corpus'
+            )
         if self.pack and self.way == "soft_prompt":
             raise ValueError("pack = true: a soft prompt stands before a row, not before each text")
         return self
-
-
-class StoreRecipe(Section):
-    """A store of passages to retrieve from."""
-
-    data: DataConfig = DataConfig()
-    encoder: str = "wordllama"
-    """What makes vectors of texts: wordllama, or a foundation model, a file or a run."""
-    chunk_chars: int = Field(600, ge=50)
-    """A document is cut into passages of at most so many characters."""
 
 
 class MergedModel(Section):
@@ -361,6 +361,6 @@ class MergedModel(Section):
 
     base: str
     """What was adapted."""
-    data: DataConfig | None = None
-    """What it was trained on, if that is known."""
+    trained_on: str = ""
+    """In words, if that is known."""
     model: ModelConfig

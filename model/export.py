@@ -23,14 +23,18 @@ def model_card(name: str, model: Transformer, license: str) -> str:
     run = Path(name)
     facts = [("Parameters", f"{model.num_parameters():,}"),
              ("Context", f"{model.config.max_seq_len:,} tokens")]  # fmt: skip
-    corpus = ""
+    trained = "data that this card does not know"
     if (run / "config.toml").exists():
         recipe = read_toml(run / "config.toml")
-        corpus = recipe.get("data", {}).get("corpus", "")
-        facts += [("Base model", recipe["base"])] if "base" in recipe else []
+        if "base" in recipe:
+            facts.append(("Base model", recipe["base"]))
+            trained = recipe.get("trained_on") or trained
+        else:
+            trained = f"the corpus `{recipe['data']['corpus']}`"
         facts += _training(run)
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts)
-    trained = f"the corpus `{corpus}`" if corpus else "data that this card does not know"
+    measured = any("bits per byte" in key for key, _ in facts)
+    told = "\nBits per byte were measured on held-out text of the same data, not on any other.\n"
     metadata = f"license: {license}\n" if license else ""
     return f"""---
 {metadata}pipeline_tag: text-generation
@@ -49,9 +53,8 @@ A decoder-only transformer, trained on {trained}.
 
 It continues text like what it was trained on. It was not tuned to follow instructions or to be safe
 unless its data did that, it states falsehoods as readily as facts, and it repeats what its data
-holds, private or offensive passages included. {"" if license else "No licence was given. "}Bits per
-byte were measured on held-out text of the same corpus, not on any other.
-"""
+holds, private or offensive passages included.{"" if license else " No licence was given."}
+{told if measured else ""}"""
 
 
 def _training(run: Path) -> list[tuple[str, str]]:

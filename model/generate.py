@@ -51,6 +51,7 @@ def generate(
     max_new_tokens: int,
     num_samples: int = 1,
     use_cache: bool = True,
+    prefix: KVCache | None = None,
     seed: int = 0,
     **how,
 ) -> Iterator[torch.Tensor]:
@@ -62,13 +63,18 @@ def generate(
         max_new_tokens: steps to take; fewer if the context ends.
         num_samples: continuations of each prompt, which is read once.
         use_cache: False runs the whole text at every step: slow, the same tokens.
+        prefix: positions before one prompt, of which one sample is drawn; stays as it is.
         seed: of the draws.
         how: arguments of `choose`.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     length = prompts.shape[1]
-    steps = min(model.config.max_seq_len - length, max_new_tokens)
+    known = model.config.soft_tokens if prefix is None else prefix.length
+    steps = min(model.config.max_seq_len - known - length, max_new_tokens)
     cache = KVCache(length + steps) if use_cache else None
+    if prefix is not None:
+        assert len(prompts) == num_samples == 1
+        cache = prefix.branch(1, length + steps)
     tokens = prompts.to(model.device)
     logits = model.output(model.features(tokens, cache)[:, -1]).repeat_interleave(num_samples, 0)
     tokens = tokens.repeat_interleave(num_samples, 0)

@@ -9,12 +9,13 @@ One sample is streamed as it is written; several are generated as one batch and 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from configs.cli import Parser, UserError, run_command
 from configs.schema import ModelConfig
+from model.cache import KVCache
 from model.generate import generate
 from model.int8 import quantize
 from model.load import load_model
@@ -62,13 +63,18 @@ class Stream:
         return shown
 
 
-def prompt_ids(config: ModelConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The document separator and the prompt. Raises UserError if they do not fit the context."""
-    ids = [tokenizer.separator_id, *tokenizer.encode(prompt)]
-    if len(ids) >= config.max_seq_len:
+def prompt_ids(config: ModelConfig, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """The document separator and the prompt, or the ids themselves.
+
+    Raises UserError if they do not fit the context.
+    """
+    if isinstance(prompt, str):
+        prompt = [tokenizer.separator_id, *tokenizer.encode(prompt)]
+    ids = list(prompt)
+    if len(ids) >= config.context:
         raise UserError(
             f"the prompt has {len(ids)} tokens with the separator; the model's context is "
-            f"{config.max_seq_len} and needs room for one more; shorten it"
+            f"{config.context} and needs room for one more; shorten it"
         )
     return ids
 
@@ -76,24 +82,27 @@ def prompt_ids(config: ModelConfig, tokenizer: Tokenizer, prompt: str) -> list[i
 def sample(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int,
     num_samples: int = 1,
     stop: list[str] | None = None,
     seed: int = 0,
+    prefix: KVCache | None = None,
     **how,
 ) -> Iterator[list[Stream]]:
     """Yield the growing samples after each step until all have stopped.
 
-    The prompt follows the document separator, as in training. Raises UserError if it does not fit
-    the context.
+    A text follows the document separator, as in training; ids are taken as they are. `prefix` holds
+    the keys and values of the first of them. Raises UserError if they do not fit the context.
     """
     ids = prompt_ids(model.config, tokenizer, prompt)
+    known = 0 if prefix is None else prefix.length - model.config.soft_tokens
     streams = [Stream(tokenizer, stop or []) for _ in range(num_samples)]
     steps = generate(
         model,
-        torch.tensor([ids]),
+        torch.tensor([ids[known:]]),
+        prefix=prefix,
         max_new_tokens=max_new_tokens,
         num_samples=num_samples,
         seed=seed,

@@ -14,7 +14,7 @@ import tokenizers
 
 from configs.cli import UserError
 
-CHAT = "chat_template.json"  # stands beside tokenizer.json
+ABOUT = "tokenizer_about.json"  # beside tokenizer.json: what that file has no place for
 
 
 class ChatTemplate(NamedTuple):
@@ -53,7 +53,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a `tokenizer.json`; its first special token is the separator. Raises UserError."""
+        """Read a `tokenizer.json` and what `save` wrote beside it; alone, its first special token
+
+        is the separator. Raises UserError.
+        """
         try:
             backend = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -64,15 +67,18 @@ class Tokenizer:
         special = [added[i].content for i in sorted(added) if added[i].special]
         if not special:
             raise UserError(f"{path}: has no special token to separate documents with")
-        chat = Path(path).with_name(CHAT)
-        known = ChatTemplate(**json.loads(chat.read_text())) if chat.exists() else None
-        return cls(backend, special[0], known)
+        beside = Path(path).with_name(ABOUT)
+        about = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        chat = about.get("chat")
+        separator = about.get("separator", special[0])
+        return cls(backend, separator, ChatTemplate(**chat) if chat else None)
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and, if there is a chat template, `chat_template.json`."""
+        """Write `tokenizer.json`, and the separator and chat template beside it."""
         (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
-        if self.chat:
-            (folder / CHAT).write_text(json.dumps(self.chat._asdict(), indent=1) + "\n")
+        chat = self.chat._asdict() if self.chat else None
+        about = {"separator": self.backend.id_to_token(self.separator_id), "chat": chat}
+        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     def to_json(self) -> str:
         """The file format; `hash` is the SHA-256 of exactly this text."""

@@ -45,18 +45,19 @@ def describe(
     micro = min(config.micro_batch_size, config.batch_size // ranks.world_size)
     accumulation = -(-config.batch_size // ranks.world_size // micro)
     sharded = ", sharded" if config.parallel == "fsdp" and ranks.world_size > 1 else ""
+    trained = model.num_parameters(True)
+    frozen = model.num_parameters() - trained
     say(
-        f"model: {model.num_parameters():,} parameters, {model.num_parameters(True):,} trained, "
+        f"model: {model.num_parameters():,} parameters, {trained:,} trained, {frozen:,} frozen, "
         f"{precision} on {ranks.world_size} x {ranks.device.type}{sharded}"
     )
-    trained = config.steps * config.batch_size * length
-    fits = trained / TOKENS_PER_PARAMETER
+    tokens = config.steps * config.batch_size * length
+    fits = tokens / TOKENS_PER_PARAMETER
     times = model.num_parameters() / fits
-    whole = model.num_parameters(True) == model.num_parameters()
-    if whole and not config.max_seconds and not 0.5 < times < 2:
+    if not frozen and not config.max_seconds and not 0.5 < times < 2:
         say(
             f"note: the model is {times:,.2f} times as large as is compute-optimal for "
-            f"{trained:,} tokens ({TOKENS_PER_PARAMETER} per parameter: {fits:,.0f} parameters)"
+            f"{tokens:,} tokens ({TOKENS_PER_PARAMETER} per parameter: {fits:,.0f} parameters)"
         )
     say(
         f"data: {windows:,} windows/epoch of {length} tokens, up to {windows * length:,} "

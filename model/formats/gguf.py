@@ -55,6 +55,9 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     def value(key: str) -> Any:
         return _field(reader, f"llama.{key}")
 
+    scaled = reader.get_field("llama.rope.scaling.type")
+    if scaled is not None and scaled.contents() != "none":
+        raise UserError(f'{path}: rope scaling "{scaled.contents()}" is not supported')
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     n_heads, dim = value("attention.head_count"), value("embedding_length")
     head_dim = value("rope.dimension_count")
@@ -80,7 +83,11 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     for name, tensor in tensors.items():
         key, kind = _key(name, path)
         state[key] = torch.from_numpy(_dequantize(tensor, heads.get(kind), path))
-    model = Transformer.from_state(config, state).eval()
+    try:
+        model = Transformer.from_state(config, state).eval()
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: the weights do not fit what the file says: {reason}") from None
     return model, _tokenizer(reader, path, split_digits=True)
 
 

@@ -23,7 +23,8 @@ _QKV = ("wq", "wk", "wv")
 def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
     """The options of a config.json. Raises UserError for what is not supported, or KeyError."""
     for option, plain in (("activation_function", "gelu_new"), ("scale_attn_weights", True),
-                          ("scale_attn_by_inverse_layer_idx", False)):  # fmt: skip
+                          ("scale_attn_by_inverse_layer_idx", False),
+                          ("tie_word_embeddings", True)):  # fmt: skip
         if c.get(option, plain) != plain:
             raise UserError(f"config.json: {option} = {c[option]!r} is not supported")
     return ModelConfig(

@@ -47,7 +47,7 @@ def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
         rope_theta=rope.get("rope_theta") or c.get("rope_theta", 10000.0),
         rope_scaling=[float(rope[key]) for key in scaling] if rope_kind == "llama3" else [],
         norm_eps=c["rms_norm_eps"],
-        tie_embeddings=c.get("tie_word_embeddings", False),
+        tie_embeddings=c.get("tie_word_embeddings", kind == "smollm3"),  # the classes' defaults
         qk_norm=kind == "qwen3",
         biases="qkv" if kind == "qwen2" else "none",
         unrotated_every=_unrotated(c) if kind == "smollm3" else 0,

@@ -52,6 +52,17 @@ def test_only_the_prompt_is_trained_and_a_cache_changes_nothing(config, changes)
     torch.testing.assert_close(settle(model)(x), before)
 
 
+def test_vectors_take_their_room_from_the_context():
+    model = add_soft_prompt(small(max_seq_len=16), Letters, PLAIN, seed=0)
+    assert model.config.context == 11
+    x = torch.arange(6)[None]
+    assert len(list(generate(model, x, max_new_tokens=99, temperature=0))) == 5
+    with pytest.raises(UserError, match="has a soft prompt of 5 vectors already"):
+        add_soft_prompt(model, Letters, PLAIN, seed=0)
+    with pytest.raises(UserError, match="init_text has 9 tokens, more than"):
+        add_soft_prompt(small(), Letters, SoftPromptConfig(tokens=5, init_text="too long."), 0)
+
+
 def test_vectors_equal_to_embeddings_are_those_tokens():
     model = small()
     text = torch.tensor([Letters.encode("hello")])

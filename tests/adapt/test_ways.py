@@ -7,8 +7,10 @@ import pytest
 import torch
 from texts import words
 
+from adapt.adapter import load_adapter
 from adapt.features import Classifier, extract, fit
 from adapt.finetune import adapt
+from compare.score import document_bits
 from configs.cli import UserError, load
 from configs.schema import FeaturesConfig, FinetuneRecipe, ModelConfig
 from data.examples import Examples, completions, read_examples
@@ -16,6 +18,8 @@ from data.tasks import Item, Task
 from model.formats.native import checkpoints, load_run, read_file
 from model.load import load_model
 from model.transformer import IGNORE, Transformer
+from prompting.answers import task_answers
+from prompting.shots import fixed_shots
 from train.metrics import read_metrics
 from train.optim import optimizers
 
@@ -127,6 +131,29 @@ def test_every_way_learns_a_task_and_leaves_a_whole_model(way, tune, rows):
         assert torch.isfinite(model(x, targets=y))
 
 
+def test_a_tuned_model_is_exported_with_what_it_was_tuned_on(command, tune, rows, base, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    done, run = tune("--way", "lora", "--task.name", rows)
+    assert done.returncode == 0, done.stderr
+    done = command("model.export", run / "merged", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained on the task of `rows.jsonl`" in card
+    assert f"| Base model | {base} |" in card
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"| Training tokens | {summary['training_tokens']:.4g} |" in card
+    assert f"| Training flops | {summary['training_flops']:.4g} |" in card
+    assert f"| Loss after | {summary['loss_after']:.4g} |" in card
+    assert "No licence was given." in card
+    assert "It was not tuned to follow instructions" in card
+    ours, _ = load_run(run / "merged")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    x = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x).logits, ours(x), atol=1e-5, rtol=1e-4)
+
+
 def test_features_classify_with_a_frozen_model(tune, rows, base):
     done, run = tune("--way", "features", "--task.name", rows)
     assert done.returncode == 0, done.stderr
@@ -174,6 +201,9 @@ def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
             - head.weight).max() for c in (0.01, 0.1, 1.0, 10.0, 100.0)
     ]  # fmt: skip
     assert min(sizes) < 1e-3
+    same = task._replace(train=[item._replace(label="a") for item in task.train])
+    with pytest.raises(UserError, match="60 training items are labelled"):
+        fit(same, x[:60], x[60:75], FeaturesConfig(layers=layers))
 
 
 def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, rows):
@@ -238,6 +268,8 @@ def test_examples_are_packed_without_cross_talk(foundation, tmp_path):
     rows = completions(pairs, tokenizer, end=True)
     packed, apart = Examples(rows, 128, tokenizer, pack=True), Examples(rows, 128, tokenizer)
     assert len(packed) < len(apart) / 2
+    scored = [i for i, s in zip(rows[6].ids, rows[6].scored, strict=True) if s]
+    assert scored == [*tokenizer.encode(" it it it"), tokenizer.separator_id]
     used = sum(len(row.ids) for row in packed.rows)
     assert used == sum(len(row.ids) for row in rows)
     losses = []
@@ -288,8 +320,12 @@ def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
         json.dumps({"prompt": f"{n}", "completion": "words " * 200}) + "\n"
         for n in range(200)
     ))  # fmt: skip
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(long.read_text() + "{\n")
     for arguments, message in (
-        (("--examples", long), "more than the context of 64"),
+        (("--examples", long), "long.jsonl: line "),
+        (("--examples", bad), "bad.jsonl: line 201: not JSON"),
+        (("--task.name", bad), 'bad.jsonl: line 1: no "text"'),
         (("--way", "features"), 'way = "features" classifies: it needs a [task]'),
         (("--way", "top_layers", "--top-layers.layers", "9"), "this model has 2 layers"),
         (("--lora.targets", "w_q"), 'no layer "w_q"; did you mean "wq"'),
@@ -325,6 +361,43 @@ def test_an_adapter_is_merged_by_a_command_upon_its_own_base_only(
     assert refused.returncode == 2
     assert "was trained upon another base model" in refused.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "wrong").exists()
+
+
+def test_ways_are_combined_text_then_task_then_prompts(tune, rows, tmp_path):
+    done, text = tune("--way", "full", "--data.corpus", tmp_path / "tunes.txt", name="text")
+    assert done.returncode == 2  # there is no such file
+    (tmp_path / "tunes.txt").write_text(words(3, 8000))
+    done, text = tune("--way", "full", "--data.corpus", tmp_path / "tunes.txt", name="text")
+    assert done.returncode == 0, done.stderr
+    assert "0 frozen" in done.stderr
+    told = done.stderr.index("before: validation loss")
+    assert told < done.stderr.index("step 4 ")
+    prompt = ("--way", "soft_prompt", "--task.name", rows, "--base", text / "merged")
+    done, soft = tune(*prompt, name="soft")
+    assert done.returncode == 0, done.stderr
+    # An adapter on a model that has a soft prompt: both are in what is merged.
+    done, both = tune("--way", "lora", "--task.name", rows, "--base", soft / "merged", name="both")
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((both / "adapter" / "adapter_config.json").read_text())
+    assert saved["peft_type"] == "LORA"
+    merged, tokenizer = load_run(both / "merged")
+    assert merged.config.soft_tokens == 3
+    again = load_adapter(load_run(soft / "merged")[0], both / "adapter")
+    x = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(x), again(x))
+    items = [Item(str(n), f"{c} x", {"red": "warm", "blue": "cold"}[c])
+             for n, c in enumerate(["red", "blue"] * 3)]  # fmt: skip
+    task = Task("Text", "Label", ["cold", "warm"], items, [], items)
+    answers = task_answers(merged, tokenizer, task, fixed_shots(task, 2, 0))
+    assert len(answers["correct"]) == 6
+    texts = [words(5, 60)]  # longer than the context that the vectors leave
+    assert document_bits(merged, tokenizer, texts)[0] > 0
+    shapes = extract(merged, tokenizer, ["red a b"], "mean").shape
+    assert shapes == (1, 3, 32)
+    refused, _ = tune(*prompt[:4], "--base", soft / "merged", name="twice")
+    assert refused.returncode == 2
+    assert "has a soft prompt of 3 vectors already" in refused.stderr
 
 
 def test_the_shipped_recipes_name_every_way():

@@ -156,6 +156,7 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(tokenizer, tmp_path):
         ({"rope_parameters": {"rope_type": "yarn"}}, 'rope_type = "yarn" is not supported'),
         ({"intermediate_size": 50}, "the weights do not fit config.json"),
         ({"num_hidden_layers": 3}, "the weights do not fit config.json"),
+        ({"model_type": "gpt2", "tie_word_embeddings": False}, "tie_word_embeddings = False is"),
     ):
         path.write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=re.escape(message)):
@@ -169,6 +170,24 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(tokenizer, tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match="nor a model on the Hugging Face hub"):
         load_model("nobody/no-such-model")
+
+
+def test_a_name_on_the_hub_is_a_folder_that_is_fetched_once(tokenizer, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetched(repository, revision=None, allow_patterns=None):  # the network is not ours to test
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    theirs("llama", tmp_path, tokenizer)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    wanted = load_model(tmp_path)[0].state_dict()
+    for name in ("owner/model", "owner/model@abc123"):
+        for key, tensor in load_model(name)[0].state_dict().items():
+            assert torch.equal(tensor, wanted[key])
+    assert asked == [("owner/model", None), ("owner/model", "abc123")]
 
 
 def test_a_run_is_exported_with_a_card(command, recipe, tmp_path):

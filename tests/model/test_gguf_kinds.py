@@ -42,7 +42,9 @@ def rotated_pairs(weight, heads):
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, -1)
 
 
-def write(path, kind, *, architecture="llama", pre="gpt-2", freqs=None, **changes):
+def write(
+    path, kind, *, architecture="llama", pre="gpt-2", freqs=None, scaling=None, layers=2, **changes
+):
     """A file, and the model of transformers with what its weights come to."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,7 +55,9 @@ def write(path, kind, *, architecture="llama", pre="gpt-2", freqs=None, **change
         rms_norm_eps=1e-5, **changes,
     )).eval()  # fmt: skip
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(2)
+    writer.add_block_count(layers)
+    if scaling:
+        writer.add_rope_scaling_type(scaling)
     writer.add_context_length(20_000)
     writer.add_embedding_length(256)
     writer.add_feed_forward_length(256)
@@ -137,6 +141,12 @@ def test_what_is_not_supported_is_named(tmp_path):
         load_model(path)
     write(path, Kind.F32, pre="qwen3")
     with pytest.raises(UserError, match='pre-tokenizer "qwen3"; did you mean "qwen2"'):
+        load_model(path)
+    write(path, Kind.F32, scaling=gguf.RopeScalingType.YARN)
+    with pytest.raises(UserError, match='rope scaling "yarn" is not supported'):
+        load_model(path)
+    write(path, Kind.F32, layers=3)
+    with pytest.raises(UserError, match="the weights do not fit what the file says"):
         load_model(path)
 
 
