@@ -13,7 +13,7 @@ import torch
 from configs.cli import UserError
 from configs.schema import DataConfig
 from data.shards import IGNORE
-from data.tasks import drawn_split, json_row, numbered_lines
+from data.tasks import drawn_split, group_of, json_row, numbered_lines
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import encode_chat
 
@@ -23,6 +23,8 @@ class Row(NamedTuple):
 
     ids: list[int]
     scored: list[bool]
+    place: str = "an example"
+    """Where it was read, for errors."""
 
 
 class Examples:
@@ -37,10 +39,10 @@ class Examples:
     ):
         """Raises UserError if a text is longer than `seq_len` tokens."""
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
-        for number, text in enumerate(texts):
+        for text in texts:
             if len(text.ids) > seq_len + 1:
                 raise UserError(
-                    f"example {number + 1} has {len(text.ids)} tokens, more than the context of "
+                    f"{text.place}: has {len(text.ids)} tokens, more than the context of "
                     f"{seq_len}; shorten it or raise the context"
                 )
         self.separator = tokenizer.separator_id if pack else -1
@@ -109,7 +111,8 @@ def read_examples(
             (text,) = completions([(row["prompt"], row["completion"])], tokenizer, end=True)
             group = row["prompt"]
         settings = data.model_copy(update={"test_fraction": 0.0})
-        splits[drawn_split(str(row.get("group") or group), settings)].append(text)
+        text = text._replace(place=place)
+        splits[drawn_split(group_of(row, group), settings)].append(text)
     for split, texts in splits.items():
         if not texts:
             raise UserError(f"{path}: no example is left for the {split} split; add lines")

@@ -2,13 +2,26 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
 
 from data.tasks import Kind
+
+DRAWS = 2000
 
 
 def score_answer(kind: Kind, answer: str, label: str) -> float:
     """Whether a label or a name is met exactly; of free text, the F1 of its words."""
     return word_f1(answer, label) if kind == "completion" else float(answer == label)
+
+
+def mean_with_interval(scores: Sequence[float]) -> tuple[float, float, float]:
+    """The mean over items and its 95 % interval, bootstrapped over them (Efron 1979)."""
+    values = np.asarray(scores, np.float64)
+    drawn = np.random.default_rng(0).choice(values, (DRAWS, len(values))).mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
 
 
 def word_f1(answer: str, label: str) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from configs.cli import UserError, nearest
+from configs.console import say
 from configs.schema import DataConfig, TaskConfig
 from data.prepare import SPLITS, prepare, shuffled
 
@@ -102,7 +103,13 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
 
 
 def _limited(task: Task, config: TaskConfig) -> Task:
+    own = config.name.endswith(".jsonl")
+
     def short(items: list[Item], count: int) -> list[Item]:
+        long = sum(len(item.text) > config.max_chars for item in items[:count])
+        if own and long:
+            say(f"{config.name}: {long} of {min(count, len(items))} texts are cut to task.max_chars"
+                f" = {config.max_chars} characters")  # fmt: skip
         return [item._replace(text=item.text[: config.max_chars]) for item in items[:count]]
 
     return task._replace(
@@ -116,12 +123,19 @@ def _limited(task: Task, config: TaskConfig) -> Task:
 def _from_file(config: TaskConfig, data: DataConfig) -> Task:
     path = Path(config.name)
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    placed: dict[str, str] = {}
     for number, line in numbered_lines(path, "task.name"):
         row = json_row(line, f"{path}: line {number}", ("text", "label"))
-        split = row.get("split") or drawn_split(str(row.get("group") or row["text"]), data)
+        group = group_of(row, row["text"])
+        split = row.get("split") or drawn_split(group, data)
         if split not in splits:
             hint = nearest(str(split), SPLITS)
             raise UserError(f'{path}: line {number}: no split "{split}"{hint}')
+        if has_group(row) and placed.setdefault(group, split) != split:
+            raise UserError(
+                f'{path}: line {number}: group "{group}" is in the {placed[group]} split already, '
+                f"not in {split}"
+            )
         splits[split].append(Item(f"{path.name}:{number}", row["text"], row["label"]))
     seen = {item.text for item in splits["train"]}
     for split in ("validation", "test"):  # what has been trained on is not asked
@@ -150,7 +164,7 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
 def numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
     """The lines of a file that are not empty, from 1. Raises UserError, naming the setting."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key}: {path}: {error}") from None
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -170,6 +184,16 @@ def json_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
         if not isinstance(row[name], str) or not row[name].strip():
             raise UserError(f'{place}: "{name}" is not a text: {json.dumps(row[name])[:60]}')
     return row
+
+
+def has_group(row: dict) -> bool:
+    """Whether a row says which others it belongs to; a group may be a number, 0 too."""
+    return row.get("group") not in (None, "")
+
+
+def group_of(row: dict, otherwise: str) -> str:
+    """What of a file stays in one split with this row."""
+    return str(row["group"]) if has_group(row) else otherwise
 
 
 def drawn_split(group: str, data: DataConfig) -> str:

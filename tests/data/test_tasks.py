@@ -92,12 +92,31 @@ def test_a_file_is_a_task_whose_groups_stay_together(data, file):
     assert sum(map(len, groups)) == len(set.union(*groups)) == 100
     again = load_task(TaskConfig(name=file(*ROWS), field="Q", answer="A"), data)
     assert again == task
-    given = [row | {"split": SPLITS[n % 3]} for n, row in enumerate(ROWS)]
+    given = [row | {"split": SPLITS[n % 3], "group": ""} for n, row in enumerate(ROWS)]
     free = load_task(TaskConfig(name=file(*given), kind="completion", instruction="Do."), data)
     assert {int(i.text.split()[-1]) % 3 for i in free.test} == {2}
     assert free.labels == []
     assert free.completion("a\nb") == " a\nb\n\n"
     assert free.opening == "Do.\n\n"
+
+
+def test_a_group_may_be_a_number_and_is_in_one_split_only(data, file):
+    zero = [row | {"group": 0} for row in ROWS[:40]]
+    task = load_task(TaskConfig(name=file(*zero, *ROWS[40:])), data)
+    first = {row["text"] for row in zero}
+    holders = [s for s in SPLITS if any(i.text in first for i in getattr(task, s))]
+    assert len(holders) == 1
+    given = [row | {"split": SPLITS[n % 3]} for n, row in enumerate(ROWS)]
+    with pytest.raises(UserError, match='line 2: group "0" is in the train split already, not in'):
+        load_task(TaskConfig(name=file(*given)), data)
+
+
+def test_a_file_may_hold_any_character_that_json_does(data, file):
+    odd = {"text": "one\u2028two\x85three", "label": "even"}
+    path = file("\ufeff" + json.dumps(odd, ensure_ascii=False), *ROWS)
+    task = load_task(TaskConfig(name=path, train_items=500), data)
+    found = {i.text for s in SPLITS for i in getattr(task, s)}
+    assert odd["text"] in found
 
 
 def test_what_is_trained_on_is_not_asked(data, file):
