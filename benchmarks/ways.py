@@ -22,13 +22,13 @@ from adapt.features import extract, fit
 from adapt.finetune import adapt, merge, task_sets
 from benchmarks.record import folder, record
 from compare.floors import majority
-from compare.score import task_answers
 from compare.stats import Estimate, accuracy, difference
 from configs.cli import load
 from configs.console import say
 from configs.schema import FinetuneRecipe
 from data.tasks import load_task
 from model.load import load_model
+from prompting.answers import task_answers
 from prompting.shots import no_shots
 from train.distributed import Ranks
 from train.foresight import uses_bfloat16

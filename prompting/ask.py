@@ -1,6 +1,6 @@
 """Answer a question from the passages of a store, and say where they come from.
 
-    python -m prompting.ask FOUNDATION|RUN --store DIR --question TEXT [--passages 4 --json]
+    python -m prompting.ask [FOUNDATION|RUN] --store DIR --question TEXT [--passages 4 --json]
 
 Passages that do not fit the context are left out, the worst first; nothing is cut off.
 """
@@ -45,7 +45,7 @@ def _positive(text: str) -> int:
 def main() -> None:
     """Entry point of `python -m prompting.ask`."""
     parser = Parser(__doc__)
-    parser.add_argument("model", metavar="FOUNDATION|RUN")
+    parser.add_argument("model", metavar="FOUNDATION|RUN", nargs="?", default="smollm2-135m")
     parser.add_argument("--store", type=Path, required=True, help="made by prompting.store")
     parser.add_argument("--question", required=True)
     parser.add_argument("--passages", type=_positive, default=4, help="how many to retrieve")
@@ -58,7 +58,7 @@ def main() -> None:
     store = Store(args.store)
     found = store.search(args.question, args.passages, args.by)
     model, tokenizer = load_model(args.model)
-    room = model.config.max_seq_len - model.config.soft_tokens - args.max_new_tokens
+    room = model.config.context - args.max_new_tokens
     prompt, kept = grounded(args.question, found, tokenizer, room)
     if len(kept) < len(found):
         say(f"{len(found) - len(kept)} of {len(found)} passages do not fit and are left out")

@@ -12,13 +12,14 @@ from model.load import load_model
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (N, width) float32
 WORDS = "wordllama"
-BATCH, TOKENS = 8, 256  # what of a text a model of ours reads
+BATCH = 8
 
 
 def open_encoder(name: str) -> Encode:
     """`wordllama`, whose weights are in its package, or any model that `load_model` opens.
 
-    Raises UserError if it is not installed or cannot be opened.
+    Raises UserError if it is not installed or cannot be opened, and later for a text that is longer
+    than the model's context.
     """
     return _wordllama() if name == WORDS else _features(name)
 
@@ -42,7 +43,12 @@ def _features(name: str) -> Encode:
 
     @torch.no_grad()
     def read(texts: Sequence[str]) -> np.ndarray:
-        ids = [[tokenizer.separator_id, *i][:TOKENS] for i in tokenizer.encode_batch(texts)]
+        ids = [[tokenizer.separator_id, *i] for i in tokenizer.encode_batch(texts)]
+        if (longest := max(map(len, ids))) > model.config.context:
+            raise UserError(
+                f"a passage of {longest} tokens does not fit the {model.config.context} that "
+                f"{name} reads; lower chunk_chars"
+            )
         found = np.zeros((len(texts), model.config.dim), np.float32)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         for start in range(0, len(order), BATCH):

@@ -11,7 +11,7 @@ import torch
 
 from configs.cli import UserError
 from model.cache import KVCache
-from model.sample import sample
+from model.sample import prompt_ids, sample
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 
@@ -31,6 +31,10 @@ class Prefix(NamedTuple):
     ids: list[int]
     cache: KVCache
 
+    def begins(self, ids: Sequence[int]) -> bool:
+        """Whether these start with the prefix and go on."""
+        return len(self.ids) < len(ids) and list(ids[: len(self.ids)]) == self.ids
+
 
 @torch.no_grad()
 def shared_prefix(
@@ -44,7 +48,7 @@ def shared_prefix(
     shortest = min(map(len, encoded))
     pairs = zip(min(encoded), max(encoded), strict=False)  # what these two share, all do
     ids = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)][: shortest - 1]
-    if len(ids) < 2 or len(ids) >= model.config.max_seq_len:
+    if len(ids) < 2 or len(ids) >= model.config.context:
         return None
     cache = KVCache(len(ids))
     model.features(torch.tensor([ids], device=model.device), cache)
@@ -81,15 +85,13 @@ def rank_completions(
     ids = [tokenizer.separator_id, *tokenizer.encode(prompt)]
     options = tokenizer.encode_batch(completions)
     longest = max(len(option) for option in options)
-    if len(ids) + longest + model.config.soft_tokens > model.config.max_seq_len:
+    if len(ids) + longest > model.config.context:
         raise UserError(
             f"a prompt of {len(ids)} tokens and a label do not fit the model's context of "
-            f"{model.config.max_seq_len}; use fewer shots or a lower task.max_chars"
+            f"{model.config.context}; use fewer shots or a lower task.max_chars"
         )
-    known = 0
-    if prefix is not None and ids[: len(prefix.ids)] == prefix.ids:
+    if prefix is not None and prefix.begins(ids):
         known = len(prefix.ids)
-    if prefix is not None and 0 < known < len(ids):
         cache = prefix.cache.branch(1, len(ids) - known)
     else:
         cache, known = KVCache(len(ids)), 0
@@ -122,13 +124,21 @@ def rank_completions(
 
 
 def write_answer(
-    model: Transformer, tokenizer: Tokenizer, prompt: str, stop: str, max_new_tokens: int = 64
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    stop: str,
+    max_new_tokens: int = 64,
+    prefix: Prefix | None = None,
 ) -> str:
     """What the model writes after the prompt up to `stop`, the likeliest token at each step.
 
-    Raises UserError if the prompt does not fit the context.
+    `prefix` is used if the prompt begins with it. Raises UserError if the prompt does not fit the
+    context.
     """
+    ids = prompt_ids(model.config, tokenizer, prompt)
     *_, (stream,) = sample(
-        model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=0, stop=[stop]
-    )
+        model, tokenizer, ids, max_new_tokens=max_new_tokens, temperature=0, stop=[stop],
+        prefix=prefix.cache if prefix is not None and prefix.begins(ids) else None,
+    )  # fmt: skip
     return stream.text.strip()

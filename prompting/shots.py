@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 
-from configs.cli import UserError
+from configs.cli import UserError, nearest
 from data.tasks import Item, Task
 
 Choose = Callable[[str], Sequence[Item]]
@@ -23,11 +23,27 @@ def fixed_shots(task: Task, count: int, seed: int) -> Choose:
     return lambda text: chosen
 
 
+def chosen_shots(task: Task, ids: Sequence[str]) -> Choose:
+    """The training items of these ids for every input, in this order.
+
+    Raises UserError for an id that no training item has.
+    """
+    known = {item.id: item for item in task.train}
+    for name in ids:
+        if name not in known:
+            hint = nearest(name, list(known))
+            raise UserError(f'chosen: no training item has the id "{name}"{hint}')
+    items = [known[name] for name in ids]
+    return lambda text: items
+
+
 def neighbour_shots(task: Task, count: int) -> Choose:
     """The `count` training items most like the input by tf-idf of character n-grams, nearest last.
 
-    Only training items can be retrieved.
+    Only training items can be retrieved. Raises UserError without scikit-learn.
     """
+    if not count:
+        return no_shots
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
@@ -37,8 +53,8 @@ def neighbour_shots(task: Task, count: int) -> Choose:
     )
     stored = vectorizer.fit_transform([item.text for item in task.train])
 
-    def nearest(text: str) -> Sequence[Item]:
+    def neighbours(text: str) -> Sequence[Item]:
         similarity = (stored @ vectorizer.transform([text]).T).toarray()[:, 0]
         return [task.train[i] for i in similarity.argsort(kind="stable")[-count:]]
 
-    return nearest
+    return neighbours

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from configs.cli import Parser, UserError, nearest, parse, run_command
 from configs.console import say, track
-from configs.schema import StoreRecipe
+from configs.prompting import StoreRecipe
 from data.prepare import documents, prepare
 from prompting.encoders import open_encoder
 
@@ -56,12 +56,13 @@ class Store:
                     )
         elif encoder and chunk_chars:
             known = {"encoder": encoder, "chunk_chars": chunk_chars}
-            folder.mkdir(parents=True, exist_ok=True)
-            about.write_text(json.dumps(known) + "\n")
         else:
             raise UserError(f"{folder}: no store; make one with python -m prompting.store")
         self.chunk_chars: int = known["chunk_chars"]
         self.encode = open_encoder(known["encoder"])
+        if not about.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            about.write_text(json.dumps(known) + "\n")
         self.base = lancedb.connect(folder)
         self.table: Any = None
         if "passages" in self.base.list_tables().tables:
@@ -135,11 +136,13 @@ class Store:
             self.table.delete("document IN (" + ", ".join(f"'{name}'" for name in quoted) + ")")
 
     def _put(self, fresh: Sequence[tuple[str, str, str]]) -> None:
-        pieces = [(name, piece, digest) for name, text, digest in fresh
-                  for piece in chunks(text, self.chunk_chars)]  # fmt: skip
-        starts = range(0, len(pieces), BATCH)
+        # Whole documents at a time: what is cut off leaves none of which a part is there.
+        starts = range(0, len(fresh), BATCH)
         for start in track(starts, "encoding passages", len(starts)):
-            part = pieces[start : start + BATCH]
+            part = [(name, piece, digest) for name, text, digest in fresh[start : start + BATCH]
+                    for piece in chunks(text, self.chunk_chars)]  # fmt: skip
+            if not part:
+                continue
             vectors = self.encode([piece for _, piece, _ in part])
             rows = [
                 {"document": name, "text": piece, "hash": digest, "vector": vector}
@@ -149,7 +152,7 @@ class Store:
                 self.table = self.base.create_table("passages", rows)
             else:
                 self.table.add(rows)
-        if pieces:
+        if self.table is not None and (fresh or not self.table.list_indices()):
             from lancedb.index import FTS
 
             self.table.create_index("text", config=FTS(), replace=True)

@@ -143,6 +143,38 @@ def test_resume_and_overwrite_of_the_wrong_thing(refused, recipe, run, tmp_path)
     assert "not allowed with" in said
 
 
+def test_stores_and_models_that_cannot_be_used(refused, tmp_path):
+    from prompting.store import Store
+
+    Store(tmp_path / "empty", "wordllama", 300)
+    said = refused(
+        "prompting.ask", "smollm2-135m", "--store", tmp_path / "empty", "--question", "Why?"
+    )
+    assert "the store is empty; put documents in first" in said
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "lama"}')
+    said = refused("model.sample", tmp_path / "model")
+    assert 'unknown architecture "lama"; did you mean "llama"?' in said
+    said = refused("prompting.evaluate", "configs/prompt/tune-key.toml", "--chosen", "nobody")
+    assert 'no training item has the id "nobody"' in said
+
+
+def test_a_quantisation_that_cannot_be_read(refused, foundation_path, tmp_path):
+    import gguf
+
+    # A file like the foundation's, one of whose tensors is of a kind that gguf cannot widen.
+    reader = gguf.GGUFReader(foundation_path)
+    tensor = next(t for t in reader.tensors if t.name == "blk.0.attn_q.weight")
+    header = tensor.field.parts[-2].ctypes.data - reader.data.ctypes.data
+    data = bytearray(foundation_path.read_bytes())
+    assert int.from_bytes(data[header : header + 4], "little") == tensor.tensor_type
+    kind = gguf.GGMLQuantizationType.Q8_1
+    data[header : header + 4] = int(kind).to_bytes(4, "little")
+    (tmp_path / "odd.gguf").write_bytes(data)
+    said = refused("model.sample", tmp_path / "odd.gguf")
+    assert "unsupported quantisation Q8_1" in said
+
+
 def test_a_file_of_two_kilobytes_trains(command, recipe, tmp_path):
     path = tmp_path / "tiny.txt"
     path.write_text(words(7, 400)[:2048])

@@ -17,6 +17,7 @@ TAKE_A_RECIPE = (
     "data.prepare",
     "tokenizer.train",
     "prompting.store",
+    "prompting.evaluate",
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import schema, study
+from configs import prompting, schema, study
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -92,7 +92,8 @@ RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
 KINDS = {
     "study": study.StudyRecipe,
     "finetune": schema.FinetuneRecipe,
-    "store": schema.StoreRecipe,
+    "store": prompting.StoreRecipe,
+    "prompt": prompting.PromptRecipe,
 }
 
 
@@ -103,8 +104,9 @@ def test_shipped_recipes_are_valid(path):
     assert load(KINDS.get(path.parent.name, schema.Recipe), path)
 
 
-# What only files of foundation models set (configs/schema.py); tests/model/test_families.py does.
-LOADED = {"norm", "biases", "positions", "unrotated_every", "rope_scaling", "soft_tokens"}
+# What only files of foundation models and merged ones set (configs/schema.py).
+LOADED = {"norm", "biases", "positions", "unrotated_every", "rope_scaling", "soft_tokens",
+          "trained_on"}  # fmt: skip
 
 
 def test_every_setting_is_set_by_some_shipped_recipe():
@@ -117,7 +119,7 @@ def test_every_setting_is_set_by_some_shipped_recipe():
     used = {key for path in RECIPES for key in tables(tomllib.loads(path.read_text()))}
     settings = {
         name
-        for section in (vars(schema) | vars(study)).values()
+        for section in (vars(schema) | vars(study) | vars(prompting)).values()
         if isinstance(section, type) and issubclass(section, schema.Section)
         for name in section.model_fields
     }

@@ -2,9 +2,9 @@ import pytest
 import torch
 from texts import words
 
-from compare.score import task_answers
 from configs.cli import UserError
 from data.tasks import Item, Task
+from prompting.answers import task_answers
 from prompting.score import rank_completions, shared_prefix, write_answer
 from prompting.shots import fixed_shots, neighbour_shots, no_shots
 from prompting.templates import few_shot, fitting
@@ -120,6 +120,44 @@ def test_a_written_answer_ends_where_it_is_told_to(foundation):
     model, tokenizer = foundation
     prompt = "Number: 1\nWord: one\n\nNumber: 2\nWord: two\n\nNumber: 3\nWord:"
     assert write_answer(model, tokenizer, prompt, "\n") == "three"
+
+
+def test_a_prefix_that_was_read_before_changes_nothing_that_is_written(foundation):
+    model, tokenizer = foundation
+    prompts = [few_shot(TASK, item.text, TASK.train[:3]) for item in TASK.test[:2]]
+    prefix = shared_prefix(model, tokenizer, prompts)
+    length = prefix.cache.length
+    for prompt in [*prompts, "Number: 1\nWord:"]:
+        written = write_answer(model, tokenizer, prompt, "\n", 8, prefix)
+        assert written == write_answer(model, tokenizer, prompt, "\n", 8)
+    assert prefix.cache.length == length
+
+
+def test_a_label_is_ranked_calibrated_or_written_as_asked(foundation):
+    model, tokenizer = foundation
+    chosen = TASK.train[:4]
+    task = TASK._replace(test=TASK.test[:3])
+    prompts = [few_shot(task, item.text, chosen) for item in task.test]
+    completions = [task.completion(label) for label in task.labels]
+    empty = few_shot(task, "N/A", chosen)
+    prior = rank_completions(model, tokenizer, empty, completions).scores
+
+    def right(choices):
+        return [float(c == i.label) for c, i in zip(choices, task.test, strict=True)]
+
+    def ranked(**how):
+        return [task.labels[rank_completions(model, tokenizer, p, completions, **how).choice]
+                for p in prompts]  # fmt: skip
+
+    written = [write_answer(model, tokenizer, p, "\n", 8) for p in prompts]
+    for how, expected in (
+        ({}, ranked()),
+        ({"calibrate": True}, ranked(prior=prior)),
+        ({"per_token": True}, ranked(per_token=True)),
+        ({"write": True}, written),
+    ):
+        found = task_answers(model, tokenizer, task, lambda text: chosen, **how)
+        assert found["correct"] == right(expected), how
 
 
 def test_open_answers_are_written_and_scored(foundation):

@@ -104,6 +104,33 @@ cache_dir = "{cache}"
     assert "added 0, changed 0, removed 0" in again.stderr
 
 
+def test_a_store_that_was_cut_off_is_made_whole_by_the_next_call(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="wordlama"):
+        Store(tmp_path / "store", "wordlama", 300)
+    made = Store(tmp_path / "store", "wordllama", 300)  # nothing of the typo is left
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    made.update({"pets": DOCUMENTS["pets"]}.items())
+    made.table.drop_index("text_idx")
+    monkeypatch.setattr(made, "_put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        made.update(DOCUMENTS.items())
+    again = Store(tmp_path / "store")
+    again.update({"pets": DOCUMENTS["pets"]}.items())  # nothing to put in, but an index to make
+    assert again.search("dogs bark", 1, "bm25")[0].document == "pets"
+    assert again.update(DOCUMENTS.items())["added"] == 3
+
+
+def test_a_passage_that_the_encoder_cannot_read_is_refused(command, recipe, tmp_path):
+    run = tmp_path / "run"
+    assert command("train.pretrain", recipe, "--run-dir", run).returncode == 0
+    made = Store(tmp_path / "store", str(run), 2000)
+    with pytest.raises(UserError, match=r"does not fit the 64 that .* lower chunk_chars"):
+        made.update([("a", "word " * 300)])
+
+
 def test_a_store_of_another_encoder_or_an_empty_one_is_refused(store, tmp_path):
     with pytest.raises(UserError, match="was made with encoder = 'wordllama'"):
         Store(tmp_path / "store", "smollm2-135m", 300)
@@ -140,7 +167,7 @@ def test_a_question_is_answered_with_its_sources(command, store, tmp_path):
     row = json.loads(done.stdout)
     assert row["answer"]
     assert row["sources"][0]["document"] == "pets"
-    shown = command(*asked)
+    shown = command(asked[0], *asked[2:])  # the foundation is what answers if none is named
     assert "[1] pets" in shown.stdout
     missing = command(*asked[:3], tmp_path / "nowhere", *asked[4:])
     assert missing.returncode == 2
