@@ -38,8 +38,14 @@ class Classifier(NamedTuple):
 
     def predict(self, features: np.ndarray) -> list[str]:
         """Labels of (N, layers, C) features."""
+        return [self.labels[i] for i in self.probabilities(features).argmax(1)]
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """(N, labels) of (N, layers, C) features."""
         x = (_flat(features, self.layers) - self.mean) / self.scale
-        return [self.labels[i] for i in (x @ self.weight.T + self.bias).argmax(1)]
+        logits = x @ self.weight.T + self.bias
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        return shares / shares.sum(1, keepdims=True)
 
     def save(self, folder: Path) -> None:
         """Write classifier.safetensors and classifier.json."""
@@ -122,7 +128,7 @@ def fit(
     best: tuple[float, Classifier] | None = None
     for layers in track(choices, "fitting heads", len(choices)):
         for strength in STRENGTHS:
-            head = _logistic(task, train, layers, strength, config.pooling)
+            head = fit_head(task, train, layers, strength, config.pooling)
             right = zip(head.predict(validation), task.validation, strict=True)
             score = float(np.mean([label == item.label for label, item in right]))
             if best is None or score > best[0]:
@@ -131,22 +137,31 @@ def fit(
     return best[1], best[0]
 
 
-def _logistic(
+def fit_head(
     task: Task, train: np.ndarray, layers: list[int], strength: float, pooling: str
 ) -> Classifier:
+    """Logistic regression on some layers of (N, layers, C) features of the training items.
+
+    `strength` is the inverse of the regularisation. Where all items have one label, that one is
+    always chosen. Raises UserError without scikit-learn.
+    """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise UserError("way = features needs: pip install -e '.[compare]'") from None
     x = _flat(train, layers)
     mean, scale = x.mean(0), x.std(0) + 1e-6
+    labels = [item.label for item in task.train]
+    if len(set(labels)) == 1:
+        zero = np.zeros((1, x.shape[1]), np.float32)
+        return Classifier(labels[:1], pooling, layers, mean, scale, zero, zero[:, 0])
     # In proportion to what is summed, so that a strength means the same for one layer and for all.
     head = LogisticRegression(C=strength / x.shape[1], max_iter=300)
-    head.fit((x - mean) / scale, [item.label for item in task.train])
+    head.fit((x - mean) / scale, labels)
     weight, bias = head.coef_, head.intercept_
     if len(head.classes_) == 2:  # one row says how much the second class is likelier
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-    labels = [str(label) for label in head.classes_]
+    labels = list(map(str, head.classes_))
     arrays = (array.astype(np.float32) for array in (mean, scale, weight, bias))
     return Classifier(labels, pooling, layers, *arrays)
 

@@ -27,6 +27,7 @@ from data.prepare import SPLITS, prepare
 from data.shards import Windows, cached_tokenizer, write_shards
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
+from train.compilation import compile_blocks
 from train.distributed import Ranks
 from train.evaluate import evaluate
 from train.foresight import uses_bfloat16
@@ -119,15 +120,27 @@ def train_cell(cell: Cell) -> Cell:
     }
 
 
-def step_seconds(cells: dict[str, Cell], rounds: int = 6) -> dict[str, list[float]]:
-    """Seconds of a step of each cell, a value per round, in each of which all have a turn."""
+COMPILED = ", compiled"
+
+
+def step_seconds(
+    cells: dict[str, Cell], rounds: int = 6, compiled: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of a step of each cell, a value per round, in each of which all have a turn.
+
+    With `compiled` each has another turn with torch.compile, under its name with COMPILED.
+    """
     x, y = torch.randint(0, 4096, (2, 8, 256))
     made = {}
     for name, cell in cells.items():
         recipe = recipe_of({"learning_rate": 1e-3} | cell)
-        model = model_of(cell, recipe, 4096)
-        parameters = dict(model.named_parameters())
-        made[name] = model, parameters, optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
+        for end in ("", COMPILED) if compiled else ("",):
+            model = model_of(cell, recipe, 4096)
+            if end:
+                compile_blocks(model) if isinstance(model, Transformer) else model.compile()
+            parameters = dict(model.named_parameters())
+            chosen = optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
+            made[name + end] = model, parameters, chosen
     autocast = torch.autocast("cpu", torch.bfloat16)
     times: dict[str, list[float]] = {name: [] for name in made}
     for turn in range(rounds + 1):

@@ -1,9 +1,19 @@
-"""Run a study: every arm on the same held-out text and items, with the same training seconds.
+"""Run a study: every arm on the same held-out text and items, with the same budget, per size, seed.
 
     python -m compare.run STUDY.toml [--run-dir DIR] [--resume | --overwrite] [--dry-run]
+        [--arms scratch lora …] [--quick] [--ray]
 
-Arms run one after another, each in a process of its own. An arm that has finished is not run again
-by --resume. Writes ledger.jsonl, table.md, verdict.md and plots/study.png into the run directory.
+Says first what will be measured and about how long it takes. Cells run one after another, each in a
+process of its own (two at a time would spoil each other's seconds); one that has finished is not
+run again by --resume, and running a finished study again does nothing. Fills the run directory:
+
+    ledger.jsonl     a row per cell: everything measured, per document and item
+    cells/           the same rows, one file each
+    report.html      curves, costs, verdict: one file, for any browser
+    table.md         the same for a README; verdict.md, plots/
+
+`--quick` keeps the largest sizes, the first seed and a fifth of the budget. `--ray` runs cells on a
+Ray cluster, each with cores of its own (pip install -e '.[cluster]').
 """
 
 import hashlib
@@ -15,27 +25,58 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from compare.arms import ARMS, SEEDED, TRAINED
+from compare.arm import sizes_of
+from compare.arms import ARMS
 from compare.report import report
-from configs.cli import UserError, parse, run_command, to_toml
+from compare.study import Cell
+from configs.cli import Parser, UserError, nearest, parse, run_command, to_toml
 from configs.console import say
 from configs.study import StudyRecipe
 from data.tasks import load_task
-from model.load import load_model
-from model.sample import sample
 from train.run import check_run, run_directory_arguments
 
+AXES = ("text", "task")
+ASIDE = 25.0  # seconds that a cell takes beside training, before any has been measured
 
-def plan(study: StudyRecipe) -> list[tuple[str, int]]:
-    """The arms and seeds in the order in which they run."""
-    return [
-        (arm, seed) for arm in ARMS for seed in (study.seeds if arm in SEEDED else study.seeds[:1])
-    ]
+
+def plan(study: StudyRecipe, arms: list[str] | None = None) -> list[Cell]:
+    """The cells in the order in which they run: what others need first, one seed after another.
+
+    Raises UserError for an arm that there is none of.
+    """
+    for name in (*(arms or ()), *study.text_arms, *study.task_arms):
+        if name not in ARMS:
+            raise UserError(f'no arm "{name}"{nearest(name, list(ARMS))}')
+    found: list[Cell] = []
+    for axis in AXES:
+        listed = (study.text_arms if axis == "text" else study.task_arms) or list(ARMS)
+        for name, arm in ARMS.items():
+            if name not in listed or (arms and name not in arms):
+                continue
+            for size in sizes_of(arm, axis, study):
+                seeds = study.seeds if arm.seeded else study.seeds[:1]
+                found += [Cell(name, axis, size, seed) for seed in seeds]
+    needed = {(ARMS[c.arm].needs, c.seed) for c in found if ARMS[c.arm].needs}
+    for name, seed in sorted(needed):
+        first = Cell(name, "text", 1.0, study.seeds[0])
+        for cell in {first, first._replace(seed=seed)} - set(found):
+            found.insert(0, cell)
+    order = {name: at for at, name in enumerate(ARMS)}
+    return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed),
+                                        order[c.arm], c.size))  # fmt: skip
+
+
+def expected_seconds(study: StudyRecipe, cell: Cell) -> float:
+    """About how long a cell takes."""
+    tries = study.tries if cell.seed == study.seeds[0] else 1
+    rates = "rate" in ARMS[cell.arm].settings(study, cell.axis)[0]
+    return (ASIDE + study.budget_seconds * rates) * tries
 
 
 def provenance(study: StudyRecipe) -> dict:
@@ -49,7 +90,6 @@ def provenance(study: StudyRecipe) -> dict:
     return {
         "corpus": study.data.corpus,
         "task": study.task.name,
-        "budget_seconds": study.budget_seconds,
         "config_hash": hashlib.sha256(to_toml(study).encode()).hexdigest(),
         "commit": commit.stdout.strip() or "unknown",
         "device": torch.cuda.get_device_name()
@@ -61,30 +101,69 @@ def provenance(study: StudyRecipe) -> dict:
     }
 
 
-def run_arm(folder: Path, arm: str, seed: int, about: dict) -> dict:
-    """Run one arm in its own process, unless its row is there; `about` goes into a new row.
+def run_cell(folder: Path, cell: Cell, about: dict) -> dict:
+    """Run one cell in its own process, unless its row is there; `about` goes into a new row.
 
     Raises UserError if the process fails.
     """
-    path = folder / "arms" / f"{arm}-{seed}.json"
+    path = folder / "cells" / f"{cell.name}.json"
     if path.exists():
         return json.loads(path.read_text())
-    say(f"=== {arm}, seed {seed}")
+    say(f"=== {cell.name}")
     measured = path.with_suffix(".measured")
-    command = [sys.executable, "-m", "compare.arms", *map(str, (folder, arm, seed, measured))]
+    command = [sys.executable, "-m", "compare.cells", *map(str, (folder, *cell, measured))]
     status = subprocess.run(command).returncode
     if status in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if status:
         raise UserError(
-            f"arm {arm}, seed {seed} failed with status {status} (see above); what has finished "
-            "is kept, and --resume goes on"
+            f"cell {cell.name} failed with status {status} (see above); what has finished is kept, "
+            "and --resume goes on"
         )
-    row = {"arm": arm, "seed": seed, **about, **json.loads(measured.read_text())}
+    row = {"id": cell.name, **cell._asdict(), **about, **json.loads(measured.read_text())}
     measured.write_text(json.dumps(row))
     measured.rename(path)
-    say(f"=== {arm}, seed {seed}: {row['wall_seconds']:.0f} s")
+    say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
     return row
+
+
+def in_turn(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
+    """Rows of the cells, one after another."""
+    for number, cell in enumerate(cells, 1):
+        row = run_cell(folder, cell, about)
+        say(f"{number} of {len(cells)} cells are done")
+        yield row
+
+
+def on_ray(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
+    """Rows of the cells, as many at a time as a Ray cluster has cores or devices for.
+
+    All nodes must see `folder`. Raises UserError if Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray needs: pip install -e '.[cluster]'") from None
+    ray.init(log_to_driver=False)
+    devices = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+    remote = ray.remote(**devices)(_pinned)
+    first = cells[0].seed if cells else 0
+    # What others go on from, and the seed that chooses a setting, come first.
+    stages = [
+        [c for c in cells if c.axis == axis and (c.seed == first) == chooses]
+        for axis in AXES
+        for chooses in (True, False)
+    ]
+    for stage in stages:
+        waiting = [remote.remote(folder.resolve(), cell, about) for cell in stage]
+        while waiting:
+            (ready,), waiting = ray.wait(waiting)
+            yield ray.get(ready)
+
+
+def _pinned(folder: Path, cell: Cell, about: dict) -> dict:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the one core that the cell was given
+    return run_cell(folder, cell, about)
 
 
 def write_ledger(folder: Path, rows: list[dict]) -> None:
@@ -94,41 +173,68 @@ def write_ledger(folder: Path, rows: list[dict]) -> None:
     aside.replace(folder / "ledger.jsonl")
 
 
+def quick(study: StudyRecipe) -> StudyRecipe:
+    """A fifth of the budget, the largest sizes, the first seed."""
+    return study.model_copy(
+        update={
+            "budget_seconds": study.budget_seconds / 5,
+            "budget_flops": study.budget_flops / 5,
+            "shares": [max(study.shares)],
+            "labels": [max(study.labels)],
+            "seeds": study.seeds[:1],
+        }
+    )
+
+
+def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path) -> None:
+    """The grid and about how long it takes."""
+    task = load_task(study.task, study.data)
+    left = [cell for cell in cells if not (folder / "cells" / f"{cell.name}.json").exists()]
+    minutes = sum(expected_seconds(study, cell) for cell in left) / 60
+    print(f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; "
+          f"about {minutes:.0f} minutes")  # fmt: skip
+    for axis in AXES:
+        for name in ARMS:
+            sizes = sorted({c.size for c in cells if (c.arm, c.axis) == (name, axis)})
+            seeds = len({c.seed for c in cells if (c.arm, c.axis) == (name, axis)})
+            if sizes:
+                shown = " ".join(f"{size:g}" for size in sizes)
+                tried = len(ARMS[name].settings(study, axis))
+                print(f"  {axis} {name:20} sizes {shown:18} {seeds} seeds, {tried} settings tried")
+
+
 def main() -> int:
     """Entry point of `python -m compare.run`."""
-    parser = run_directory_arguments()
+    parser: Parser = run_directory_arguments()
     parser.add_argument("--dry-run", action="store_true", help="say what would run and stop")
+    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the budget, one seed")
+    parser.add_argument("--ray", action="store_true", help="on a Ray cluster")
     study, own = parse(StudyRecipe, parser)
+    if own.quick:
+        study = quick(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
-    todo = plan(study)
+    cells = plan(study, own.arms)
+    say_plan(study, cells, folder)
     if own.dry_run:
-        task = load_task(study.task, study.data)
-        print(f"{len(todo)} arm runs in {folder}, {len(task.test)} test items:")
-        for arm, seed in todo:
-            trains = f", {study.budget_seconds:.0f} s of training" if arm in TRAINED else ""
-            print(f"  {arm}, seed {seed}{trains}")
         return 0
     check_run(folder, study, own.resume, own.overwrite)
     if not own.resume:
         shutil.rmtree(folder, ignore_errors=True)
-        (folder / "arms").mkdir(parents=True)
+        (folder / "cells").mkdir(parents=True)
         (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
     about = provenance(study)
     rows = []
     try:
-        for arm, seed in todo:
-            rows.append(run_arm(folder, arm, seed, about))
+        for row in (on_ray if own.ray else in_turn)(folder, cells, about):
+            rows.append(row)
             write_ledger(folder, rows)
     except KeyboardInterrupt:
-        say(f"interrupted; {len(rows)} arm runs are kept, go on with --resume")
+        say(f"interrupted; {len(rows)} cells are kept, go on with --resume")
         return 130
+    position = {cell.name: at for at, cell in enumerate(cells)}
+    write_ledger(folder, sorted(rows, key=lambda row: position[row["id"]]))
     report(folder)
-    tune = next(folder.glob("scratch-text-*"), None)
-    if tune is not None:
-        model, tokenizer = load_model(tune)
-        *_, (stream,) = sample(model, tokenizer, "", max_new_tokens=300, temperature=0.7)
-        (folder / "sample.txt").write_text(stream.text + "\n", encoding="utf-8")
-        print(f"A new document, by the model that was trained from scratch:\n\n{stream.text}\n")
     print(f"Written to {folder}/:")
     for path in sorted(p for p in folder.iterdir()):
         print(f"  {path}{'/' if path.is_dir() else ''}")

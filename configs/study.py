@@ -9,53 +9,92 @@ from configs.schema import (
     LoraConfig,
     ModelConfig,
     Section,
+    SoftPromptConfig,
     TaskConfig,
     TokenizerConfig,
+    TopLayersConfig,
     TrainConfig,
 )
 
+Rate = Annotated[float, Field(gt=0)]
 
-class ScratchArm(Section):
-    """From scratch: own tokenizer and model; pretrained on the text, then tuned on the task."""
+
+class TunedArm(Section):
+    """One way to tune the foundation: on a share of the text, or on labelled items."""
+
+    text_rates: list[Rate] = Field([3e-4, 1e-3], min_length=1)
+    """Learning rates that are tried on text; validation chooses."""
+    task_rates: list[Rate] = Field([3e-4, 1e-3], min_length=1)
+    """Learning rates that are tried on the task."""
+    text: TrainConfig = TrainConfig()
+    task: TrainConfig = TrainConfig()
+
+
+class ScratchArm(TunedArm):
+    """Own tokenizer and model, from random weights."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
-    text: TrainConfig = TrainConfig()
-    task: TrainConfig = TrainConfig()
-
-
-class LoraArm(Section):
-    """Fine-tuning: an adapter tuned on the text, then further on the task."""
-
-    lora: LoraConfig = LoraConfig()
-    seq_len: int = Field(256, ge=2)
-    """Length of a training window of domain text, in tokens."""
-    text: TrainConfig = TrainConfig()
-    task: TrainConfig = TrainConfig()
 
 
 class StudyRecipe(Section):
-    """From scratch, fine-tune or prompt: the same corpus, task and seconds for every arm."""
+    """From scratch, fine-tune or prompt: the same corpus, task and budget for every arm."""
 
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
     foundation: str = "smollm2-135m"
-    """The pretrained model that is prompted and fine-tuned."""
+    """The pretrained model that is prompted and tuned."""
+    general: str = "python-stdlib"
+    """A corpus that no arm learns: how much worse it is predicted afterwards is forgetting."""
+    text_arms: list[str] = Field([])
+    """Arms that are measured on held-out text; empty: all that can be."""
+    task_arms: list[str] = Field([])
+    """Arms that are measured on the task; empty: all that can be."""
+    shares: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
+    """Sizes of the text: shares of the training documents."""
+    labels: list[Annotated[int, Field(ge=1)]] = Field([512], min_length=1)
+    """Sizes of the task: numbers of labelled items."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    """Trained arms and few-shot prompts run once per seed."""
-    budget_seconds: float = Field(240.0, gt=0)
-    """Wall-clock seconds of training per trained arm, text and task together."""
-    task_share: float = Field(0.4, gt=0, lt=1)
-    """Share of the budget spent on the task's items."""
+    """What is drawn (documents, items, shots, weights) is drawn once per seed."""
+    tries: int = Field(2, ge=1)
+    """Settings that every arm may try, on its first seed; validation chooses."""
+    budget_seconds: float = Field(60.0, gt=0)
+    """Seconds of training on text, and as many on the task, of each cell and try."""
+    budget_flops: float = Field(0.0, ge=0)
+    """If not 0: FLOPs instead of seconds."""
+    price_per_hour: float = Field(0.0, ge=0)
+    """What the machine costs, in any currency."""
+    requests: int = Field(1000, ge=1)
+    """How many requests costs are given for."""
     shots: int = Field(4, ge=1)
     """Examples in a few-shot prompt."""
     test_documents: int = Field(120, ge=1)
     """Held-out documents scored in bits per byte."""
+    seq_len: int = Field(256, ge=2)
+    """Length of a training window of text for the foundation, in tokens."""
     scratch: ScratchArm = ScratchArm()
-    lora: LoraArm = LoraArm()
+    full: TunedArm = TunedArm()
+    top_layers: TunedArm = TunedArm()
+    lora: TunedArm = TunedArm()
+    soft_prompt: TunedArm = TunedArm()
+    top: TopLayersConfig = TopLayersConfig()
+    adapter: LoraConfig = LoraConfig()
+    vectors: SoftPromptConfig = SoftPromptConfig()
 
     @model_validator(mode="after")
-    def _seeds_differ(self):
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds = {self.seeds} holds a seed twice")
+    def _comparable(self):
+        for name in ("seeds", "shares", "labels"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} = {values} holds a value twice")
+        for name in ("scratch", "full", "top_layers", "lora", "soft_prompt"):
+            for kind in ("text_rates", "task_rates"):
+                rates = getattr(getattr(self, name), kind)
+                if len(rates) != self.tries:
+                    raise ValueError(
+                        f"{name}.{kind} has {len(rates)} rates; every arm tries {self.tries} "
+                        "settings (tries)"
+                    )
+        if self.general == self.data.corpus:
+            raise ValueError(f'general = "{self.general}" is what is learnt: name another corpus')
         return self

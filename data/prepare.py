@@ -96,6 +96,49 @@ def shuffled(folder: Path, split: str) -> list[dict]:
     )
 
 
+def part_of(folder: Path, share: float, seed: int) -> Path:
+    """A folder like `folder` with a share of its training documents, drawn by `seed`.
+
+    What a small share draws is in every larger one of that seed; at least one document is. The
+    held-out splits stay what they are.
+    """
+    if share >= 1:
+        return folder
+    whole = json.loads((folder / "manifest.json").read_text())
+    name = hashlib.sha256(f"{whole['fingerprint']}:{share}:{seed}".encode()).hexdigest()[:16]
+    part = folder.with_name(name)
+    if (part / "manifest.json").exists():
+        return part
+
+    def drawn(row: dict) -> bytes:
+        return hashlib.sha256(f"{seed}:{row['id']}".encode()).digest()
+
+    wanted, size = share * whole["splits"]["train"]["bytes"], 0
+    taken: set[str] = set()
+    for row in sorted(documents(folder, "train"), key=drawn):
+        if taken and size + len(row["text"].encode()) > wanted:
+            break
+        taken.add(row["id"])
+        size += len(row["text"].encode())
+    aside = part.with_name(f"{name}.{os.getpid()}.tmp")
+    aside.mkdir()
+    counts = Counter(documents=0, characters=0, bytes=0)
+    with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
+        for row in documents(folder, "train"):
+            if row["id"] in taken:
+                file.write(json.dumps(row) + "\n")
+                text = row["text"]
+                counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
+    for split in SPLITS[1:]:
+        shutil.copyfile(folder / f"{split}.jsonl", aside / f"{split}.jsonl")
+    whole["splits"]["train"] = dict(counts)
+    manifest = whole | {"fingerprint": name, "share": share, "seed": seed}
+    (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.rmtree(part, ignore_errors=True)
+    aside.rename(part)
+    return part
+
+
 class _Similar:
     """Finds documents whose MinHash similarity reaches a threshold, by banding (Broder 1997)."""
 

@@ -23,6 +23,9 @@ class Answer(NamedTuple):
     scores: list[float]
     """Log-probability of every completion, in nats."""
     prompt_tokens: int
+    read_tokens: int
+    """Tokens that ran through the model: those after the prefix, and the completions."""
+    flops: float
 
 
 class Prefix(NamedTuple):
@@ -120,7 +123,11 @@ def rank_completions(
         values = [score - before for score, before in zip(values, prior, strict=True)]
     if per_token:
         values = [score / len(option) for score, option in zip(values, options, strict=True)]
-    return Answer(max(range(len(values)), key=values.__getitem__), values, len(ids))
+    best = max(range(len(values)), key=values.__getitem__)
+    new, more = len(ids) - known, inputs.numel()
+    flops = model.forward_flops(new, 1, 2 * known + new)
+    flops += model.forward_flops(more, int((targets != IGNORE).sum()), 2 * len(ids))
+    return Answer(best, values, len(ids), new + more, flops)
 
 
 def write_answer(

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 COMMANDS = {"tokenizer/train.py": {"data"}, "tokenizer/inspect.py": {"data", "model"}}
 OPTIONAL = {
     "triton", "wandb", "transformers", "peft", "lancedb", "matplotlib", "sklearn", "scipy", "gguf",
-    "zstandard", "wordllama", "jinja2", "lm_eval",
+    "zstandard", "wordllama", "jinja2", "lm_eval", "ray",
 }  # fmt: skip
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from texts import words
 
-from compare.floors import compressor_bits, majority, tfidf_logistic, xz, zstd
+from compare.arms.floors import compressor_bits, tfidf_logistic, xz, zstd
+from compare.ngram import NGram
 from compare.score import document_bits
-from compare.stats import Estimate, accuracy, bits_per_byte, difference
 from configs.cli import UserError
 from configs.schema import ModelConfig, TokenizerConfig
 from data.tasks import Item, Task
@@ -94,43 +94,42 @@ def labelled(count, seed):
     return made
 
 
-def test_the_task_floors_learn_what_can_be_learned():
+def test_the_task_floor_learns_what_can_be_learned():
     task = Task(
         "Text", "Kind", ["late", "vowel"], labelled(200, 0), labelled(40, 1), labelled(60, 2)
     )
-    learned = tfidf_logistic(task)
-    assert np.mean(learned["correct"]) > 0.95
-    assert learned["trained_parameters"] > 100
-    common = max(task.labels, key=[i.label for i in task.train].count)
-    expected = np.mean([i.label == common for i in task.test])
-    assert np.mean(majority(task)["correct"]) == pytest.approx(expected)
+    learned = tfidf_logistic(task, 10.0)
+    found = learned.answers("test")
+    assert np.mean(found["correct"]) > 0.95
+    assert all(0.5 <= sure <= 1 for sure in found["confidence"])
+    assert learned.costs["trained_parameters"] > 100
+    alone = task._replace(train=[task.train[0]])
+    assert set(tfidf_logistic(alone, 10.0).answers("test")["confidence"]) == {1.0}
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    draw = np.random.default_rng(0)
-    hits = {"accuracy": 0, "bits": 0, "difference": 0}
-    for _ in range(200):
-        item_skill = draw.uniform(0.5, 0.9, 100)
-        correct = (draw.random(100) < item_skill).astype(int).tolist()
-        score = accuracy([{"correct": correct}])
-        hits["accuracy"] += score.low <= 0.7 <= score.high
-        sizes = draw.integers(50, 150, 80)
-        bits = sizes * draw.normal(2.0, 0.5, 80)
-        found = bits_per_byte([{"document_bits": bits.tolist(), "document_bytes": sizes.tolist()}])
-        hits["bits"] += found.low <= 2.0 <= found.high
-        other = bits + sizes * draw.normal(0.1, 0.2, 80)
-        row = {"document_bits": other.tolist(), "document_bytes": sizes.tolist()}
-        base = {"document_bits": bits.tolist(), "document_bytes": sizes.tolist()}
-        gap = difference([row], [base], "document_bits")
-        hits["difference"] += gap.low <= 0.1 <= gap.high
-    for name, count in hits.items():
-        assert 0.88 <= count / 200 <= 0.995, name
+def naive_bits(train, text, order):
+    """Witten-Bell in the plainest way: dictionaries of tuples, one byte after another."""
+    counts = [{} for _ in range(order)]
+    data = [b for t in train for b in (0, *t.encode())]
+    for n in range(order):
+        for i in range(1, len(data)):
+            context = tuple(data[j] if j >= 0 else None for j in range(i - n, i))
+            seen = counts[n].setdefault(context, {})
+            seen[data[i]] = seen.get(data[i], 0) + 1
+    total, data = 0.0, [0, *text.encode()]
+    for i in range(1, len(data)):
+        p = 1 / 256
+        for n in range(order):
+            seen = counts[n].get(tuple(data[j] if j >= 0 else None for j in range(i - n, i)))
+            if seen:
+                p = (seen.get(data[i], 0) + len(seen) * p) / (sum(seen.values()) + len(seen))
+        total -= math.log2(p)
+    return total
 
 
-def test_seeds_widen_an_interval():
-    same = [{"correct": [1] * 70 + [0] * 30}] * 3
-    apart = [{"correct": [1] * n + [0] * (100 - n)} for n in (50, 70, 90)]
-    wide, narrow = accuracy(apart), accuracy(same)
-    assert wide.value == pytest.approx(narrow.value)
-    assert wide.high - wide.low > narrow.high - narrow.low
-    assert str(Estimate(0.5, 0.4, 0.6)) == "0.500 [0.400, 0.600]"
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_ngrams_are_those_of_a_plain_implementation(order):
+    train = [words(n, 20) for n in range(6)] + ["été, naïve", "x"]
+    texts = [words(9, 8), "été", "quite other: 0123", words(0, 20)]
+    found = NGram(train, order).bits(texts)
+    assert found == pytest.approx([naive_bits(train, text, order) for text in texts], rel=1e-9)

@@ -1,83 +1,126 @@
 """A whole study with the real foundation model, cut down to minutes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from compare.analysis.ledger import Ledger
 from compare.arms import ARMS
-from compare.report import read_ledger, verdict
+from compare.run import plan, quick
+from compare.study import Cell
+from configs.cli import UserError, load
+from configs.study import StudyRecipe
 
-ROOT = Path(__file__).parent.parent.parent
+DEMO = "configs/study/demo.toml"
+SMALL = (
+    "--budget-seconds", "5", "--test-documents", "6", "--task.test-items", "8",
+    "--task.train-items", "100", "--labels", "16", "--shares", "1.0",
+)  # fmt: skip
 
 
-PARTS = ("text", "task")
+def test_a_plan_puts_first_what_others_go_on_from():
+    study = load(StudyRecipe, DEMO).model_copy(update={"seeds": [3, 4], "text_arms": ["xz"]})
+    cells = plan(study, ["scratch-supervised", "tfidf", "text-then-shots"])
+    study = study.model_copy(update={"task_arms": ["scratch-supervised"]})
+    cells = plan(study)
+    names = [(c.arm, c.axis, c.seed) for c in cells]
+    assert names.index(("scratch", "text", 3)) < names.index(("scratch-supervised", "task", 3))
+    assert ("scratch", "text", 4) in names
+    assert names.count(("xz", "text", 3)) == len(study.shares)
+    assert ("xz", "text", 4) not in names  # nothing is drawn
+    assert len(set(cells)) == len(cells)
+    assert {c.seed for c in plan(quick(study))} == {3}
+    with pytest.raises(UserError, match='no arm "lorra"; did you mean "lora"'):
+        plan(study, ["lorra"])
+
+
+def test_every_arm_tries_as_many_settings_or_has_none_to_try():
+    study = load(StudyRecipe, DEMO)
+    rates = [1e-3, 2e-3, 3e-3]
+    same = {"text_rates": rates, "task_rates": rates}
+    changes = {
+        name: getattr(study, name).model_copy(update=same)
+        for name in ("scratch", "full", "top_layers", "lora", "soft_prompt")
+    }
+    study = study.model_copy(update={"tries": 3, **changes})
+    for name, arm in ARMS.items():
+        for axis in arm.sizes:
+            tried = arm.settings(study, axis)
+            assert len(tried) == 3 or tried == [{}], name
+            assert len({str(setting) for setting in tried}) == len(tried)
+
+
+def test_an_unequal_search_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"lora\.text_rates has 2 rates; every arm tries 1"):
+        load(StudyRecipe, DEMO, ["--lora.text-rates", "1e-3", "2e-3"])
 
 
 @pytest.mark.slow
-def test_a_small_study_runs_and_resumes(command, cache, tmp_path):
+def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_path):
     folder = tmp_path / "study"
-    args = (
-        "configs/study/demo.toml", "--run-dir", folder, "--data.cache-dir", cache,
-        "--budget-seconds", "10", "--test-documents", "8", "--task.test-items", "8",
-        "--task.train-items", "200", "--data.validation-fraction", "0.005",
-    )  # fmt: skip
-    done = command("compare.run", *args, timeout=900)
+    args = (DEMO, "--run-dir", folder, "--data.cache-dir", cache, *SMALL,
+            "--arms", "xz", "ngram", "zero-shot", "few-shot", "scratch", "majority", "tfidf",
+            "scratch-supervised", "lora")  # fmt: skip
+    done = command("compare.run", *args, timeout=1500)
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    assert [row["arm"] for row in rows] == list(ARMS)
-    for row in rows:
+    ledger = Ledger.read(folder)
+    assert set(ledger.arms("text")) == {"xz", "ngram", "zero-shot", "few-shot", "scratch", "lora"}
+    assert {"scratch-supervised", "lora", "tfidf", "few-shot"} <= set(ledger.arms("task"))
+    for row in ledger.rows:
         assert {"config_hash", "seed", "commit", "device", "versions", "command"} <= row.keys()
+        assert row["overlap"] <= 0.8
         if "correct" in row:
-            assert len(row["correct"]) == 8
-        if "document_bits" in row:
-            assert len(row["document_bits"]) == len(row["document_bytes"]) == 8
-    trained = {row["arm"]: row for row in rows if row["arm"] in ("scratch", "lora")}
-    for arm, row in trained.items():
-        logs = [(folder / f"{arm}-{part}-0" / "metrics.jsonl").read_text() for part in PARTS]
-        phases = [[x for x in map(json.loads, log.splitlines()) if "loss" in x] for log in logs]
-        # A step is not cut off: a phase may go over its time by less than one step.
-        before = sum(step["seconds"] for steps in phases for step in steps[-2:-1])
-        assert before < 10 <= row["training_seconds"]
+            assert len(row["correct"]) == 8 - sum(i not in row["items"] for i in row["items"])
+    for arm in ("scratch", "lora"):
+        (row,) = ledger.largest("text", arm)
+        assert 5 <= row["training_seconds"] < 60
         assert row["training_flops"] > 0
-        assert row["trained_parameters"] > 100_000
-    for name in ("table.md", "verdict.md", "plots/study.png"):
+        assert row["general_bits"] > 0
+        assert len(row["written"]) == 2
+    assert ledger.largest("text", "lora")[0]["stored_bytes"] < 2e7
+    for name in ("table.md", "verdict.md", "report.html", "plots/curves.png"):
         assert (folder / name).stat().st_size > 50
-    written = (folder / "sample.txt").read_text(encoding="utf-8").strip()
-    assert written
-    assert written in done.stdout.partition("A new document")[2]
-    assert "| lora |" in (folder / "table.md").read_text()
     assert "before 3 seeds" in (folder / "verdict.md").read_text()
 
-    (folder / "arms" / "majority-class-0.json").unlink()
+    before = (folder / "ledger.jsonl").read_bytes()
     again = command("compare.run", *args, "--resume", timeout=120)
     assert again.returncode == 0, again.stderr
-    assert "=== majority-class" in again.stderr
-    assert "=== lora" not in again.stderr
+    assert "===" not in again.stderr  # nothing was run
+    assert (folder / "ledger.jsonl").read_bytes() == before
     refused = command("compare.run", *args)
     assert refused.returncode == 2
 
+    # Killed anywhere, it ends in the same ledger: what is deterministic is the same number.
+    for name in ("ngram-text-1-0", "tfidf-task-16-0", "few-shot-text-0-0"):
+        (folder / "cells" / f"{name}.json").unlink()
+    shutil.rmtree(folder / "plots")
+    (folder / "ledger.jsonl").unlink()
+    running = command.start("compare.run", *args, "--resume")
+    running.terminate()
+    running.communicate()
+    again = command("compare.run", *args, "--resume", timeout=600)
+    assert again.returncode == 0, again.stderr
+    old = {row["id"]: row for row in map(json.loads, before.decode().splitlines())}
+    new = {row["id"]: row for row in Ledger.read(folder).rows}
+    assert list(new) == list(old)
+    for name, row in new.items():
+        for key in ("correct", "document_bits", "total_bits"):
+            assert row.get(key) == old[name].get(key), (name, key)
 
-def row(arm, seed=0, bits=None, correct=None, **more):
-    made = {"arm": arm, "seed": seed, "corpus": "c", "task": "t", "budget_seconds": 5.0,
-            "device": "d", "commit": "0", "command": "x", "peak_bytes": 1,
-            "document_bytes": [100] * 50, **more}  # fmt: skip
-    made |= {"document_bits": [100.0 * bits] * 50} if bits else {}
-    made |= {"correct": [1] * correct + [0] * (50 - correct)} if correct is not None else {}
-    return made
+
+def test_a_cell_is_named_by_what_it_measures():
+    assert Cell("lora", "text", 0.1, 2).name == "lora-text-0.1-2"
+    assert Path(f"{Cell('lora', 'task', 512.0, 0).name}.json").stem == "lora-task-512-0"
 
 
-def test_the_verdict_says_only_what_the_intervals_allow(tmp_path):
-    rows = [
-        row("compressors", compressors={"xz": 2.0, "zstd": 2.1}),
-        row("majority-class", correct=20),
-        row("zero-shot", bits=3.0, correct=2, seconds_per_request=0.2),
-        row("scratch", bits=1.5, correct=25, seconds_per_request=0.01),
-        row("lora", bits=1.8, correct=26, seconds_per_request=0.2),
-    ]
-    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text = verdict(read_ledger(tmp_path))
-    assert "scratch predicts the text with the fewest bits per byte" in text
-    assert "zero-shot does not beat it" in text
-    assert "no difference measured" in text
-    assert "1 seed(s)" in text
+def test_cells_run_on_a_cluster_into_the_same_ledger(command, cache, tmp_path):
+    pytest.importorskip("ray")
+    args = (DEMO, "--data.cache-dir", cache, *SMALL, "--arms", "xz", "majority", "tfidf")
+    for folder, more in (("alone", ()), ("ray", ("--ray",))):
+        done = command("compare.run", *args, "--run-dir", tmp_path / folder, *more, timeout=600)
+        assert done.returncode == 0, done.stderr
+    alone, cluster = (Ledger.read(tmp_path / folder).rows for folder in ("alone", "ray"))
+    for key in ("id", "correct", "total_bits", "setting"):
+        assert [row.get(key) for row in alone] == [row.get(key) for row in cluster]

@@ -1,0 +1,106 @@
+"""The rows of a ledger by arm, axis and size, and what an arm costs."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from compare.analysis.worlds import Drawn, Row, score
+from configs.cli import UserError
+
+
+class Ledger:
+    """All rows of a study."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = list(rows)
+        self.groups: dict[tuple[str, str, float], list[Row]] = {}
+        for row in self.rows:
+            self.groups.setdefault((row["axis"], row["arm"], row["size"]), []).append(row)
+        self._scores: dict[tuple[str, str, float], Drawn | None] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> "Ledger":
+        """ledger.jsonl of a study. Raises UserError if there is none, or nothing in it."""
+        path = folder / "ledger.jsonl"
+        if not path.exists():
+            raise UserError(
+                f"{path}: no ledger; run: python -m compare.run STUDY --run-dir {folder}"
+            )
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if not rows:
+            raise UserError(f"{path}: holds no row yet")
+        return cls(rows)
+
+    def arms(self, axis: str) -> list[str]:
+        """Arms that were measured on an axis, in the order of the ledger."""
+        return list(dict.fromkeys(arm for its, arm, _ in self.groups if its == axis))
+
+    def sizes(self, axis: str, arm: str) -> list[float]:
+        """At which sizes an arm was measured, smallest first."""
+        return sorted(size for its, name, size in self.groups if (its, name) == (axis, arm))
+
+    def at(self, axis: str, arm: str, size: float) -> list[Row]:
+        """The rows of a group, one per seed."""
+        return self.groups[axis, arm, size]
+
+    def largest(self, axis: str, arm: str) -> list[Row]:
+        """The rows of an arm's largest size."""
+        return self.at(axis, arm, self.sizes(axis, arm)[-1])
+
+    def score(self, axis: str, arm: str, size: float | None = None) -> Drawn:
+        """What an arm scores, at its largest size if none is given."""
+        size = self.sizes(axis, arm)[-1] if size is None else size
+        key = axis, arm, size
+        if key not in self._scores:
+            self._scores[key] = score(self.groups[key], axis)
+        found = self._scores[key]
+        assert found is not None, key
+        return found
+
+
+class Cost(NamedTuple):
+    """What an arm takes: once, and for every request. None where it was not counted."""
+
+    once_seconds: float
+    """Training, the mean over seeds, and the search before it."""
+    once_flops: float
+    request_seconds: float | None
+    request_flops: float | None
+    request_tokens: float | None
+    stored_bytes: float
+    peak_bytes: float
+
+    def seconds(self, requests: float) -> float:
+        """All that so many requests take, training included."""
+        return self.once_seconds + requests * (self.request_seconds or 0.0)
+
+    def flops(self, requests: float) -> float:
+        """As `seconds`."""
+        return self.once_flops + requests * (self.request_flops or 0.0)
+
+
+def cost_of(rows: Sequence[Row], before: Sequence[Row] = ()) -> Cost:
+    """What an arm at one size takes; `before` are the rows of the arm that it goes on from."""
+
+    def mean(key: str) -> float | None:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        return statistics.mean(values) if values else None
+
+    def search(key: str) -> float:
+        # What was tried in vain: all tries but the one that is counted as training.
+        tried = [sum(each[key] for each in row["search"]) for row in rows if row["search"]]
+        chosen = [row.get(f"training_{key}") or 0.0 for row in rows if row["search"]]
+        return sum(tried) - sum(chosen) if tried else 0.0
+
+    first = cost_of(before) if before else Cost(0.0, 0.0, None, None, None, 0.0, 0.0)
+    return Cost(
+        (mean("training_seconds") or 0.0) + search("seconds") + first.once_seconds,
+        (mean("training_flops") or 0.0) + search("flops") + first.once_flops,
+        mean("seconds_per_request"),
+        mean("flops_per_request"),
+        mean("read_tokens"),
+        mean("stored_bytes") or 0.0,
+        max(row["peak_bytes"] for row in rows),
+    )

@@ -1,0 +1,262 @@
+"""The verdict in sentences, each with the ledger rows behind it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.analysis.costs import break_even
+from compare.analysis.curves import crossing, scaling
+from compare.analysis.ledger import Ledger, cost_of
+from compare.analysis.worlds import Drawn
+from compare.arms import ARMS, FLOORS
+from compare.leaks import SAME
+
+UNITS = {"text": "bits per byte", "task": "of the items right"}
+PROMPTED = ("zero-shot", "one-shot", "few-shot", "neighbour-shots", "retrieval")
+HANDFUL = 16  # items that a prompt may show
+MORE = 10  # times as much data, for what the curves say beyond what was measured
+
+
+class Sentence(NamedTuple):
+    """A statement, and the ids of the rows that it follows from."""
+
+    text: str
+    rows: list[str]
+
+
+def verdict(ledger: Ledger) -> list[Sentence]:
+    """All that can be said, from the text and the task to what it costs."""
+    said = []
+    for axis in ("text", "task"):
+        if ledger.arms(axis):
+            said += [*_winners(ledger, axis), *_floors(ledger, axis), *_crossings(ledger, axis)]
+    return [*said, *_worth(ledger), *_pays(ledger), *_forgetting(ledger), *_more(ledger),
+            *_caveats(ledger)]  # fmt: skip
+
+
+def better(axis: str, a: Drawn, b: Drawn) -> Drawn:
+    """By how much `a` is better than `b`: fewer bits, or more items."""
+    return b.minus(a) if axis == "text" else a.minus(b)
+
+
+def _ids(*groups: Sequence[dict]) -> list[str]:
+    return [row["id"] for rows in groups for row in rows]
+
+
+def _at(axis: str, size: float) -> str:
+    if axis == "task":
+        return f"With {size:g} labelled items"
+    return "With all of the text" if size == 1 else f"With {100 * size:.3g} % of the text"
+
+
+def is_level(ledger: Ledger, axis: str, arm: str) -> bool:
+    """Whether an arm learns from no share of the text, or from a handful of items: no curve."""
+    sizes = ledger.sizes(axis, arm)
+    return len(sizes) == 1 and sizes[0] <= (HANDFUL if axis == "task" else 0)
+
+
+def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
+    # At every size that several arms learn from: the best, and whether the next is worse.
+    arms = [arm for arm in ledger.arms(axis) if arm not in FLOORS]
+    level = [arm for arm in arms if is_level(ledger, axis, arm)]
+    sized = [arm for arm in arms if arm not in level]
+    sizes = sorted({size for arm in sized for size in ledger.sizes(axis, arm)})
+    said = []
+    for size in sizes or [0.0]:
+        at = {arm: size for arm in sized if size in ledger.sizes(axis, arm)}
+        # A prompt that shows fewer items than there are competes at every size from there on.
+        at |= {arm: ledger.sizes(axis, arm)[0] for arm in level
+               if axis == "text" or ledger.sizes(axis, arm)[0] <= size or not sizes}  # fmt: skip
+        if len(at) < 2:
+            continue
+        scores = {arm: ledger.score(axis, arm, own) for arm, own in at.items()}
+        sign = 1 if axis == "text" else -1
+        first, second = sorted(scores, key=lambda arm: sign * scores[arm].value)[:2]
+        gap = better(axis, scores[first], scores[second]).estimate
+        rows = _ids(ledger.at(axis, first, at[first]), ledger.at(axis, second, at[second]))
+        if gap.low > 0:
+            text = (f"{_at(axis, size)} {first} is best ({scores[first].estimate} {UNITS[axis]}), "
+                    f"{gap} better than {second} ({scores[second].value:.3f}).")  # fmt: skip
+        else:
+            text = (f"{_at(axis, size)} no difference was measured between {first} "
+                    f"({scores[first].estimate} {UNITS[axis]}) and {second} "
+                    f"({scores[second].estimate}).")  # fmt: skip
+        said.append(Sentence(text, rows))
+    return said
+
+
+def _floors(ledger: Ledger, axis: str) -> list[Sentence]:
+    floors = [arm for arm in ledger.arms(axis) if arm in FLOORS]
+    arms = [arm for arm in ledger.arms(axis) if arm not in FLOORS]
+    if not floors or not arms:
+        return []
+    scores = {arm: ledger.score(axis, arm) for arm in (*floors, *arms)}
+    sign = 1 if axis == "text" else -1
+    floor = min(floors, key=lambda arm: sign * scores[arm].value)
+    losers = [arm for arm in arms if better(axis, scores[arm], scores[floor]).estimate.low <= 0]
+    rows = _ids(*(ledger.largest(axis, arm) for arm in (floor, *arms)))
+    said = [f"The floor is {floor} ({scores[floor].estimate} {UNITS[axis]})"]
+    if not losers:
+        said.append("; every arm beats it.")
+    elif len(losers) == len(arms):
+        said.append("; no arm beats it.")
+    else:
+        said.append(f"; not above it: {', '.join(losers)}.")
+    sentences = [Sentence("".join(said), rows)]
+    if axis == "text" and "zero-shot" in arms:
+        ratio = scores["zero-shot"].value / scores[floor].value
+        far = "far from" if ratio > 1 else "near to"
+        rows = _ids(ledger.largest(axis, "zero-shot"), ledger.largest(axis, floor))
+        sentences.append(Sentence(
+            f"Zero-shot over the floor is {ratio:.2f}: this text is {far} what the foundation has "
+            "seen.", rows))  # fmt: skip
+    return sentences
+
+
+def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
+    # Where from scratch meets each way of tuning.
+    own = {"text": "scratch", "task": "scratch-supervised"}[axis]
+    said = []
+    if own not in ledger.arms(axis):
+        return []
+    sizes = ledger.sizes(axis, own)
+    for arm in ("lora", "full"):
+        if arm not in ledger.arms(axis) or ledger.sizes(axis, arm) != sizes or len(sizes) < 2:
+            continue
+        curves = [[ledger.score(axis, name, size) for size in sizes] for name in (own, arm)]
+        rows = _ids(*(ledger.at(axis, name, size) for name in (own, arm) for size in sizes))
+        found = crossing(sizes, *curves)
+        if found is None:
+            said.append(Sentence(
+                f"Between {sizes[0]:g} and {sizes[-1]:g} the curves of {own} and {arm} are not "
+                "seen to cross.", rows))  # fmt: skip
+        else:
+            said.append(Sentence(
+                f"{own} and {arm} cross at {found.value:.3g} [{found.low:.3g}, {found.high:.3g}].",
+                rows))  # fmt: skip
+    return said
+
+
+def _worth(ledger: Ledger) -> list[Sentence]:
+    # How many labelled items a prompt is worth (Le Scao & Rush 2021, arXiv:2103.08493).
+    said = []
+    for prompt in ("zero-shot", "few-shot"):
+        if prompt not in ledger.arms("task"):
+            continue
+        level = ledger.score("task", prompt)
+        for arm in ("lora", "full", "scratch-supervised", "features"):
+            if arm not in ledger.arms("task") or len(ledger.sizes("task", arm)) < 2:
+                continue
+            sizes = ledger.sizes("task", arm)
+            curve = [ledger.score("task", arm, size) for size in sizes]
+            rows = _ids(ledger.largest("task", prompt),
+                        *(ledger.at("task", arm, size) for size in sizes))  # fmt: skip
+            found = crossing(sizes, curve, level)
+            if found:
+                text = (f"{prompt} is worth {found.value:.0f} [{found.low:.0f}, {found.high:.0f}] "
+                        f"labelled items of {arm}.")  # fmt: skip
+            elif curve[0].minus(level).estimate.low > 0:
+                text = f"{prompt} is worth fewer than {sizes[0]:g} labelled items of {arm}."
+            elif level.minus(curve[-1]).estimate.low > 0:
+                text = f"{prompt} is worth more than {sizes[-1]:g} labelled items of {arm}."
+            else:
+                text = f"How many items of {arm} {prompt} is worth cannot be told apart."
+            said.append(Sentence(text, rows))
+    return said
+
+
+def _pays(ledger: Ledger) -> list[Sentence]:
+    # After how many requests the best trained arm is cheaper than the best prompted one.
+    arms = ledger.arms("task")
+    prompted = [arm for arm in arms if arm in PROMPTED]
+    trained = [arm for arm in arms if arm not in PROMPTED and arm not in FLOORS]
+    if not prompted or not trained:
+        return []
+    tuned, shown = (max(these, key=lambda arm: ledger.score("task", arm).value)
+                    for these in (trained, prompted))  # fmt: skip
+    cost, price = (cost_of(ledger.largest("task", arm), needed(ledger, arm))
+                   for arm in (tuned, shown))  # fmt: skip
+    rows = _ids(ledger.largest("task", tuned), ledger.largest("task", shown),
+                needed(ledger, tuned))  # fmt: skip
+    requests = break_even(cost, price)
+    times = (price.request_seconds or 0) / max(1e-9, cost.request_seconds or 1e-9)
+    if requests is None:
+        text = (f"A request to {shown} is not dearer than one to {tuned}: training never pays for "
+                "itself in seconds, only in what is right.")  # fmt: skip
+    else:
+        text = (f"{tuned}, whose requests take 1/{times:.3g} of the seconds of {shown}'s, has paid "
+                f"for its training (and search) after {requests:,.0f} requests.")  # fmt: skip
+    return [Sentence(text, rows)]
+
+
+def needed(ledger: Ledger, arm: str) -> list[dict]:
+    """The rows of what an arm goes on from."""
+    first = ARMS[arm].needs
+    return ledger.groups.get(("text", first, 1.0), [])
+
+
+def general_bits(rows: Sequence[dict]) -> float | None:
+    """Bits per byte of general text, the mean over seeds."""
+    if not all("general_bits" in row for row in rows):
+        return None
+    return float(np.mean([row["general_bits"] / row["general_bytes"] for row in rows]))
+
+
+def _forgetting(ledger: Ledger) -> list[Sentence]:
+    said = []
+    for axis in ("text", "task"):
+        if "zero-shot" not in ledger.arms(axis):
+            continue
+        before = general_bits(ledger.largest(axis, "zero-shot"))
+        after, rows = {}, ledger.largest(axis, "zero-shot")
+        for arm in ("full", "top-layers", "lora", "soft-prompt"):
+            if arm in ledger.arms(axis):
+                value = general_bits(ledger.largest(axis, arm))
+                if before is not None and value is not None:
+                    after[arm] = value - before
+                    rows = [*rows, *ledger.largest(axis, arm)]
+        if after:
+            shown = ", ".join(f"{arm} {value:+.3f}" for arm, value in after.items())
+            said.append(Sentence(
+                f"Learning the {axis} costs bits per byte on general text: {shown} (from "
+                f"{before:.3f}).", _ids(rows)))  # fmt: skip
+    return said
+
+
+def _more(ledger: Ledger) -> list[Sentence]:
+    # What more text would buy, as far as a fitted curve can be trusted beyond its data.
+    said = []
+    for arm in ("scratch", "lora", "full"):
+        if arm not in ledger.arms("text"):
+            continue
+        sizes = ledger.sizes("text", arm)
+        scores = [ledger.score("text", arm, size).value for size in sizes]
+        fitted = scaling(sizes, scores)
+        if fitted:
+            rows = _ids(*(ledger.at("text", arm, size) for size in sizes))
+            said.append(Sentence(
+                f"Extrapolated, not measured: with {MORE} times the text and the same budget {arm} "
+                f"would need {fitted.at(MORE * sizes[-1]):.3f} bits per byte (a power law with a "
+                f"floor, {fitted.off:.3f} off at most where it was measured).", rows))  # fmt: skip
+    return said
+
+
+def _caveats(ledger: Ledger) -> list[Sentence]:
+    said = []
+    trained = [row for row in ledger.rows if "training_steps" in row]
+    seeds = {len(g) for (_, _, _), g in ledger.groups.items() if g[0] in trained}
+    if seeds and min(seeds) < 3:
+        said.append(Sentence(
+            f"This is {min(seeds)} seed(s): the intervals cover the choice of held-out documents "
+            "and items, not of the training seed, so none of it is a result before 3 seeds.",
+            []))  # fmt: skip
+    overlap = {row["arm"]: row["overlap"] for row in ledger.rows if row.get("overlap")}
+    if overlap:
+        arm = max(overlap, key=overlap.__getitem__)
+        left = max(row.get("left_out", 0) for row in ledger.rows)
+        said.append(Sentence(
+            f"Of the held-out texts' runs of eight words at most {overlap[arm]:.1%} stand in what "
+            f"an arm saw ({arm}); {left} held-out texts of which {SAME:.0%} stood in one training "
+            "document were left out before.", []))  # fmt: skip
+    return said

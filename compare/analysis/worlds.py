@@ -1,0 +1,122 @@
+"""Scores with 95 % intervals over held-out items and seeds, paired between arms.
+
+In each of 2,000 worlds the held-out documents or items are drawn anew (bootstrap; Efron 1979), the
+same ones for every arm, so that differences between arms are paired. What another choice of seeds
+would have given is added from Student's t, scaled by the standard error over seeds, with their
+number minus one degrees of freedom, in a difference with Welch's (1947): three seeds resampled
+would know far too little of a fourth.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+WORLDS = 2000
+Row = dict
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class Drawn(NamedTuple):
+    """What was measured, what each world's items would have given, and how far seeds go apart."""
+
+    value: float
+    items: np.ndarray  # (WORLDS,)
+    error: float = 0.0
+    """Standard error over seeds; 0 for one seed, which says nothing of others."""
+    freedom: float = 1.0
+
+    @property
+    def worlds(self) -> np.ndarray:
+        """(WORLDS,) what each world would have measured, with other seeds."""
+        if not self.error:
+            return self.items
+        # The same draws for the same numbers: a report is the same each time it is made.
+        digest = hashlib.sha256(np.array([self.value, self.error]).tobytes()).digest()
+        draw = np.random.default_rng(int.from_bytes(digest[:8]))
+        return self.items + draw.standard_t(self.freedom, WORLDS) * self.error
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with the middle 95 % of the worlds."""
+        low, high = np.quantile(self.worlds, (0.025, 0.975))
+        return Estimate(self.value, float(low), float(high))
+
+    def minus(self, other: "Drawn") -> "Drawn":
+        """The difference, paired by items."""
+        error = math.hypot(self.error, other.error)
+        parts = sum(x.error**4 / x.freedom for x in (self, other))
+        freedom = error**4 / parts if parts else 1.0
+        return Drawn(self.value - other.value, self.items - other.items, error, freedom)
+
+
+def score(rows: Sequence[Row], axis: str) -> Drawn | None:
+    """Bits per byte, or the share of items answered right, of one arm at one size, a row per seed.
+
+    None if the rows hold no such score. Raises ValueError if they were not measured on the same
+    held-out documents or items.
+    """
+    first = rows[0]
+    if axis == "text":
+        weights = np.array(first["document_bytes"], np.float64)
+        if "total_bits" in first:  # nothing is known of single documents
+            value = first["total_bits"] / weights.sum()
+            return Drawn(value, np.full(WORLDS, value))
+        key = "document_bits"
+    else:
+        key = "correct"
+    if key not in first:
+        return None
+    if len({len(row[key]) for row in rows}) > 1:
+        raise ValueError(f"{first['id']}: seeds were measured on different held-out data")
+    matrix = np.array([row[key] for row in rows], np.float64)  # (seeds, documents or items)
+    if axis == "task":
+        weights = np.ones(matrix.shape[1])
+    return drawn(matrix, weights)
+
+
+def drawn(matrix: np.ndarray, weights: np.ndarray) -> Drawn:
+    """Sum of (seeds, items) `matrix` over that of (items,) `weights`, with its worlds."""
+    seeds, items = matrix.shape
+    counts = _counts(items)
+    worlds = counts @ matrix.mean(0) / (counts @ weights)
+    each = matrix.sum(1) / weights.sum()
+    error = float(each.std(ddof=1)) / seeds**0.5 if seeds > 1 else 0.0
+    return Drawn(float(each.mean()), worlds, error, max(1.0, seeds - 1.0))
+
+
+@lru_cache(maxsize=8)
+def _counts(items: int) -> np.ndarray:
+    # (WORLDS, items): how often each is drawn; the same worlds for every arm.
+    shared = np.random.default_rng(items)
+    return shared.multinomial(items, np.full(items, 1 / items), WORLDS)
+
+
+def calibration_error(rows: Sequence[Row], bins: int = 10) -> float | None:
+    """Expected calibration error in equal-width bins (Guo et al. 2017, arXiv:1706.04599, s. 3).
+
+    None if an arm says nothing of how sure it is.
+    """
+    if "confidence" not in rows[0]:
+        return None
+    sure = np.concatenate([row["confidence"] for row in rows])
+    right = np.concatenate([row["correct"] for row in rows])
+    at = np.minimum((sure * bins).astype(int), bins - 1)
+    gaps = [abs(right[at == b].mean() - sure[at == b].mean()) * (at == b).mean()
+            for b in range(bins) if (at == b).any()]  # fmt: skip
+    return float(sum(gaps))

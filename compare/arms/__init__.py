@@ -1,0 +1,70 @@
+"""The arms of a study: what each learns, tries, and may see."""
+
+from compare.arm import Arm, nothing
+from compare.arms import floors, prompted, scratch, tuned
+
+FLOORS = ("xz", "zstd", "ngram", "majority", "tfidf")
+TEXT = "the training documents of its share"
+ITEMS = "its labelled items"
+
+ARMS: dict[str, Arm] = {
+    "xz": Arm(floors.learn_compressor, nothing, {"text": "share"}, TEXT, seeded=False),
+    "zstd": Arm(floors.learn_compressor, nothing, {"text": "share"}, TEXT, seeded=False),
+    "ngram": Arm(floors.learn_ngram, floors.ngram_orders, {"text": "share"}, TEXT, seeded=False),
+    "majority": Arm(floors.learn_majority, nothing, {"task": "labels"}, "the labels of its items"),
+    "tfidf": Arm(floors.learn_tfidf, floors.strengths, {"task": "labels"}, ITEMS),
+    "zero-shot": Arm(
+        prompted.learn_zero_shot, prompted.ways_to_rank, {"text": "none", "task": "none"},
+        "nothing of the domain", seeded=False,
+    ),
+    "one-shot": Arm(
+        prompted.learn_one_shot, prompted.ways_to_rank, {"text": "none", "task": "one"},
+        "one training document, or one labelled item",
+    ),
+    "few-shot": Arm(
+        prompted.learn_few_shot, prompted.ways_to_rank, {"text": "none", "task": "shots"},
+        "a few training documents, or as many labelled items",
+    ),
+    "neighbour-shots": Arm(
+        prompted.learn_neighbours, prompted.ways_to_rank, {"task": "labels"},
+        "of its labelled items those nearest to each input",
+    ),
+    "retrieval": Arm(
+        prompted.learn_retrieval, prompted.ways_to_rank, {"task": "none"},
+        "of all training documents the passages nearest to each input", seeded=False,
+    ),
+    "scratch": Arm(scratch.learn_scratch, tuned.rates_of("scratch"), {"text": "share"}, TEXT),
+    "scratch-supervised": Arm(
+        scratch.learn_scratch_supervised, tuned.rates_of("scratch"), {"task": "labels"},
+        "all training documents, then its labelled items", "scratch",
+    ),
+    "random-supervised": Arm(
+        scratch.learn_random_supervised, tuned.rates_of("scratch"), {"task": "labels"},
+        "its labelled items (and a tokenizer of the training documents)",
+    ),
+    "full": Arm(
+        tuned.learn_tuned, tuned.rates_of("full"), {"text": "share", "task": "labels"},
+        "the training documents of its share, or its labelled items",
+    ),
+    "top-layers": Arm(
+        tuned.learn_tuned, tuned.rates_of("top_layers"), {"text": "share", "task": "labels"},
+        "the training documents of its share, or its labelled items",
+    ),
+    "lora": Arm(
+        tuned.learn_tuned, tuned.rates_of("lora"), {"text": "share", "task": "labels"},
+        "the training documents of its share, or its labelled items",
+    ),
+    "soft-prompt": Arm(
+        tuned.learn_tuned, tuned.rates_of("soft_prompt"), {"text": "share", "task": "labels"},
+        "the training documents of its share, or its labelled items",
+    ),
+    "features": Arm(tuned.learn_features, tuned.strengths, {"task": "labels"}, ITEMS),
+    "lora-neighbours": Arm(
+        tuned.learn_lora_with_neighbours, tuned.rates_of("lora"), {"task": "labels"},
+        "its labelled items, learnt and then those nearest to each input shown",
+    ),
+    "text-then-shots": Arm(
+        tuned.learn_text_then_shots, prompted.ways_to_rank, {"task": "shots"},
+        "all training documents, learnt by LoRA, and a few labelled items, shown", "lora",
+    ),
+}  # fmt: skip

@@ -1,0 +1,133 @@
+"""Arms that change only the input of the foundation: shown nothing, examples, or passages."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from compare.arm import Learned, Setting
+from compare.score import document_bits
+from compare.study import Cell, Study, inference
+from configs.study import StudyRecipe
+from data.tasks import Task
+from model.transformer import Transformer
+from prompting.answers import task_answers, write_prompts
+from prompting.score import write_answer
+from prompting.shots import Choose, fixed_shots, neighbour_shots, no_shots
+from tokenizer.bpe import Tokenizer
+
+HOW: tuple[Setting, ...] = (
+    {"calibrate": False, "per_token": False},
+    {"calibrate": True, "per_token": False},
+    {"calibrate": False, "per_token": True},
+    {"calibrate": True, "per_token": True},
+)
+WRITTEN = 96  # tokens of what is shown side by side
+
+
+def ways_to_rank(recipe: StudyRecipe, axis: str) -> list[Setting]:
+    """How labels are compared: what validation may choose from. Text leaves nothing to set."""
+    return list(HOW[: recipe.tries]) if axis == "task" else [{}]
+
+
+def asked(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: Task,
+    shots: Choose,
+    setting: Setting,
+    saw: Sequence[str],
+    costs: dict[str, float] | None = None,
+    context: Callable[[str], str] | None = None,
+) -> Learned:
+    """An arm whose answers come from prompts to a model."""
+    how = {key: setting.get(key, False) for key in ("calibrate", "per_token")}
+
+    def prompts(texts: Sequence[str]) -> list[str]:
+        return write_prompts(model, tokenizer, task, shots, texts, context)[0]
+
+    return Learned(
+        saw,
+        answers=lambda split: task_answers(
+            model, tokenizer, task, shots, split, context=context, **how
+        ),
+        general=lambda texts: document_bits(model, tokenizer, texts),
+        write=lambda prompt: write_answer(model, tokenizer, prompt, task.stop, WRITTEN),
+        prompts=prompts,
+        costs=costs or {},
+    )
+
+
+def learn_zero_shot(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """The foundation as it is."""
+    return _few(study, cell, setting, 0)
+
+
+def learn_few_shot(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """The same items before every input, drawn once per seed; before a text, as many documents."""
+    return _few(study, cell, setting, study.recipe.shots)
+
+
+def learn_one_shot(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """One item before every input; one document before a text."""
+    return _few(study, cell, setting, 1)
+
+
+def learn_neighbours(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """Each input's nearest of the labelled items, nearest last."""
+    model, tokenizer = study.foundation()
+    task = study.labelled(int(cell.size), cell.arm)
+    shots = neighbour_shots(task, study.recipe.shots)
+    saw = [item.text for item in task.train]
+    stored = {"stored_bytes": float(sum(len(text.encode()) for text in saw))}
+    return asked(inference(model), tokenizer, task, shots, setting, saw, stored)
+
+
+def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """Passages of the training documents before every input, found by meaning and words."""
+    import tempfile
+    from pathlib import Path
+
+    from prompting.store import Store
+
+    model, tokenizer = study.foundation()
+    task = study.task._replace(train=[])
+    texts = study.texts(1.0, cell.arm)
+    folder = Path(tempfile.mkdtemp(prefix="store-", dir=study.folder))
+    started = time.perf_counter()
+    store = Store(folder, "wordllama", 300)
+    store.update((str(number), text) for number, text in enumerate(texts))
+    costs = {
+        "training_seconds": time.perf_counter() - started,
+        "stored_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+    }
+
+    def context(text: str) -> str:
+        found = store.search(text, 2, "hybrid")
+        return "".join(f"Passage: {passage.text}\n\n" for passage in reversed(found))
+
+    return asked(inference(model), tokenizer, task, no_shots, setting, texts, costs, context)
+
+
+def _few(study: Study, cell: Cell, setting: Setting, count: int) -> Learned:
+    model, tokenizer = study.foundation()
+    model = inference(model)
+    if cell.axis == "task":
+        task = study.labelled(count, cell.arm)
+        shots = fixed_shots(task, count, study.seed)
+        saw = [item.text for item in task.train]
+        return asked(model, tokenizer, task, shots, setting, saw)
+    texts = study.texts(1.0, cell.arm) if count else []
+    prefix = random.Random(study.seed).sample(texts, min(count, len(texts)))
+
+    def bits(documents: Sequence[str]) -> list[float]:
+        return document_bits(model, tokenizer, documents, prefix)
+
+    return Learned(
+        prefix,
+        bits=bits,
+        general=lambda documents: document_bits(model, tokenizer, documents),
+        write=lambda prompt: write_answer(
+            model, tokenizer, "\n\n".join([*prefix, prompt]), "\n\n", WRITTEN
+        ),
+        prompts=list,
+    )

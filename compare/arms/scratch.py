@@ -1,0 +1,94 @@
+"""Arms that start from random weights: own tokenizer, own model."""
+
+import time
+from pathlib import Path
+
+from adapt.finetune import save_merged, text_sets
+from compare.arm import Learned, Setting
+from compare.arms.prompted import WRITTEN
+from compare.arms.tuned import fit, tuned
+from compare.score import document_bits
+from compare.study import Cell, Study, inference
+from configs.cli import UserError
+from configs.schema import TokenizerConfig
+from model.load import load_model
+from model.transformer import Transformer
+from prompting.score import write_answer
+from tokenizer.bpe import Tokenizer
+from tokenizer.train import train_tokenizer
+
+LEAST = 257  # tokens: all bytes and the separator
+
+
+def learn_scratch(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """Own tokenizer and model, trained on a share of the text."""
+    saw = study.texts(cell.size, cell.arm)
+    model, tokenizer, seconds = fresh(study, saw)
+    arm = study.recipe.scratch
+    sets = text_sets(study.part(cell.size), model, tokenizer, arm.model.max_seq_len)
+    costs = fit(study, cell, model, tokenizer, sets, arm.text, setting["rate"])
+    costs["training_seconds"] += seconds
+    costs |= {"trained_parameters": model.num_parameters(),
+              "stored_bytes": 4 * model.num_parameters()}  # fmt: skip
+    if cell.size == 1.0:
+        save_merged(kept(study), model, tokenizer, "random weights")
+    scored = inference(model)
+
+    def bits(texts):
+        return document_bits(scored, tokenizer, texts)
+
+    return Learned(
+        saw, bits=bits, general=bits, costs=costs, prompts=list,
+        write=lambda prompt: write_answer(scored, tokenizer, prompt, "\n\n", WRITTEN),
+    )  # fmt: skip
+
+
+def learn_scratch_supervised(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """The model that was trained on all of the text, tuned on labelled items."""
+    model, tokenizer = load_model(kept(study))
+    saw = study.texts(1.0, cell.arm)
+    learned = tuned(
+        study, cell, setting, model.to(study.device).train(), tokenizer, study.recipe.scratch
+    )
+    learned.saw = [*saw, *learned.saw]
+    return learned
+
+
+def learn_random_supervised(study: Study, cell: Cell, setting: Setting) -> Learned:
+    """The same model from random weights, trained on labelled items alone.
+
+    Its tokenizer is that of the text: a handful of items do not make one.
+    """
+    saw = study.texts(1.0, cell.arm)
+    model, tokenizer, seconds = fresh(study, saw)
+    learned = tuned(study, cell, setting, model, tokenizer, study.recipe.scratch)
+    learned.costs["training_seconds"] += seconds
+    return learned
+
+
+def as_large_as_fits(texts: list[str], config: TokenizerConfig) -> Tokenizer:
+    """A tokenizer of the texts; where they do not support its vocabulary, of half of it, and so on.
+
+    Raises UserError if they support none.
+    """
+    try:
+        return train_tokenizer(texts, config)
+    except UserError:
+        smaller = config.vocab_size // 2
+        if smaller < LEAST:
+            raise
+        return as_large_as_fits(texts, config.model_copy(update={"vocab_size": smaller}))
+
+
+def kept(study: Study) -> Path:
+    """Where the model of the whole text with this seed is kept."""
+    return study.folder / "models" / f"scratch-{study.seed}"
+
+
+def fresh(study: Study, texts: list[str]) -> tuple[Transformer, Tokenizer, float]:
+    """A model of random weights, a tokenizer learnt from `texts`, and the seconds that took."""
+    arm, started = study.recipe.scratch, time.perf_counter()
+    tokenizer = as_large_as_fits(texts, arm.tokenizer)  # never cached: it is timed
+    seconds = time.perf_counter() - started
+    model = Transformer(arm.model, tokenizer.vocab_size).init_weights(study.seed)
+    return model.to(study.device), tokenizer, seconds

@@ -1,0 +1,131 @@
+"""Measures one cell of a study, in a process of its own, so that its peak memory is its own.
+
+    python -m compare.cells STUDY-DIR ARM AXIS SIZE SEED RESULT
+
+reads STUDY-DIR/config.toml and writes what it measured to the file RESULT; `compare.run` calls it.
+On the first seed every setting of the arm is tried and validation chooses; other seeds take what
+was chosen. The test split is read once, with the choice made.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from compare.arm import Learned, Setting
+from compare.arms import ARMS, FLOORS
+from compare.study import Cell, Study
+from configs.cli import UserError, run_command
+from data.prepare import shuffled
+from train.metrics import peak_memory
+
+SHOWN = 2  # held-out prompts that every arm continues, side by side in the report
+SHOWN_CHARS = 60
+VALIDATED = 30  # documents that choose between settings
+
+
+def measure(study: Study, cell: Cell) -> dict:
+    """The row of a cell, without what tells where it comes from."""
+    arm = ARMS[cell.arm]
+    settings, search = arm.settings(study.recipe, cell.axis), []
+    if cell.seed != study.recipe.seeds[0]:
+        first = study.folder / "cells" / f"{cell._replace(seed=study.recipe.seeds[0]).name}.json"
+        settings = [json.loads(first.read_text())["setting"]]
+    best: tuple[float, Setting, Learned] | None = None
+    for setting in settings:
+        torch.manual_seed(study.seed)
+        started = time.perf_counter()
+        learned = arm.learn(study, cell, setting)
+        if len(settings) == 1:
+            best = 0.0, setting, learned
+            break
+        score = validation(study, cell, learned)
+        search.append(
+            {
+                "setting": setting,
+                "validation": score,
+                "wall_seconds": time.perf_counter() - started,
+                "seconds": learned.costs.get("training_seconds", 0.0),
+                "flops": learned.costs.get("training_flops", 0.0),
+            }
+        )
+        if best is None or score > best[0]:
+            best = score, setting, learned
+    assert best is not None
+    _, setting, learned = best
+    row: dict = {"setting": setting, "search": search, **learned.costs}
+    if cell.axis == "text":
+        row["document_bytes"] = [len(text.encode()) for text in study.test]
+        if learned.bits:
+            row["document_bits"] = learned.bits(study.test)
+        if learned.total_bits:
+            row["total_bits"] = learned.total_bits(study.test)
+    elif learned.answers:
+        row |= learned.answers("test")
+        row["items"] = [item.id for item in study.task.test]
+    if learned.general:
+        row["general_bits"] = sum(learned.general(study.general))
+        row["general_bytes"] = sum(len(text.encode()) for text in study.general)
+    row["overlap"] = study.held_out.overlap(learned.saw)
+    if learned.write and learned.prompts:
+        row["written"] = written(study, cell, learned)
+    return row
+
+
+def validation(study: Study, cell: Cell, learned: Learned) -> float:
+    """What chooses between settings, more is better: items right, or minus bits per byte."""
+    if cell.axis == "task":
+        assert learned.answers is not None
+        correct = learned.answers("validation")["correct"]
+        return sum(correct) / len(correct)
+    texts = [row["text"] for row in shuffled(study.documents, "validation")][:VALIDATED]
+    assert learned.bits is not None
+    return -sum(learned.bits(texts)) / sum(len(text.encode()) for text in texts)
+
+
+def written(study: Study, cell: Cell, learned: Learned) -> list[dict]:
+    """What an arm writes after the first held-out prompts."""
+    assert learned.write is not None
+    assert learned.prompts is not None
+    if cell.axis == "task":
+        items = study.task.test[:SHOWN]
+        prompts = learned.prompts([item.text for item in items])
+        return [
+            {"prompt": item.text, "expected": item.label, "text": learned.write(prompt)}
+            for item, prompt in zip(items, prompts, strict=True)
+        ]
+    return [
+        {"prompt": text[:SHOWN_CHARS], "expected": text[SHOWN_CHARS:300],
+         "text": learned.write(learned.prompts([text[:SHOWN_CHARS]])[0])}
+        for text in study.test[:SHOWN]
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Entry point of `python -m compare.cells`."""
+    if len(sys.argv) != 7 or sys.argv[2] not in ARMS:
+        raise UserError(
+            f"usage: python -m compare.cells STUDY-DIR {{{','.join(ARMS)}}} AXIS SIZE SEED RESULT"
+        )
+    folder, arm, axis, size, seed, result = sys.argv[1:]
+    cell = Cell(arm, axis, float(size), int(seed))
+    started = time.perf_counter()
+    study = Study(Path(folder), cell.seed)
+    row = measure(study, cell)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    row |= {
+        "left_out": study.left_out,
+        "wall_seconds": time.perf_counter() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "load_average": os.getloadavg()[0],
+        "peak_bytes": peak_memory(torch.device("cpu") if arm in FLOORS else study.device),
+    }
+    Path(result).write_text(json.dumps(row))
+
+
+if __name__ == "__main__":
+    run_command(main)

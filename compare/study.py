@@ -1,0 +1,125 @@
+"""What every arm of a study is given: the same held-out text and items, budget and seed."""
+
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from compare.leaks import HeldOut
+from configs.cli import UserError, load
+from configs.console import say
+from configs.schema import TrainConfig
+from configs.study import StudyRecipe
+from data.prepare import documents, part_of, prepare, shuffled
+from data.tasks import Item, Task, load_task
+from model.load import load_model
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+from train.foresight import uses_bfloat16
+
+GENERAL = 32  # documents of general text, of at most so many characters:
+GENERAL_CHARS = 1000
+
+
+class Cell(NamedTuple):
+    """One measurement: an arm that learns from `size` of the text or of the task, once per seed."""
+
+    arm: str
+    axis: str
+    """"text" (size: a share of the training documents) or "task" (a number of labelled items)."""
+    size: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.arm}-{self.axis}-{self.size:g}-{self.seed}"
+
+
+class Study:
+    """Splits, items and budget, as every arm sees them.
+
+    Held-out items and documents that also stand in the training split are left out before anything
+    is measured; whatever an arm learns from, retrieves or shows goes through `allow`, which refuses
+    a copy of what is left.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0):
+        self.folder, self.seed = folder, seed
+        self.recipe = load(StudyRecipe, folder / "config.toml")
+        self.documents = prepare(self.recipe.data)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        task = load_task(self.recipe.task, self.recipe.data)
+        texts = [row["text"] for row in shuffled(self.documents, "test")]
+        texts = texts[: self.recipe.test_documents]
+        asked = [item.text for item in (*task.test, *task.validation)]
+        every = HeldOut([*texts, *asked])
+        self.all_texts = [row["text"] for row in documents(self.documents, "train")]
+        learnable = [item.text for item in task.train]
+        dropped = every.copies([*self.all_texts, *learnable])
+        self.left_out = len(dropped)
+        gone = {every.texts[number] for number in dropped}
+        self.test = [text for text in texts if text not in gone]
+        self.task: Task = task._replace(
+            test=[item for item in task.test if item.text not in gone],
+            validation=[item for item in task.validation if item.text not in gone],
+        )
+        if not (self.test and self.task.test and self.task.validation):
+            raise UserError(
+                "nothing is left to measure on: all that is held out is also trained on"
+            )
+        self.held_out = HeldOut([text for text in every.texts if text not in gone])
+        if dropped:
+            say(f"{len(dropped)} held-out texts stand in the training split: left out")
+
+    def allow(self, place: str, texts: Sequence[str]) -> list[str]:
+        """`texts`, which an arm is about to see. Raises UserError if one holds what is held out."""
+        self.held_out.refuse(place, texts)
+        return list(texts)
+
+    def part(self, share: float) -> Path:
+        """The prepared folder whose training split is a share of the documents, by this seed."""
+        return part_of(self.documents, share, self.seed)
+
+    def texts(self, share: float, place: str) -> list[str]:
+        """The training documents of a share, which `place` is about to see."""
+        return self.allow(place, [row["text"] for row in documents(self.part(share), "train")])
+
+    def labelled(self, count: int, place: str) -> Task:
+        """The task with `count` training items, drawn by this seed, which `place` is to see."""
+        items: list[Item] = list(self.task.train)
+        random.Random(self.seed).shuffle(items)
+        self.allow(place, [item.text for item in items[:count]])
+        return self.task._replace(train=items[:count])
+
+    def budget(self, settings: TrainConfig, rate: float, step_flops: float) -> TrainConfig:
+        """`settings` with this seed, a rate, and the budget in seconds or in FLOPs."""
+        changes: dict = {"seed": self.seed, "learning_rate": rate}
+        if self.recipe.budget_flops:
+            changes["steps"] = max(1, round(self.recipe.budget_flops / step_flops))
+        else:
+            changes["max_seconds"] = self.recipe.budget_seconds
+        return settings.model_copy(update=changes)
+
+    def foundation(self) -> tuple[Transformer, Tokenizer]:
+        """The pretrained model in float32, and its tokenizer."""
+        model, tokenizer = load_model(self.recipe.foundation)
+        return model.to(self.device), tokenizer
+
+    @cached_property
+    def general(self) -> list[str]:
+        """Held-out documents of general text."""
+        data = self.recipe.data.model_copy(
+            update={"corpus": self.recipe.general, "group_field": ""}
+        )
+        rows = shuffled(prepare(data), "test")[:GENERAL]
+        return [row["text"][:GENERAL_CHARS] for row in rows]
+
+
+def inference(model: Transformer) -> Transformer:
+    """`model` itself, ready to score: in bfloat16 where that is what pays."""
+    model.eval()
+    return model.bfloat16() if uses_bfloat16("auto", model, model.device) else model

@@ -1,0 +1,171 @@
+"""What a ledger says: checked on worlds whose truth is known."""
+
+import numpy as np
+import pytest
+
+from compare.analysis.costs import break_even, pareto
+from compare.analysis.curves import crossing, scaling
+from compare.analysis.ledger import Cost, Ledger, cost_of
+from compare.analysis.verdict import verdict
+from compare.analysis.worlds import calibration_error, drawn, score
+
+ITEMS, SEEDS = 200, 3
+
+
+def task_rows(arm, size, skill, draw, seeds=SEEDS, spread=0.0, hardness=None):
+    """Rows of an arm whose chance on an item is its skill, less the item's hardness."""
+    hardness = np.zeros(ITEMS) if hardness is None else hardness
+    rows = []
+    for seed in range(seeds):
+        chance = np.clip(skill + spread * draw.normal() - hardness, 0, 1)
+        right = (draw.random(ITEMS) < chance).astype(float)
+        rows.append({
+            "id": f"{arm}-task-{size:g}-{seed}", "arm": arm, "axis": "task", "size": float(size),
+            "seed": seed, "correct": right.tolist(), "search": [], "peak_bytes": 1,
+            "seconds_per_request": 0.1, "training_seconds": 10.0, "training_steps": 5,
+            "corpus": "c", "task": "t", "setting": {},
+        })  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05])
+def test_the_same_model_under_two_names_is_no_difference(spread):
+    draw = np.random.default_rng(0)
+    told_apart = 0
+    for world in range(100):
+        hardness = draw.uniform(0, 0.4, ITEMS)
+        a, b = (task_rows(f"{name}{world}", 64, 0.8, draw, spread=spread, hardness=hardness)
+                for name in "ab")  # fmt: skip
+        gap = score(a, "task").minus(score(b, "task")).estimate
+        told_apart += not gap.low <= 0 <= gap.high
+    assert told_apart <= 5
+
+
+def test_a_true_difference_is_found():
+    draw = np.random.default_rng(1)
+    found = 0
+    for world in range(50):
+        hardness = draw.uniform(0, 0.4, ITEMS)
+        a, b = (task_rows(f"{name}{world}", 64, skill, draw, spread=0.01, hardness=hardness)
+                for name, skill in (("a", 0.9), ("b", 0.7)))  # fmt: skip
+        found += score(a, "task").minus(score(b, "task")).estimate.low > 0
+    assert found >= 48
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    draw = np.random.default_rng(2)
+    held = {"one seed": 0, "three seeds": 0, "bits": 0}
+    for world in range(200):
+        rows = task_rows(f"x{world}", 1, 0.7, draw, seeds=1)
+        low, high = score(rows, "task").estimate[1:]
+        held["one seed"] += low <= 0.7 <= high
+        rows = task_rows(f"y{world}", 1, 0.7, draw, spread=0.05)
+        low, high = score(rows, "task").estimate[1:]
+        held["three seeds"] += low <= 0.7 <= high
+        sizes = draw.integers(50, 150, 80)
+        bits = sizes * draw.normal(2.0, 0.5, (1, 80))
+        low, high = drawn(bits, sizes.astype(float)).estimate[1:]
+        held["bits"] += low <= 2.0 <= high
+    for name, count in held.items():
+        assert count >= 0.9 * 200, name
+
+
+def test_a_ratio_of_sums_is_what_it_is_and_no_seed_is_lost():
+    rows = [{"id": "a", "arm": "a", "axis": "text", "size": 1.0, "document_bits": [8.0, 30.0],
+             "document_bytes": [4, 10]},
+            {"id": "b", "arm": "a", "axis": "text", "size": 1.0, "document_bits": [12.0, 20.0],
+             "document_bytes": [4, 10]}]  # fmt: skip
+    assert score(rows, "text").value == pytest.approx((38 + 32) / 2 / 14)
+    rows[1]["document_bits"] = [12.0]
+    with pytest.raises(ValueError, match="different held-out data"):
+        score(rows, "text")
+    whole = [{"total_bits": 28.0, "document_bytes": [4, 10]}]
+    assert str(score(whole, "text").estimate) == "2.000"
+
+
+def test_how_sure_an_arm_is_beside_how_right_it_is():
+    rows = [{"confidence": [0.95] * 10 + [0.55] * 10, "correct": [1.0] * 10 + [0.0] * 10}]
+    assert calibration_error(rows) == pytest.approx(0.5 * 0.05 + 0.5 * 0.55)
+    assert calibration_error([{"correct": [1.0]}]) is None
+
+
+def flat(value, name, noise=0.01):
+    draw = np.random.default_rng(abs(hash(name)) % 2**32)
+    return drawn(value + noise * draw.normal(size=(3, 100)), np.ones(100))
+
+
+def test_curves_cross_where_they_cross():
+    sizes = [10.0, 100.0, 1000.0]
+    rising, level = [flat(v, f"r{v}") for v in (0.2, 0.5, 0.8)], [flat(0.5, "l")] * 3
+    found = crossing(sizes, [flat(v, f"s{v}") for v in (0.2, 0.4, 0.8)], level)
+    assert found.value == pytest.approx(100 * 10**0.25, rel=0.05)  # a quarter of the way, in logs
+    assert found.low < found.value < found.high < 300
+    assert crossing(sizes, rising, flat(0.9, "above")) is None
+    assert crossing(sizes, rising, flat(0.65, "between")).value == pytest.approx(316, rel=0.05)
+    noisy = [flat(v, f"n{v}", noise=5.0) for v in (0.2, 0.5, 0.8)]
+    assert crossing(sizes, noisy, flat(0.65, "between")) is None  # not in enough worlds
+
+
+def test_a_power_law_is_found_again_and_what_does_not_fall_is_not_fitted():
+    sizes = [0.01, 0.1, 1.0]
+    fitted = scaling(sizes, [1.0 + 0.5 * s**-0.3 for s in sizes])
+    assert fitted.at(10.0) == pytest.approx(1.0 + 0.5 * 10**-0.3, abs=0.02)
+    assert fitted.off < 0.01
+    assert scaling(sizes, [1.0, 1.1, 1.2]) is None
+    assert scaling(sizes[:2], [1.2, 1.1]) is None
+
+
+def cost(once, each):
+    return Cost(once, 1e6 * once, each, 1e6 * each, 10.0, 0.0, 1.0)
+
+
+def test_training_pays_for_itself_after_some_requests():
+    assert break_even(cost(100, 0.1), cost(0, 1.1)) == 100
+    assert break_even(cost(100, 0.1), cost(0, 1.1), "flops") == 100
+    assert break_even(cost(0, 0.1), cost(10, 1.1)) == 0
+    assert break_even(cost(100, 1.0), cost(0, 1.0)) is None
+
+
+def test_no_arm_on_the_front_is_beaten():
+    quality = {"a": 0.5, "b": 0.7, "c": 0.6, "d": 0.7, "e": 0.9}
+    total = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 2.5, "e": 9.0}
+    assert pareto(quality, total) == ["a", "b", "e"]
+
+
+def test_search_and_what_went_before_are_counted():
+    tried = [{"seconds": 10.0, "flops": 1.0}, {"seconds": 12.0, "flops": 2.0}]
+    rows = [
+        {"training_seconds": 12.0, "training_flops": 2.0, "search": tried, "peak_bytes": 5},
+        {"training_seconds": 14.0, "training_flops": 2.0, "search": [], "peak_bytes": 7},
+    ]
+    found = cost_of(rows)
+    assert found.once_seconds == 13 + 10
+    assert found.once_flops == 2 + 1
+    assert found.peak_bytes == 7
+    assert cost_of(rows, rows).once_seconds == 2 * (13 + 10)
+
+
+def test_a_verdict_names_the_rows_behind_it():
+    draw = np.random.default_rng(3)
+    curves = {"scratch-supervised": (0.3, 0.5, 0.85), "lora": (0.5, 0.6, 0.7)}
+    rows = [r for arm, curve in curves.items()
+            for size, skill in zip((8, 64, 512), curve, strict=True)
+            for r in task_rows(arm, size, skill, draw, spread=0.005)]  # fmt: skip
+    rows += task_rows("majority", 512, 0.4, draw) + task_rows("few-shot", 4, 0.55, draw)
+    for row in rows:
+        if row["arm"] == "few-shot":
+            row |= {"seconds_per_request": 1.0, "training_seconds": 0.0}
+    said = verdict(Ledger(rows))
+    text = "\n".join(sentence.text for sentence in said)
+    assert "With 512 labelled items scratch-supervised is best" in text
+    assert "The floor is majority" in text
+    assert "scratch-supervised and lora cross at" in text
+    assert "few-shot is worth" in text
+    assert "has paid for its training (and search) after 12 requests" in text
+    known = {row["id"] for row in rows}
+    for sentence in said:
+        assert set(sentence.rows) <= known
+    twins = [r | {"arm": "lora", "id": r["id"].replace("full", "lora")}
+             for r in task_rows("full", 64, 0.7, draw)]  # fmt: skip
+    same = verdict(Ledger([*task_rows("full", 64, 0.7, np.random.default_rng(9)), *twins]))
+    assert "no difference was measured between" in same[0].text

@@ -1,0 +1,47 @@
+"""FLOPs that the study counts by formula are those that torch counts operator by operator."""
+
+import pytest
+import torch
+from texts import words
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapt.full import tune_all
+from adapt.lora import add_lora
+from configs.cli import load
+from configs.schema import LoraConfig, ModelConfig, TokenizerConfig
+from configs.study import StudyRecipe
+from model.transformer import Transformer
+from prompting.score import rank_completions, shared_prefix
+from tokenizer.train import train_tokenizer
+
+LLAMA = ModelConfig(dim=96, n_layers=4, n_heads=6, n_kv_heads=2, head_dim=16, hidden_dim=256,
+                    max_seq_len=256)  # fmt: skip
+SCRATCH = load(StudyRecipe, "configs/study/demo.toml").scratch.model
+WAYS = {
+    "scratch": (SCRATCH, tune_all),
+    "full": (LLAMA, tune_all),
+    "lora": (LLAMA, lambda model: add_lora(model, LoraConfig(rank=8), 0)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training(way):
+    config, prepare = WAYS[way]
+    model = prepare(Transformer(config, 1000).init_weights(0))
+    x, y = torch.randint(0, 1000, (2, 2, 256))
+    with FlopCounterMode(display=False) as counted:
+        model(x, targets=y).backward()
+    assert model.training_flops(512, 512, 256) == pytest.approx(counted.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_prompting(shared):
+    tokenizer = train_tokenizer(words(0, 3000).splitlines(), TokenizerConfig(vocab_size=400))
+    model = Transformer(LLAMA, 400).init_weights(0).eval()
+    prompts = [words(1, 40) + words(n, 8) for n in (2, 3)]
+    prefix = shared_prefix(model, tokenizer, prompts) if shared else None
+    options = [f" {words(n, 3)}\n" for n in range(10, 16)]
+    with FlopCounterMode(display=False) as counted:
+        answer = rank_completions(model, tokenizer, prompts[0], options, prefix)
+    assert answer.flops == pytest.approx(counted.get_total_flops(), rel=0.05)
+    assert (answer.read_tokens < answer.prompt_tokens) == shared

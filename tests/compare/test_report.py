@@ -1,0 +1,138 @@
+"""The report in a real browser: what it draws, and that its slider moves the recommendation."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from compare.report import report
+from configs.cli import load, to_toml
+from configs.study import StudyRecipe
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def rows():
+    """A ledger in which prompting is cheap at first and tuning pays later."""
+    draw, found = np.random.default_rng(0), []
+    about = {"corpus": "tunes </script>", "task": "key", "commit": "abc", "device": "2 cores",
+             "versions": {"torch": "2"}, "command": "python -m compare.run x", "search": [],
+             "setting": {}, "peak_bytes": 2**30, "overlap": 0.01, "left_out": 2}  # fmt: skip
+
+    def add(arm, axis, size, **measured):
+        for seed in range(3):
+            row = {"id": f"{arm}-{axis}-{size:g}-{seed}", "arm": arm, "axis": axis, "size": size}
+            row |= {"seed": seed, **about, **{k: v(seed) for k, v in measured.items()}}
+            found.append(row)
+
+    def bits(value):
+        return lambda _: (8 * np.abs(draw.normal(value, 0.2, 40))).tolist()
+
+    def right(value):
+        return lambda _: (draw.random(100) < value).astype(float).tolist()
+
+    for size, scratch, lora in ((0.01, 4.0, 3.0), (0.1, 3.0, 2.5), (1.0, 1.6, 2.1)):
+        for arm, value in (("scratch", scratch), ("lora", lora)):
+            add(arm, "text", size, document_bits=bits(value), document_bytes=lambda _: [8] * 40,
+                training_seconds=lambda _: 60.0, training_steps=lambda _: 9)  # fmt: skip
+    add("xz", "text", 1.0, total_bits=lambda _: 700.0, document_bytes=lambda _: [8] * 40)
+    add("zero-shot", "text", 0.0, document_bits=bits(3.3), document_bytes=lambda _: [8] * 40,
+        written=lambda _: [{"prompt": "X:1", "expected": "K:G", "text": "<b>not bold</b>"}]
+    )  # fmt: skip
+    for size, tuned in ((8.0, 0.3), (64.0, 0.5), (512.0, 0.9)):
+        add("lora", "task", size, correct=right(tuned), seconds_per_request=lambda _: 0.1,
+            flops_per_request=lambda _: 1e9, training_seconds=lambda _: 600.0,
+            training_steps=lambda _: 9)  # fmt: skip
+    add("few-shot", "task", 4.0, correct=right(0.6), seconds_per_request=lambda _: 1.0,
+        flops_per_request=lambda _: 1e10, confidence=lambda _: [0.7] * 100)  # fmt: skip
+    add("majority", "task", 512.0, correct=right(0.4))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    recipe = load(StudyRecipe, "configs/study/demo.toml")
+    (tmp_path / "config.toml").write_text(to_toml(recipe))
+    report(tmp_path)
+    return tmp_path
+
+
+def test_table_and_verdict_are_drawn_from_the_ledger_alone(folder):
+    table = (folder / "table.md").read_text()
+    assert "| lora | 512 items |" in table
+    assert "| scratch | 1 % of the text |" in table
+    said = (folder / "verdict.md").read_text()
+    assert "With all of the text scratch is best" in said
+    assert "scratch and lora cross at" in said
+    assert (folder / "plots" / "curves.png").stat().st_size > 10_000
+    page = (folder / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page  # it needs no network
+    first = page
+    report(folder)
+    assert (folder / "report.html").read_text() == first
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium and ChromeDriver")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_works_in_a_browser(folder, scheme):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,1600",
+                 "--disable-background-networking", "--disable-component-update",
+                 "--disable-sync", "--disable-dev-shm-usage",
+                 f"--user-data-dir={folder / 'chrome'}"):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    try:
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        browser.get(f"file://{folder / 'report.html'}")
+        assert browser.find_element(By.TAG_NAME, "body").get_attribute("data-ready") == "true"
+        assert browser.find_element(By.ID, "corpus").text == "tunes </script>"
+        paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+        series = browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")
+        assert {s.get_attribute("data-arm") for s in series} == {
+            "scratch", "lora", "xz", "zero-shot"
+        }  # fmt: skip
+        assert "0.01: " in series[0].get_attribute("aria-label")
+
+        choice = browser.find_element(By.ID, "choice")
+        front = (
+            "return [...document.querySelectorAll('#decision .front')]"
+            ".map(row => row.cells[0].textContent)"
+        )
+        slider = browser.find_element(By.ID, "requests")
+        slider.send_keys(Keys.HOME)  # one request: training has not paid
+        assert "For 1 requests lora answers most" in choice.text
+        assert browser.execute_script(front) == ["majority", "few-shot", "lora"]
+        slider.send_keys(Keys.END)  # a hundred million: prompts are dearer and worse
+        assert browser.execute_script(front) == ["majority", "lora"]
+        price = browser.find_element(By.ID, "price")
+        price.clear()
+        price.send_keys("36")
+        assert choice.text.startswith("For 100,000,000 requests lora answers most (0.88)")
+        assert "in 10,000,600 s for 100,006;" in choice.text
+
+        button = browser.find_element(By.CSS_SELECTOR, "#arms button")
+        button.send_keys(Keys.ENTER)  # by keyboard alone
+        assert button.get_attribute("aria-pressed") == "false"
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")) == 3
+        written = browser.find_element(By.CSS_SELECTOR, "#written pre:last-of-type")
+        assert written.get_attribute("textContent") == "<b>not bold</b>"
+        browser.find_element(By.CSS_SELECTOR, "#verdict summary").click()
+        browser.find_element(By.CSS_SELECTOR, "#verdict details a").click()
+        assert browser.find_element(By.CSS_SELECTOR, "#rows tr:nth-child(2)").is_displayed()
+        assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+        assert len(browser.print_page()) > 10_000
+    finally:
+        browser.quit()
