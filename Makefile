@@ -43,7 +43,7 @@ gpu-check: setup
 bench: setup
 	$(BIN)/python -m kernels.bench --out kernels/results --rounds 5
 	$(BIN)/python -m benchmarks.throughput --rounds 3
-	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16 --batch 1 8
+	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16
 	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench-tiny --overwrite \
 		--model.activation swiglu --model.qk-norm false  # which transformers has too
 	$(BIN)/python -m benchmarks.generate --model runs/bench-tiny

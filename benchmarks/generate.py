@@ -158,9 +158,10 @@ def main() -> None:
                     "seconds_per_step_after_the_prompt": step,
                     "transformers_time_over_it_after_the_prompt": statistics.median(later),
                     "same_tokens_in_float32": same,
-                    "profile": profile(partial(complete, ready[way], prompts, args.new)),
                 }
                 share = ""
+                if batch == 1:
+                    row["profile"] = profile(partial(complete, ready[way], prompts, args.new))
                 if batch == 1 and way[0] == "ours":
                     row["share_of_bandwidth"] = weights_read(own) / step * BYTES[way[1]] / copied
                     share = f", {row['share_of_bandwidth']:.0%} of the bandwidth"

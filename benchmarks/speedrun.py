@@ -1,6 +1,6 @@
 """How few tokens, FLOPs and seconds reach the loss that a nanoGPT-style baseline ends with.
 
-    python -m benchmarks.speedrun [--minutes 60] [--jobs 2] [--sizes 1m 4m]
+    python -m benchmarks.speedrun [--minutes 60] [--jobs 2] [--sizes 1m 4m] [--ways recipe …]
 
 The baseline is GPT-2's architecture (transformers) with AdamW and a cosine; "recipe" is
 configs/speedrun-SIZE.toml on a share of the baseline's steps; "adamw" is that recipe with AdamW for
@@ -155,9 +155,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e4, help="end all cells after these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
     parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=STEPS)
+    parser.add_argument("--ways", nargs="+", default=list(SHARES), choices=SHARES,
+                        help="train only cells of these")  # fmt: skip
     args = parser.parse_args()
     path = folder() / "speedrun.jsonl"
-    run(path, lambda rows: plan(rows, args.sizes), args.jobs, args.minutes)
+
+    def wanted(rows: list[Cell]) -> list[Cell]:
+        return [cell for cell in plan(rows, args.sizes) if cell["way"] in args.ways]
+
+    run(path, wanted, args.jobs, args.minutes)
     rows, results, timings = done(path), [], {}
     for size in args.sizes:
         cells = {way: cell_of(way, size) for way in SHARES}
