@@ -71,6 +71,8 @@ class Tokenizer:
         about = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
         chat = about.get("chat")
         separator = about.get("separator", special[0])
+        if backend.token_to_id(separator) is None:  # of another tokenizer: hashes will tell
+            separator = special[0]
         return cls(backend, separator, ChatTemplate(**chat) if chat else None)
 
     def save(self, folder: Path) -> None:
