@@ -2,10 +2,10 @@
 
     python -m benchmarks.generate [--model smollm2-135m] [--new 32] [--rounds 3] [--batch 64]
 
-Batches of 1 and 8 (or as asked for) prompts of 16 and 512 tokens, in float32, bfloat16 and (ours only) int8, in
-turn within every round; in float32 both must give the same tokens. Time includes reading the
-prompt. At batch 1 the bytes of all weights, read once per token, are set beside what the machine
-copies per second. Also the bits per byte of each precision on held-out text. Writes
+Batches of 1 and 8 (or as asked for) prompts of 16 and 512 tokens, in float32, bfloat16 and (ours
+only) int8, in turn within every round; in float32 both must give the same tokens. Time includes
+reading the prompt. At batch 1 the bytes of all weights, read once per token, are set beside what
+the machine copies per second. Also the bits per byte of each precision on held-out text. Writes
 benchmarks/results/DEVICE/generate-MODEL.json.
 """
 
