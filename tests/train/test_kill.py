@@ -1,5 +1,6 @@
 """Runs of two processes, killed for real at random moments, end where an unbroken one ends."""
 
+import fcntl
 import os
 import random
 import signal
@@ -32,11 +33,21 @@ def torchrun(*options):
             "-m", "train.pretrain")  # fmt: skip
 
 
-def kill_group(process):
+def kill_group(process, run):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
     process.stderr.close()
+    if (run / "lock").exists():  # a worker that was writing holds its files until that is done
+        deadline = time.monotonic() + 60
+        with open(run / "lock") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
 
 
 def workers(process):
@@ -87,7 +98,7 @@ def test_twenty_kills_leave_no_trace(command, recipe, whole, tmp_path):
                 assert process.poll() is None, process.stderr.read()
                 time.sleep(0.005)
             time.sleep(generator.uniform(0, 0.6))
-        kill_group(process)
+        kill_group(process, run)
         saving += any((run / "checkpoints").glob("*.tmp"))
         reached.append(max((int(p.name) for p in checkpoints(run)), default=0))
     assert len(set(reached)) >= 8, reached
