@@ -13,7 +13,7 @@ from model.formats.native import checkpoints, latest_checkpoint, read_file
 from train.metrics import read_metrics
 
 KILLS = 20
-STEPS = 300
+STEPS = 600  # more than a fast machine takes between twenty kills
 SETTINGS = (
     "--train.steps", STEPS, "--train.save-every", "1", "--train.eval-every", STEPS,
     "--train.average", "0.9",
