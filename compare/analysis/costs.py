@@ -1,7 +1,6 @@
-"""What pays: break-even numbers of requests, and arms that no other beats in quality and cost."""
+"""What pays: after how many requests training is cheaper than prompting."""
 
 import math
-from collections.abc import Mapping
 
 from compare.analysis.ledger import Cost
 
@@ -17,12 +16,3 @@ def break_even(trained: Cost, prompted: Cost, unit: str = "seconds") -> float | 
     if None in each or each[0] >= each[1]:
         return None
     return max(0.0, math.ceil((once[0] - once[1]) / (each[1] - each[0])))
-
-
-def pareto(quality: Mapping[str, float], total: Mapping[str, float]) -> list[str]:
-    """Arms that none beats in one of quality and cost and equals in the other; cheapest first."""
-    front: list[str] = []
-    for arm in sorted(quality, key=lambda a: (total[a], -quality[a])):
-        if all(quality[arm] > quality[other] for other in front):
-            front.append(arm)
-    return front

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compare.analysis.costs import break_even, pareto
+from compare.analysis.costs import break_even
 from compare.analysis.curves import crossing, scaling
 from compare.analysis.ledger import Cost, Ledger, cost_of
 from compare.analysis.verdict import verdict
@@ -124,12 +124,6 @@ def test_training_pays_for_itself_after_some_requests():
     assert break_even(cost(100, 0.1), cost(0, 1.1), "flops") == 100
     assert break_even(cost(0, 0.1), cost(10, 1.1)) == 0
     assert break_even(cost(100, 1.0), cost(0, 1.0)) is None
-
-
-def test_no_arm_on_the_front_is_beaten():
-    quality = {"a": 0.5, "b": 0.7, "c": 0.6, "d": 0.7, "e": 0.9}
-    total = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 2.5, "e": 9.0}
-    assert pareto(quality, total) == ["a", "b", "e"]
 
 
 def test_search_and_what_went_before_are_counted():
