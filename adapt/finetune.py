@@ -192,6 +192,7 @@ def classify(
         f"done: {layers}, {score:.3f} of {len(task.validation)} validation items right (layer and "
         f"regularisation are chosen on them); the classifier is in {run}"
     )
+    say(f"test items: python -m adapt.classify {run}; or give it texts")
     return 0
 
 

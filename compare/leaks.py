@@ -37,9 +37,8 @@ class HeldOut:
         """Which held-out texts (by number) stand in one of `texts`, and the first it stands in."""
         found: dict[int, str] = {}
         for text in texts:
-            shared: Counter[int] = Counter()
-            for run in runs(text):
-                shared.update(self.where.get(run, ()))
+            known = [run for run in runs(text) if run in self.where]  # nearly always none
+            shared = Counter(number for run in known for number in self.where[run])
             for number, count in shared.items():
                 if count >= SAME * len(self.runs[number]):
                     found.setdefault(number, text)

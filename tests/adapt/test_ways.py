@@ -154,7 +154,7 @@ def test_a_tuned_model_is_exported_with_what_it_was_tuned_on(command, tune, rows
         torch.testing.assert_close(theirs(x).logits, ours(x), atol=1e-5, rtol=1e-4)
 
 
-def test_features_classify_with_a_frozen_model(tune, rows, base):
+def test_features_classify_with_a_frozen_model(tune, rows, base, command):
     done, run = tune("--way", "features", "--task.name", rows)
     assert done.returncode == 0, done.stderr
     assert "validation items right" in done.stderr
@@ -163,6 +163,13 @@ def test_features_classify_with_a_frozen_model(tune, rows, base):
     x = extract(model, tokenizer, ["red a b", "blue a b"], head.pooling)
     assert x.shape == (2, 3, 32)
     assert head.predict(x) == ["warm", "cold"]
+    said = command("adapt.classify", run, "red a b", "blue a b").stdout.split()
+    assert said[::2] == ["warm", "cold"]
+    assert all(0.5 < float(share) <= 1 for share in said[1::2])
+    assert command("adapt.classify", run).stdout.startswith("1.000 [1.000, 1.000] right")
+    nothing = command("adapt.classify", run.parent, "red")
+    assert nothing.returncode == 2
+    assert "holds no classifier; train one with way = features" in nothing.stderr
     again, _ = tune("--way", "features", "--task.name", rows)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
