@@ -10,7 +10,7 @@ setup: .venv/ready
 # Packages that are only data are installed without what they depend on.
 .venv/ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare,retrieval,eval,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare,retrieval,eval,cluster,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DATA_PACKAGES)
 	touch $@
 

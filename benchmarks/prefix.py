@@ -1,6 +1,6 @@
 """What it saves to read the common part of four-shot prompts once, and that it changes no score.
 
-    python -m benchmarks.prefix [--items 12] [--rounds 5]
+    python -m benchmarks.prefix [--items 50] [--rounds 3]
 
 SmolLM2-135M on `api-service` and `tune-key`, the same four examples before every item, labels
 ranked by likelihood: items per second with the shared prefix over those without, in turn. Writes
@@ -28,8 +28,8 @@ TASKS = {
 def main() -> None:
     """Entry point of `python -m benchmarks.prefix`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--items", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     model, tokenizer = load_model("smollm2-135m")
     results = []

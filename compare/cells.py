@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def written(study: Study, cell: Cell, learned: Learned) -> list[dict]:
     ]  # fmt: skip
 
 
+def end_with_parent() -> None:
+    """End this process when the one that holds its standard input ends, however that happened.
+
+    A cell that outlives a killed study would still train in the folder that --resume goes on in.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     """Entry point of `python -m compare.cells`."""
     if len(sys.argv) != 7 or sys.argv[2] not in ARMS:
@@ -114,6 +129,8 @@ def main() -> None:
     folder, arm, axis, size, seed, result = sys.argv[1:]
     cell = Cell(arm, axis, float(size), int(seed))
     started = time.perf_counter()
+    if not sys.stdin.isatty():
+        end_with_parent()
     study = Study(Path(folder), cell.seed)
     row = measure(study, cell)
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -112,7 +112,8 @@ def run_cell(folder: Path, cell: Cell, about: dict) -> dict:
     say(f"=== {cell.name}")
     measured = path.with_suffix(".measured")
     command = [sys.executable, "-m", "compare.cells", *map(str, (folder, *cell, measured))]
-    status = subprocess.run(command).returncode
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # which ends it with us
+        status = process.wait()
     if status in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if status:

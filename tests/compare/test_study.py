@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,29 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     for name, row in new.items():
         for key in ("correct", "document_bits", "total_bits"):
             assert row.get(key) == old[name].get(key), (name, key)
+
+
+@pytest.mark.slow
+def test_a_study_killed_while_it_trains_ends_with_the_same_numbers(command, cache, tmp_path):
+    args = (DEMO, "--data.cache-dir", cache, *SMALL, "--budget-flops", "4e11",
+            "--arms", "scratch", "scratch-supervised")  # fmt: skip
+    done = command("compare.run", *args, "--run-dir", tmp_path / "whole", timeout=900)
+    assert done.returncode == 0, done.stderr
+    for arm in ("scratch-text-1-0", "scratch-supervised-task-16-0"):
+        running = command.start("compare.run", *args, "--run-dir", tmp_path / "cut",
+                                *(["--resume"] if (tmp_path / "cut").exists() else []))  # fmt: skip
+        steps = tmp_path / "cut" / "training" / arm / "metrics.jsonl"
+        while not (steps.exists() and steps.read_text().count("\n") > 5):
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.kill()  # and nothing else: what it has started has to notice
+        running.communicate()
+    again = command("compare.run", *args, "--run-dir", tmp_path / "cut", "--resume", timeout=900)
+    assert again.returncode == 0, again.stderr
+    whole, cut = (Ledger.read(tmp_path / folder).rows for folder in ("whole", "cut"))
+    same = ("id", "setting", "document_bits", "correct", "training_steps", "general_bits")
+    for key in same:
+        assert [row.get(key) for row in whole] == [row.get(key) for row in cut], key
 
 
 def test_a_cell_is_named_by_what_it_measures():
