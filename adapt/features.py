@@ -71,9 +71,11 @@ class Classifier(NamedTuple):
 
 @torch.no_grad()
 def extract(
-    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], pooling: str
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], pooling: str, batch: int = BATCH
 ) -> np.ndarray:
     """(N, layers + 1, C) float32: each text's features after the embedding and after every block.
+
+    `batch` texts are read at a time.
 
     Raises UserError if a text does not fit the context.
     """
@@ -89,8 +91,8 @@ def extract(
     found = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))  # alike ones need no padding
     try:
-        for start in track(range(0, len(order), BATCH), "reading texts", -(-len(order) // BATCH)):
-            rows = order[start : start + BATCH]
+        for start in track(range(0, len(order), batch), "reading texts", -(-len(order) // batch)):
+            rows = order[start : start + batch]
             lengths = torch.tensor([len(encoded[i]) for i in rows], device=model.device)
             inputs = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
             for at, i in enumerate(rows):

@@ -46,18 +46,18 @@ GENERAL_TOKENS = 256
 
 
 def text_sets(
-    folder: Path, model: Transformer, tokenizer: Tokenizer, seq_len: int
+    folder: Path, model: Transformer, tokenizer: Tokenizer, seq_len: int, most: int = 0
 ) -> tuple[Windows, Windows]:
     """Train and validation windows of domain text, tokenised for this model.
+
+    `most` windows to validate on, if it is not 0.
 
     Raises UserError if a window is longer than the model's context or the train split.
     """
     _check_length(model, seq_len)
     shards = write_shards(folder, tokenizer)
-    train_set, validation_set = (
-        Windows(shards, split, seq_len, tokenizer) for split in ("train", "validation")
-    )
-    return train_set, validation_set
+    train_set = Windows(shards, "train", seq_len, tokenizer)
+    return train_set, Windows(shards, "validation", seq_len, tokenizer, most)
 
 
 def task_sets(

@@ -30,6 +30,10 @@ class Learned:
     """What is put to the model for each input text."""
     costs: dict[str, float] = field(default_factory=dict)
     """training_seconds, training_flops, trained_parameters, stored_bytes, training_tokens."""
+    reused: dict[str, float] = field(default_factory=dict)
+    """What of the costs, as seconds and flops, an earlier try of the same cell has paid."""
+    keep: Callable[[], object] | None = None
+    """Makes it what others go on from: called if no earlier try was better."""
 
 
 class Arm(NamedTuple):
@@ -45,6 +49,8 @@ class Arm(NamedTuple):
     """What it may see, in words, for the report."""
     needs: str = ""
     """The arm whose model, of the whole text and the same seed, it goes on from."""
+    looks_up: bool = False
+    """Whether it reads the training text at every request."""
     seeded: bool = True
     """Whether anything is drawn: else one seed says it all."""
 

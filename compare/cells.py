@@ -22,7 +22,7 @@ from compare.arms import ARMS, FLOORS
 from compare.study import Cell, Study
 from configs.cli import UserError, run_command
 from data.prepare import shuffled
-from train.metrics import peak_memory
+from train.metrics import peak_memory, reset_peak_memory
 
 SHOWN = 2  # held-out prompts that every arm continues, side by side in the report
 SHOWN_CHARS = 60
@@ -35,30 +35,36 @@ def measure(study: Study, cell: Cell) -> dict:
     settings, search = arm.settings(study.recipe, cell.axis), []
     if cell.seed != study.recipe.seeds[0]:
         first = study.folder / "cells" / f"{cell._replace(seed=study.recipe.seeds[0]).name}.json"
+        if not first.exists():
+            raise UserError(f"{first.name} is missing: its first seed chooses an arm's setting")
         settings = [json.loads(first.read_text())["setting"]]
+    device = torch.device("cpu") if cell.arm in FLOORS else study.device
     best: tuple[float, Setting, Learned] | None = None
     for setting in settings:
         torch.manual_seed(study.seed)
-        started = time.perf_counter()
+        reset_peak_memory(device)
         learned = arm.learn(study, cell, setting)
-        if len(settings) == 1:
-            best = 0.0, setting, learned
-            break
-        score = validation(study, cell, learned)
-        search.append(
-            {
-                "setting": setting,
-                "validation": score,
-                "wall_seconds": time.perf_counter() - started,
-                "seconds": learned.costs.get("training_seconds", 0.0),
-                "flops": learned.costs.get("training_flops", 0.0),
+        learned.costs["peak_bytes"] = peak_memory(device)
+        score = 0.0
+        if len(settings) > 1:
+            started = time.perf_counter()
+            score, flops = validation(study, cell, learned)
+            seconds = time.perf_counter() - started
+            took = {
+                unit: learned.costs.get(f"training_{unit}", 0.0)
+                - learned.reused.get(unit, 0.0)
+                + asking
+                for unit, asking in (("seconds", seconds), ("flops", flops))
             }
-        )
+            search.append({"setting": setting, "validation": score, **took})
         if best is None or score > best[0]:
             best = score, setting, learned
+            if learned.keep:
+                learned.keep()
     assert best is not None
     _, setting, learned = best
     row: dict = {"setting": setting, "search": search, **learned.costs}
+    reset_peak_memory(device)
     if cell.axis == "text":
         row["document_bytes"] = [len(text.encode()) for text in study.test]
         if learned.bits:
@@ -71,21 +77,26 @@ def measure(study: Study, cell: Cell) -> dict:
     if learned.general:
         row["general_bits"] = sum(learned.general(study.general))
         row["general_bytes"] = sum(len(text.encode()) for text in study.general)
+    row["peak_bytes"] = max(row["peak_bytes"], peak_memory(device))
     row["overlap"] = study.held_out.overlap(learned.saw)
     if learned.write and learned.prompts:
         row["written"] = written(study, cell, learned)
     return row
 
 
-def validation(study: Study, cell: Cell, learned: Learned) -> float:
-    """What chooses between settings, more is better: items right, or minus bits per byte."""
+def validation(study: Study, cell: Cell, learned: Learned) -> tuple[float, float]:
+    """What chooses between settings, more is better: items right, or minus bits per byte; FLOPs.
+
+    Those of bits are not counted.
+    """
     if cell.axis == "task":
         assert learned.answers is not None
-        correct = learned.answers("validation")["correct"]
-        return sum(correct) / len(correct)
+        found = learned.answers("validation")
+        count = len(found["correct"])
+        return sum(found["correct"]) / count, count * found.get("flops_per_request", 0.0)
     texts = [row["text"] for row in shuffled(study.documents, "validation")][:VALIDATED]
     assert learned.bits is not None
-    return -sum(learned.bits(texts)) / sum(len(text.encode()) for text in texts)
+    return -sum(learned.bits(texts)) / sum(len(text.encode()) for text in texts), 0.0
 
 
 def written(study: Study, cell: Cell, learned: Learned) -> list[dict]:
@@ -139,7 +150,6 @@ def main() -> None:
         "wall_seconds": time.perf_counter() - started,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "load_average": os.getloadavg()[0],
-        "peak_bytes": peak_memory(torch.device("cpu") if arm in FLOORS else study.device),
     }
     Path(result).write_text(json.dumps(row))
 

@@ -7,6 +7,7 @@ without a network), table.md, verdict.md and plots/curves.png.
 """
 
 import json
+import statistics
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,25 +15,36 @@ from rich.console import Console
 from rich.table import Table
 
 from compare.analysis.ledger import Ledger, cost_of
-from compare.analysis.verdict import Sentence, general_bits, is_level, needed, verdict
+from compare.analysis.verdict import (
+    Sentence,
+    general_bits,
+    is_level,
+    needed,
+    size_text,
+    verdict,
+)
 from compare.analysis.worlds import calibration_error
 from compare.arms import ARMS, FLOORS
+from compare.leaks import RUN, SAME
+from compare.study import LEAST
 from configs.cli import Parser, UserError, load, run_command
 from configs.study import StudyRecipe
 
 COLUMNS = ("arm", "learns from", "bits/byte", "task score", "ECE", "training s", "training FLOPs",
-           "stored MiB", "tokens/request", "s/request", "peak memory", "general bits")  # fmt: skip
+           "stored MiB", "tokens/request", "s/request", "peak memory", "general bits",
+           "overlap")  # fmt: skip
 CAPTIONS = {
     "text": "Held-out text: bits per byte, comparable across tokenizers.",
     "task": "Held-out items: labels ranked by likelihood, or answers met exactly.",
 }
 
 
-def size_text(axis: str, size: float) -> str:
+def learns_from(axis: str, arm: str, size: float) -> str:
     """What an arm learnt from, in words."""
-    if size == 0:
-        return "nothing"
-    return f"{size:g} items" if axis == "task" else f"{100 * size:g} % of the text"
+    first = "the text, then " if ARMS[arm].needs else ""
+    if not size and ARMS[arm].looks_up:
+        return "the text, looked up"
+    return first + size_text(axis, size)
 
 
 def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
@@ -45,21 +57,22 @@ def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
     for axis, arm, size in ledger.groups:
         rows = ledger.at(axis, arm, size)
         score = str(ledger.score(axis, arm, size).estimate)
-        cost = cost_of(rows, needed(ledger, arm))
+        cost, general = cost_of(rows, needed(ledger, arm)), general_bits(rows)
         found.append(
             (
                 arm,
-                size_text(axis, size),
+                learns_from(axis, arm, size),
                 score if axis == "text" else "–",
                 score if axis == "task" else "–",
                 show(calibration_error(rows), ".2f"),
                 show(cost.once_seconds, ".0f", 0.0),
                 show(cost.once_flops, ".2g", 0.0),
                 show(cost.stored_bytes / 2**20, ".1f", 0.0),
-                show(cost.request_tokens, ",.0f"),
+                show(cost.prompt_tokens, ",.0f"),
                 show(cost.request_seconds, ".3f"),
                 f"{cost.peak_bytes / 2**30:.2f} GiB",
-                show(general_bits(rows), ".3f"),
+                show(statistics.mean(general) if general else None, ".3f"),
+                show(max(row.get("overlap", 0.0) for row in rows), ".1%"),
             )
         )
     return found
@@ -91,14 +104,20 @@ def protocol(recipe: StudyRecipe) -> list[str]:
     if recipe.budget_flops:
         budget = f"{recipe.budget_flops:.3g} FLOPs"
     return [
-        "Every arm answers the same held-out documents and items, drawn once.",
+        "Every arm answers the same held-out documents and items, drawn once, one request at a "
+        "time.",
         f"Training gets {budget} on the text and as much on the task, per size, seed and try.",
         f"Every arm with something to set tries {recipe.tries} settings on the first seed; the "
-        "validation split chooses and the test split is read once.",
-        "Whatever an arm learns, retrieves or shows is refused if a held-out text stands in it.",
+        "validation split chooses (also the checkpoint), and the test split is read once.",
+        f"An arm with so many labelled items has as many to validate on, {LEAST} at least.",
+        f"Whatever an arm learns, retrieves or shows is refused if a held-out text stands in it: "
+        f"{SAME:.0%} of its runs of {RUN} characters. Overlap is the share of all held-out runs "
+        "that stand anywhere in what an arm saw.",
         "Intervals: 95 %, bootstrapped over held-out documents or items, the same for every arm, "
         "with Student's t over seeds.",
-        "Seconds are the machine's, one cell at a time; search is counted, evaluation is not.",
+        "Seconds are the machine's, one cell at a time: steps of training, and of the search also "
+        "the answers that chose. Loading, checkpoints and the test's answers are not training.",
+        "Tokens, FLOPs and seconds of a request hold its share of what is read once for all.",
         *(f"{name} sees {arm.sees}." for name, arm in ARMS.items()),
     ]
 
@@ -116,7 +135,6 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
     for its in curves.values():
         for points in its.values():
             points.sort(key=lambda point: point["size"])
-    plain = (str, int, float)
     content = {
         "corpus": row["corpus"],
         "about": about(ledger).replace("`", ""),
@@ -124,15 +142,16 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
         "verdict": [sentence._asdict() for sentence in said],
         "curves": curves,
         "captions": CAPTIONS,
-        "decision": [decided(ledger, arm) for arm in ledger.arms("task")],
+        "decision": decisions(ledger),
         "written": {axis: written(ledger, axis) for axis in ("text", "task")},
         "protocol": protocol(recipe),
         "environment": f"{row['device']}; "
         + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         + f"; commit {row['commit']}; {row['command']}",
         "price": recipe.price_per_hour,
+        "labelPrice": recipe.price_per_label,
         "requests": recipe.requests,
-        "rows": flat([{k: v for k, v in r.items() if isinstance(v, plain)} for r in ledger.rows]),
+        "rows": flat([shown(row) for row in ledger.rows]),
     }
     template = files("compare").joinpath("report.html").read_text(encoding="utf-8")
     text = json.dumps(content, ensure_ascii=False).replace("</", "<\\/")
@@ -145,14 +164,30 @@ def flat(rows: list[dict]) -> list[dict]:
     return [{key: row.get(key) for key in keys} for row in rows]
 
 
-def decided(ledger: Ledger, arm: str) -> dict:
-    """What the decision table needs of an arm, at its largest size."""
-    size = ledger.sizes("task", arm)[-1]
-    rows = ledger.at("task", arm, size)
-    value, low, high = ledger.score("task", arm).estimate
-    cost = cost_of(rows, needed(ledger, arm))._asdict()
-    return {"arm": arm, "size": size, "score": value, "low": low, "high": high,
-            "ece": calibration_error(rows), **cost}  # fmt: skip
+def shown(row: dict) -> dict:
+    """What of a row fits into a table: no lists of single items, but how the setting was found."""
+    plain = {key: value for key, value in row.items() if isinstance(value, str | int | float)}
+    return plain | {key: json.dumps(row[key]) for key in ("setting", "search") if row.get(key)}
+
+
+def decisions(ledger: Ledger) -> list[dict]:
+    """What the decision table needs: every arm on the task, with every number of labelled items.
+
+    "beaten" names those that are measurably better than it.
+    """
+    groups = [(arm, size) for axis, arm, size in ledger.groups if axis == "task"]
+    scores = [ledger.score("task", arm, size) for arm, size in groups]
+    found = []
+    for (arm, size), score in zip(groups, scores, strict=True):
+        rows = ledger.at("task", arm, size)
+        value, low, high = score.estimate
+        better = [i for i, other in enumerate(scores) if other.minus(score).estimate.low > 0]
+        found.append(
+            {"arm": arm, "size": size, "score": value, "low": low, "high": high,
+             "beaten": better, "ece": calibration_error(rows),
+             **cost_of(rows, needed(ledger, arm))._asdict()}
+        )  # fmt: skip
+    return found
 
 
 def written(ledger: Ledger, axis: str) -> list[dict]:

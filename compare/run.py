@@ -16,6 +16,7 @@ run again by --resume, and running a finished study again does nothing. Fills th
 Ray cluster, each with cores of its own (pip install -e '.[cluster]').
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -23,9 +24,11 @@ import platform
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,8 +41,9 @@ from compare.study import Cell
 from configs.cli import Parser, UserError, nearest, parse, run_command, to_toml
 from configs.console import say
 from configs.study import StudyRecipe
+from data.prepare import prepare
 from data.tasks import load_task
-from train.run import check_run, run_directory_arguments
+from train.run import check_run, lock_run, run_directory_arguments
 
 AXES = ("text", "task")
 ASIDE = 25.0  # seconds that a cell takes beside training, before any has been measured
@@ -72,9 +76,13 @@ def plan(study: StudyRecipe, arms: list[str] | None = None) -> list[Cell]:
                                         order[c.arm], c.size))  # fmt: skip
 
 
-def expected_seconds(study: StudyRecipe, cell: Cell) -> float:
-    """About how long a cell takes."""
+def expected_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
+    """About how long a cell takes, by those of its arm in `rows` if there are any."""
     tries = study.tries if cell.seed == study.seeds[0] else 1
+    known = [row["wall_seconds"] / max(1, len(row["search"])) for row in rows
+             if (row["arm"], row["axis"]) == (cell.arm, cell.axis)]  # fmt: skip
+    if known:
+        return statistics.mean(known) * tries
     rates = "rate" in ARMS[cell.arm].settings(study, cell.axis)[0]
     return (ASIDE + study.budget_seconds * rates) * tries
 
@@ -90,7 +98,9 @@ def provenance(study: StudyRecipe) -> dict:
     return {
         "corpus": study.data.corpus,
         "task": study.task.name,
-        "config_hash": hashlib.sha256(to_toml(study).encode()).hexdigest(),
+        "config_hash": hashlib.sha256(
+            f"{to_toml(study)}{prepare(study.data).name}".encode()
+        ).hexdigest(),
         "commit": commit.stdout.strip() or "unknown",
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -101,29 +111,34 @@ def provenance(study: StudyRecipe) -> dict:
     }
 
 
-def run_cell(folder: Path, cell: Cell, about: dict) -> dict:
+def measured(folder: Path, cell: Cell, about: dict) -> dict | None:
+    """The row of a cell that has been measured with the same settings and documents."""
+    path = folder / "cells" / f"{cell.name}.json"
+    row = json.loads(path.read_text()) if path.exists() else {}
+    return row if row.get("config_hash") == about["config_hash"] else None
+
+
+def run_cell(folder: Path, cell: Cell, about: dict) -> dict | None:
     """Run one cell in its own process, unless its row is there; `about` goes into a new row.
 
-    Raises UserError if the process fails.
+    None if the process fails: what does not need it goes on.
     """
+    if row := measured(folder, cell, about):
+        return row
     path = folder / "cells" / f"{cell.name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
     say(f"=== {cell.name}")
-    measured = path.with_suffix(".measured")
-    command = [sys.executable, "-m", "compare.cells", *map(str, (folder, *cell, measured))]
+    result = path.with_suffix(".measured")
+    command = [sys.executable, "-m", "compare.cells", *map(str, (folder, *cell, result))]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # which ends it with us
         status = process.wait()
     if status in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if status:
-        raise UserError(
-            f"cell {cell.name} failed with status {status} (see above); what has finished is kept, "
-            "and --resume goes on"
-        )
-    row = {"id": cell.name, **cell._asdict(), **about, **json.loads(measured.read_text())}
-    measured.write_text(json.dumps(row))
-    measured.rename(path)
+        say(f"=== {cell.name} failed with status {status} (see above); the others go on")
+        return None
+    row = {"id": cell.name, **cell._asdict(), **about, **json.loads(result.read_text())}
+    result.write_text(json.dumps(row))
+    result.rename(path)
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
     return row
 
@@ -131,9 +146,9 @@ def run_cell(folder: Path, cell: Cell, about: dict) -> dict:
 def in_turn(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
     """Rows of the cells, one after another."""
     for number, cell in enumerate(cells, 1):
-        row = run_cell(folder, cell, about)
+        if row := run_cell(folder, cell, about):
+            yield row
         say(f"{number} of {len(cells)} cells are done")
-        yield row
 
 
 def on_ray(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
@@ -147,7 +162,7 @@ def on_ray(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
         raise UserError("--ray needs: pip install -e '.[cluster]'") from None
     ray.init(log_to_driver=False)
     devices = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
-    remote = ray.remote(**devices)(_pinned)
+    remote = ray.remote(_pinned).options(**devices)
     first = cells[0].seed if cells else 0
     # What others go on from, and the seed that chooses a setting, come first.
     stages = [
@@ -159,11 +174,21 @@ def on_ray(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
         waiting = [remote.remote(folder.resolve(), cell, about) for cell in stage]
         while waiting:
             (ready,), waiting = ray.wait(waiting)
-            yield ray.get(ready)
+            if row := ray.get(ready):
+                yield row
 
 
-def _pinned(folder: Path, cell: Cell, about: dict) -> dict:
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the one core that the cell was given
+def _pinned(folder: Path, cell: Cell, about: dict) -> dict | None:
+    # Ray counts cores without saying which: the first one of this machine that no cell has locked.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for core in range(os.cpu_count() or 1) if hasattr(os, "sched_setaffinity") else ():
+        with open(Path(tempfile.gettempdir()) / f"homegrown-core-{core}", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.sched_setaffinity(0, {core})
+            except OSError:  # in use, or not ours
+                continue
+            return run_cell(folder, cell, about)
     return run_cell(folder, cell, about)
 
 
@@ -187,11 +212,12 @@ def quick(study: StudyRecipe) -> StudyRecipe:
     )
 
 
-def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path) -> None:
+def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: dict) -> None:
     """The grid and about how long it takes."""
     task = load_task(study.task, study.data)
-    left = [cell for cell in cells if not (folder / "cells" / f"{cell.name}.json").exists()]
-    minutes = sum(expected_seconds(study, cell) for cell in left) / 60
+    found = {cell: measured(folder, cell, about) for cell in cells}
+    left, rows = [c for c in cells if not found[c]], [row for row in found.values() if row]
+    minutes = sum(expected_seconds(study, cell, rows) for cell in left) / 60
     print(f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; "
           f"about {minutes:.0f} minutes")  # fmt: skip
     for axis in AXES:
@@ -216,26 +242,34 @@ def main() -> int:
         study = quick(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
     cells = plan(study, own.arms)
-    say_plan(study, cells, folder)
+    about = provenance(study)
+    say_plan(study, cells, folder, about)
     if own.dry_run:
+        return 0
+    if not own.overwrite and all(measured(folder, cell, about) for cell in cells):
+        say(f"{folder}: all of it has been measured; the report is drawn again")
+        report(folder)
         return 0
     check_run(folder, study, own.resume, own.overwrite)
     if not own.resume:
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "cells").mkdir(parents=True)
         (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
-    about = provenance(study)
-    rows = []
-    try:
-        for row in (on_ray if own.ray else in_turn)(folder, cells, about):
-            rows.append(row)
-            write_ledger(folder, rows)
-    except KeyboardInterrupt:
-        say(f"interrupted; {len(rows)} cells are kept, go on with --resume")
-        return 130
-    position = {cell.name: at for at, cell in enumerate(cells)}
-    write_ledger(folder, sorted(rows, key=lambda row: position[row["id"]]))
-    report(folder)
+    every = plan(study)  # of which --arms has chosen
+    with lock_run(folder):
+        rows = {cell.name: row for cell in every if (row := measured(folder, cell, about))}
+        try:
+            for row in (on_ray if own.ray else in_turn)(folder, cells, about):
+                rows[row["id"]] = row
+                write_ledger(folder, [rows[c.name] for c in every if c.name in rows])
+        except KeyboardInterrupt:
+            say(f"interrupted; {len(rows)} cells are kept, go on with --resume")
+            return 130
+    failed = [cell.name for cell in cells if cell.name not in rows]
+    if rows:
+        report(folder)
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed (see above); --resume tries them again")
     print(f"Written to {folder}/:")
     for path in sorted(p for p in folder.iterdir()):
         print(f"  {path}{'/' if path.is_dir() else ''}")

@@ -1,17 +1,18 @@
 """Scores an arm on the study's held-out documents, the same for every arm."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from configs.cli import UserError
 from configs.console import track
 from model.cache import KVCache
-from model.transformer import IGNORE, Transformer
+from model.fused import project_and_score
+from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
-BATCH = 8
+BATCH, BATCH_TOKENS = 8, 4096
 
 
 @torch.no_grad()
@@ -49,21 +50,30 @@ def document_bits(
             scored = start + len(piece)
     pieces.sort(key=lambda piece: len(piece[1]))
     bits = [0.0] * len(texts)
-    batches = [pieces[i : i + BATCH] for i in range(0, len(pieces), BATCH)]
-    for batch in track(batches, "scoring documents"):
+    batches = list(_batches(pieces))
+    for batch in track(batches, "scoring documents", len(batches)):
         longest = max(len(ids) for _, ids, _ in batch) - 1
         inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
-        targets = torch.full_like(inputs, IGNORE)
-        for at, (_, piece, count) in enumerate(batch):
+        for at, (_, piece, _) in enumerate(batch):
             inputs[at, : len(piece) - 1] = torch.tensor(piece[:-1])
-            targets[at, len(piece) - 1 - count : len(piece) - 1] = torch.tensor(piece[-count:])
-        logits = model(inputs.to(model.device), cache=cache and cache.branch(len(batch), longest))
-        nats = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(),
-            targets.to(model.device).flatten(),
-            reduction="none",
-            ignore_index=IGNORE,
+        features = model.features(
+            inputs.to(model.device), cache and cache.branch(len(batch), longest)
         )
-        for (number, _, _), value in zip(batch, nats.view_as(targets).sum(1), strict=True):
-            bits[number] += value.item() / math.log(2)
+        for row, (number, piece, count) in zip(features, batch, strict=True):
+            x = row[len(piece) - 1 - count : len(piece) - 1]
+            targets = torch.tensor(piece[-count:], device=model.device)
+            nats = project_and_score(x, model.output.weight, targets)
+            bits[number] += nats.item() / math.log(2)
     return bits
+
+
+def _batches(pieces: Sequence[tuple[int, list[int], int]]) -> Iterator[list]:
+    # Memory is that of the longest text, not of eight of them.
+    batch: list = []
+    for piece in pieces:  # shortest first
+        if batch and (len(batch) == BATCH or (len(batch) + 1) * len(piece[1]) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch

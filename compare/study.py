@@ -1,10 +1,10 @@
 """What every arm of a study is given: the same held-out text and items, budget and seed."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +22,10 @@ from train.foresight import uses_bfloat16
 
 GENERAL = 32  # documents of general text, of at most so many characters:
 GENERAL_CHARS = 1000
+LEAST = 16  # labelled items that choose settings and checkpoint, or as many as are learnt from
+
+
+T = TypeVar("T")
 
 
 class Cell(NamedTuple):
@@ -49,6 +53,7 @@ class Study:
 
     def __init__(self, folder: Path, seed: int = 0):
         self.folder, self.seed = folder, seed
+        self._made: dict = {}
         self.recipe = load(StudyRecipe, folder / "config.toml")
         self.documents = prepare(self.recipe.data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,6 +80,13 @@ class Study:
         if dropped:
             say(f"{len(dropped)} held-out texts stand in the training split: left out")
 
+    def once(self, key: tuple, make: Callable[[], T]) -> tuple[T, bool]:
+        """What `make` gives, made for the first setting that is tried; whether that was before."""
+        known = key in self._made
+        if not known:
+            self._made[key] = make()
+        return self._made[key], known
+
     def allow(self, place: str, texts: Sequence[str]) -> list[str]:
         """`texts`, which an arm is about to see. Raises UserError if one holds what is held out."""
         self.held_out.refuse(place, texts)
@@ -89,17 +101,22 @@ class Study:
         return self.allow(place, [row["text"] for row in documents(self.part(share), "train")])
 
     def labelled(self, count: int, place: str) -> Task:
-        """The task with `count` training items, drawn by this seed, which `place` is to see."""
+        """The task with `count` training items, drawn by this seed, which `place` is to see.
+
+        It has as many to validate on (Perez et al. 2021, arXiv:2105.11447: more would be labels
+        that the size does not count), 16 at least.
+        """
         items: list[Item] = list(self.task.train)
         random.Random(self.seed).shuffle(items)
         self.allow(place, [item.text for item in items[:count]])
-        return self.task._replace(train=items[:count])
+        validation = self.task.validation[: max(count, LEAST)]
+        return self.task._replace(train=items[:count], validation=validation)
 
-    def budget(self, settings: TrainConfig, rate: float, step_flops: float) -> TrainConfig:
+    def budget(self, settings: TrainConfig, rate: float) -> TrainConfig:
         """`settings` with this seed, a rate, and the budget in seconds or in FLOPs."""
         changes: dict = {"seed": self.seed, "learning_rate": rate}
         if self.recipe.budget_flops:
-            changes["steps"] = max(1, round(self.recipe.budget_flops / step_flops))
+            changes["max_flops"] = self.recipe.budget_flops
         else:
             changes["max_seconds"] = self.recipe.budget_seconds
         return settings.model_copy(update=changes)

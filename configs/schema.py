@@ -162,6 +162,9 @@ class TrainConfig(Section):
     max_seconds: float = Field(0.0, ge=0)
     """If not 0: train for this many seconds instead of `steps`; the schedule follows the clock.
     Evaluation and saving do not count."""
+    max_flops: float = Field(0.0, ge=0)
+    """If not 0 (and max_seconds is): train for this many FLOPs, as the model counts them, instead
+    of `steps`; never compiled."""
     batch_size: int = Field(32, ge=1)
     """Windows (or examples) per optimiser step, over all ranks."""
     micro_batch_size: int = Field(8, ge=0)

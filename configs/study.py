@@ -64,6 +64,8 @@ class StudyRecipe(Section):
     """If not 0: FLOPs instead of seconds."""
     price_per_hour: float = Field(0.0, ge=0)
     """What the machine costs, in any currency."""
+    price_per_label: float = Field(0.0, ge=0)
+    """What one labelled item costs, in the same currency."""
     requests: int = Field(1000, ge=1)
     """How many requests costs are given for."""
     shots: int = Field(4, ge=1)

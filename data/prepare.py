@@ -13,6 +13,7 @@ Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} 
 named by content; a second run returns at once. Memory holds one signature per document, not text.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -74,9 +75,7 @@ def prepare(config: DataConfig) -> Path:
         manifest = _prepare(corpus, config, aside)
         manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        if not (folder / "manifest.json").exists():  # else another process was faster
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
+        _put(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
@@ -134,9 +133,17 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
     whole["splits"]["train"] = dict(counts)
     manifest = whole | {"fingerprint": name, "share": share, "seed": seed}
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(part, ignore_errors=True)
-    aside.rename(part)
+    _put(aside, part)
     return part
+
+
+def _put(aside: Path, folder: Path) -> None:
+    # Another process may have been faster, or be so just now: what it has made is the same.
+    if not (folder / "manifest.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Similar:

@@ -101,12 +101,14 @@ class Windows:
 
     separator = -1  # a window's documents see those before them
 
-    def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer):
-        """Raises UserError if the train split is shorter than one window."""
+    def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer, most: int = 0):
+        """The first `most` windows, or all; UserError if the train split is shorter than one."""
         manifest = json.loads((shards / "manifest.json").read_text())
         self.fingerprint = f"{manifest['fingerprint']}:{split}:{seq_len}"
         self.seq_len = seq_len
-        self.ids = np.memmap(shards / f"{split}.bin", manifest["dtype"], mode="r")
+        self.ids: np.ndarray = np.memmap(shards / f"{split}.bin", manifest["dtype"], mode="r")
+        if most:
+            self.ids = self.ids[: most * seq_len + 1]
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         if split == "train" and len(self.ids) <= seq_len:
             raise UserError(

@@ -334,27 +334,35 @@ class Transformer(nn.Module):
         """Parameters, a shared one counted once; `trainable`: only those with gradients."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
 
-    def forward_flops(self, tokens: int, scored: int, length: int) -> float:
-        """FLOPs of forward passes (Kaplan et al. 2020, section 2.1).
+    def forward_flops(self, tokens: int, scored: int, length: int, first: int = 0) -> float:
+        """FLOPs of forward passes (Kaplan et al. 2020, section 2.1), of the blocks from `first`.
 
         Two per weight of a matrix product, for `tokens` through the blocks and `scored` through
         the output projection, plus 4 H D per layer, token and visible position, of which there
         are half of `length` on average.
         """
         c = self.config
-        blocks = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
-        attention = 4 * c.n_layers * c.n_heads * c.head_dim * length / 2
+        blocks = sum(p.numel() for p in self.layers[first:].parameters() if p.dim() == 2)
+        attention = 4 * (c.n_layers - first) * c.n_heads * c.head_dim * length / 2
         return tokens * (2 * blocks + attention) + scored * 2 * self.output.weight.numel()
 
     def training_flops(self, tokens: int, scored: int, length: int) -> float:
-        """FLOPs of forward and backward: the backward pass costs a forward pass for the
+        """FLOPs of forward and backward over rows of `length` tokens.
 
-        activations (attention: two), and one for the weights, of which only the trainable count.
+        The backward pass costs a forward pass for the activations (attention: two), down to the
+        lowest block that anything is trained in or below, and one for the trainable weights.
         """
         c = self.config
+        tokens += c.soft_tokens * tokens // length
+        length += c.soft_tokens
+        first = len(self.layers)
+        for i, layer in reversed(list(enumerate(self.layers))):
+            first = i if any(p.requires_grad for p in layer.parameters()) else first
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
-        forward = self.forward_flops(tokens, scored, length)
-        attention = tokens * 4 * c.n_layers * c.n_heads * c.head_dim * length / 2
+        below = (p for name, p in self.named_parameters() if "embeddings" in name or "soft" in name)
+        first = 0 if any(p.requires_grad for p in below) else first
+        backward = self.forward_flops(tokens, scored, length, first)
+        attention = tokens * 4 * (c.n_layers - first) * c.n_heads * c.head_dim * length / 2
         weights = sum(
             2 * p.numel() * (scored if p is self.output.weight else tokens)
             for p in self.parameters()
@@ -362,4 +370,4 @@ class Transformer(nn.Module):
         )
         if self.config.tie_embeddings and self.output.weight.requires_grad:
             weights += 2 * self.output.weight.numel() * scored
-        return 2 * forward + attention + weights
+        return self.forward_flops(tokens, scored, length) + backward + attention + weights

@@ -72,18 +72,23 @@ def task_answers(
     )
     ranked = bool(task.labels) and not write
     prefix, prior = shared_prefix(model, tokenizer, prompts), None
+    soft = model.config.soft_tokens
+    read = soft + len(prefix.ids) if prefix else 0
+    flops = model.forward_flops(read, 0, read)  # once for all items
     if ranked and calibrate:
         (empty,), _ = write_prompts(model, tokenizer, task, shots, ["N/A"], context)
-        prior = rank_completions(model, tokenizer, empty, completions, prefix).scores
-    correct, confidence = [], []
-    tokens, read, flops = 0, 0, 0.0
+        answer = rank_completions(model, tokenizer, empty, completions, prefix)
+        prior, read, flops = answer.scores, read + answer.read_tokens, flops + answer.flops
+    correct, confidence, tokens = [], [], 0
     for item, prompt in track(zip(items, prompts, strict=True), "answering", len(items)):
         if ranked:
             answer = rank_completions(
                 model, tokenizer, prompt, completions, prefix, prior or (), per_token
             )
             correct.append(float(task.labels[answer.choice] == item.label))
-            confidence.append(1 / sum(math.exp(s - max(answer.scores)) for s in answer.scores))
+            if not per_token:  # means over tokens are no likelihoods
+                best = max(answer.scores)
+                confidence.append(1 / sum(math.exp(s - best) for s in answer.scores))
             tokens += answer.prompt_tokens
             read += answer.read_tokens
             flops += answer.flops
@@ -92,7 +97,8 @@ def task_answers(
             text = write_answer(model, tokenizer, prompt, task.stop, room, prefix)
             correct.append(score_answer(task.kind, text, item.label))
             whole = 1 + len(tokenizer.encode(prompt))
-            known = len(prefix.ids) if prefix else 0
+            known = soft + len(prefix.ids) if prefix else 0
+            whole += soft
             new = 1 + len(tokenizer.encode(text))
             tokens += whole
             read += whole - known + new
@@ -101,7 +107,7 @@ def task_answers(
     count = len(items)
     return {
         "correct": correct,
-        **({"confidence": confidence} if ranked else {}),
+        **({"confidence": confidence} if confidence else {}),
         "shots_left_out": dropped,
         "prompt_tokens": tokens / count,
         "read_tokens": read / count,

@@ -124,9 +124,11 @@ def rank_completions(
     if per_token:
         values = [score / len(option) for score, option in zip(values, options, strict=True)]
     best = max(range(len(values)), key=values.__getitem__)
-    new, more = len(ids) - known, inputs.numel()
-    flops = model.forward_flops(new, 1, 2 * known + new)
-    flops += model.forward_flops(more, int((targets != IGNORE).sum()), 2 * len(ids))
+    whole = len(ids) + model.config.soft_tokens  # which stand before the first token
+    before = whole - len(ids) + known if known else 0
+    new, more = whole - before, inputs.numel()
+    flops = model.forward_flops(new, 1, before + whole)
+    flops += model.forward_flops(more, int((targets != IGNORE).sum()), 2 * whole)
     return Answer(best, values, len(ids), new + more, flops)
 
 

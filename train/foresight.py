@@ -54,7 +54,7 @@ def describe(
     tokens = config.steps * config.batch_size * length
     fits = tokens / TOKENS_PER_PARAMETER
     times = model.num_parameters() / fits
-    if not frozen and not config.max_seconds and not 0.5 < times < 2:
+    if not frozen and not config.max_seconds and not config.max_flops and not 0.5 < times < 2:
         say(
             f"note: the model is {times:,.2f} times as large as is compute-optimal for "
             f"{tokens:,} tokens ({TOKENS_PER_PARAMETER} per parameter: {fits:,.0f} parameters)"

@@ -1,5 +1,6 @@
 """What a run reports: a bar on a terminal, lines in a log, JSON lines, a curve, wandb if asked."""
 
+import contextlib
 import json
 import os
 import resource
@@ -29,7 +30,11 @@ class Metrics:
         self._open(start_step)
         self.bar = bar(TextColumn("{task.fields[status]}"))
         self.bar.start()
-        self.total = config.steps if not config.max_seconds else round(config.max_seconds)
+        self.total, self.unit = config.steps, "steps"
+        if config.max_seconds:
+            self.total, self.unit = round(config.max_seconds), "s"
+        elif config.max_flops:
+            self.total, self.unit = 100, "%"
         self.task = self.bar.add_task("training", total=self.total, status="")
         if config.wandb != "off":
             self.wandb = _wandb(run, config)
@@ -50,10 +55,11 @@ class Metrics:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def step(self, row: dict, done: float) -> None:
-        """Record one training step; `done` is in steps or seconds, whichever ends the run."""
+    def step(self, row: dict, share: float) -> None:
+        """Record one training step; `share` of the run is done."""
         if not self.first:
             return
+        done = share * self.total
         if self.started is None:  # the first step of this process tells nothing of the others
             self.started = (done, row["seconds"])
         self._write(row)
@@ -66,9 +72,8 @@ class Metrics:
             status += f"  {price * (row['seconds'] + left) / 3600:,.2f} in all"
         self.bar.update(self.task, completed=min(done, self.total), status=status)
         if not console.is_terminal and row["step"] % self.config.log_every == 0:
-            unit = "s" if self.config.max_seconds else "steps"
             say(
-                f"step {row['step']}  {done:.0f}/{self.total} {unit}  {status}  "
+                f"step {row['step']}  {done:.0f}/{self.total} {self.unit}  {status}  "
                 f"lr {row['lr']:.2e}  grad {row['grad_norm']:.2f}  {clock(left)} left"
             )
 
@@ -137,6 +142,15 @@ def peak_memory(device: torch.device) -> int:
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` start anew from what is held now, where the system can (Linux, CUDA)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def plot_run(run: Path) -> Path | None:

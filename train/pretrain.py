@@ -135,7 +135,7 @@ def train(
                 better = progress.judge(score)
                 last = last or 0 < config.patience <= progress.stale
             save_due = progress.step % config.save_every == 0 and progress.step > 0
-            save_due = save_due or (better and config.patience > 0 and progress.step > 0)
+            save_due = save_due or (better and config.patience > 0)
             if (save_due or last or stop or save_now) and fresh:
                 saver.save(state, bits_per_byte)
             if last or stop:
@@ -188,7 +188,7 @@ def train(
                 "memory_bytes": peak_memory(device),
                 "epoch": epoch,
             }
-            metrics.step(row, progress.seconds if config.max_seconds else progress.step)
+            metrics.step(row, position(progress, progress.seconds, config)[0])
             if guard.spike(loss) and config.on_spike == "rewind":
                 saver.wait()
                 if checkpoints(run):
@@ -205,9 +205,11 @@ def train(
 
 def position(progress: Progress, seconds: float, config: TrainConfig) -> tuple[float, float]:
     """Which share of the run is done, and which will be at the end of the next step."""
-    if not config.max_seconds:
+    if not (config.max_seconds or config.max_flops):
         return progress.step / config.steps, (progress.step + 1) / config.steps
-    done = seconds / config.max_seconds
+    spent, most = (seconds, config.max_seconds) if config.max_seconds else (
+        progress.flops, config.max_flops)  # fmt: skip
+    done = spent / most
     # A step is taken to be as long as the mean so far; nothing is known of the first one.
     return done, max(done + done / max(1, progress.step), 0.01 * config.warmup)
 

@@ -78,7 +78,7 @@ def start_run(
     """
     aside = run.with_name(f".{run.name}.{os.getpid()}")
     if resume:
-        lock = _lock(run)
+        lock = lock_run(run)
         _write(aside, to_toml(config))
         aside.replace(run / "config.toml")
         return lock
@@ -86,10 +86,10 @@ def start_run(
     try:
         tokenizer.save(aside)
         _write(aside / "config.toml", to_toml(config))
-        lock = _lock(aside)
+        lock = lock_run(aside)
         old = aside.with_suffix(".old")
         if overwrite and run.exists():
-            _lock(run).close()
+            lock_run(run).close()
             run.rename(old)
         try:
             aside.rename(run)  # there is a whole run directory at once, or none
@@ -101,7 +101,8 @@ def start_run(
     return lock
 
 
-def _lock(run: Path) -> IO[str]:
+def lock_run(run: Path) -> IO[str]:
+    """Lock a run directory until what is returned is closed. Raises UserError if it is in use."""
     file = open(run / "lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -69,6 +69,9 @@ class Cost(NamedTuple):
     request_seconds: float | None
     request_flops: float | None
     request_tokens: float | None
+    """That run through the model."""
+    prompt_tokens: float | None
+    """Of the whole prompt, what is read once for all items included."""
     stored_bytes: float
     peak_bytes: float
 
@@ -94,13 +97,14 @@ def cost_of(rows: Sequence[Row], before: Sequence[Row] = ()) -> Cost:
         chosen = [row.get(f"training_{key}") or 0.0 for row in rows if row["search"]]
         return sum(tried) - sum(chosen) if tried else 0.0
 
-    first = cost_of(before) if before else Cost(0.0, 0.0, None, None, None, 0.0, 0.0)
+    first = cost_of(before) if before else Cost(0.0, 0.0, None, None, None, None, 0.0, 0.0)
     return Cost(
         (mean("training_seconds") or 0.0) + search("seconds") + first.once_seconds,
         (mean("training_flops") or 0.0) + search("flops") + first.once_flops,
         mean("seconds_per_request"),
         mean("flops_per_request"),
         mean("read_tokens"),
-        mean("stored_bytes") or 0.0,
-        max(row["peak_bytes"] for row in rows),
+        mean("prompt_tokens"),
+        (mean("stored_bytes") or 0.0) or first.stored_bytes,
+        statistics.median(row["peak_bytes"] for row in rows),
     )

@@ -6,16 +6,17 @@ from typing import NamedTuple
 import numpy as np
 
 from compare.analysis.costs import break_even
-from compare.analysis.curves import crossing, scaling
+from compare.analysis.curves import SURE, crossing, scaling
 from compare.analysis.ledger import Ledger, cost_of
 from compare.analysis.worlds import Drawn
 from compare.arms import ARMS, FLOORS
-from compare.leaks import SAME
+from compare.leaks import RUN, SAME
 
 UNITS = {"text": "bits per byte", "task": "of the items right"}
 PROMPTED = ("zero-shot", "one-shot", "few-shot", "neighbour-shots", "retrieval")
 HANDFUL = 16  # items that a prompt may show
 MORE = 10  # times as much data, for what the curves say beyond what was measured
+FITTED = 200  # worlds whose curves are fitted too
 
 
 class Sentence(NamedTuple):
@@ -50,28 +51,45 @@ def _at(axis: str, size: float) -> str:
     return "With all of the text" if size == 1 else f"With {100 * size:.3g} % of the text"
 
 
+def size_text(axis: str, size: float) -> str:
+    """What an arm learnt from, in words."""
+    if size == 0:
+        return "nothing"
+    return f"{size:.3g} items" if axis == "task" else f"{100 * size:.3g} % of the text"
+
+
 def is_level(ledger: Ledger, axis: str, arm: str) -> bool:
     """Whether an arm learns from no share of the text, or from a handful of items: no curve."""
     sizes = ledger.sizes(axis, arm)
     return len(sizes) == 1 and sizes[0] <= (HANDFUL if axis == "task" else 0)
 
 
-def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
-    # At every size that several arms learn from: the best, and whether the next is worse.
-    arms = [arm for arm in ledger.arms(axis) if arm not in FLOORS]
+def fields(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
+    """At every size that arms learn from: which compete there, and at which size of their own.
+
+    A prompt that shows fewer items than there are competes at every size from there on.
+    """
+    arms = ledger.arms(axis)
     level = [arm for arm in arms if is_level(ledger, axis, arm)]
     sized = [arm for arm in arms if arm not in level]
     sizes = sorted({size for arm in sized for size in ledger.sizes(axis, arm)})
-    said = []
+    found = []
     for size in sizes or [0.0]:
         at = {arm: size for arm in sized if size in ledger.sizes(axis, arm)}
-        # A prompt that shows fewer items than there are competes at every size from there on.
         at |= {arm: ledger.sizes(axis, arm)[0] for arm in level
                if axis == "text" or ledger.sizes(axis, arm)[0] <= size or not sizes}  # fmt: skip
-        if len(at) < 2:
+        found.append((size, at))
+    return found
+
+
+def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
+    # At every size: the best of what is no floor, and whether the next is worse.
+    sign = 1 if axis == "text" else -1
+    said = []
+    for size, at in fields(ledger, axis):
+        scores = {arm: ledger.score(axis, arm, own) for arm, own in at.items() if arm not in FLOORS}
+        if len(scores) < 2:
             continue
-        scores = {arm: ledger.score(axis, arm, own) for arm, own in at.items()}
-        sign = 1 if axis == "text" else -1
         first, second = sorted(scores, key=lambda arm: sign * scores[arm].value)[:2]
         gap = better(axis, scores[first], scores[second]).estimate
         rows = _ids(ledger.at(axis, first, at[first]), ledger.at(axis, second, at[second]))
@@ -87,31 +105,32 @@ def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
 
 
 def _floors(ledger: Ledger, axis: str) -> list[Sentence]:
-    floors = [arm for arm in ledger.arms(axis) if arm in FLOORS]
-    arms = [arm for arm in ledger.arms(axis) if arm not in FLOORS]
-    if not floors or not arms:
-        return []
-    scores = {arm: ledger.score(axis, arm) for arm in (*floors, *arms)}
+    # At every size: the best floor there, and who is not above it.
     sign = 1 if axis == "text" else -1
-    floor = min(floors, key=lambda arm: sign * scores[arm].value)
-    losers = [arm for arm in arms if better(axis, scores[arm], scores[floor]).estimate.low <= 0]
-    rows = _ids(*(ledger.largest(axis, arm) for arm in (floor, *arms)))
-    said = [f"The floor is {floor} ({scores[floor].estimate} {UNITS[axis]})"]
-    if not losers:
-        said.append("; every arm beats it.")
-    elif len(losers) == len(arms):
-        said.append("; no arm beats it.")
-    else:
-        said.append(f"; not above it: {', '.join(losers)}.")
-    sentences = [Sentence("".join(said), rows)]
-    if axis == "text" and "zero-shot" in arms:
-        ratio = scores["zero-shot"].value / scores[floor].value
+    said = []
+    for size, at in fields(ledger, axis):
+        scores = {arm: ledger.score(axis, arm, own) for arm, own in at.items()}
+        floors, arms = [a for a in at if a in FLOORS], [a for a in at if a not in FLOORS]
+        if not floors or not arms:
+            continue
+        floor = min(floors, key=lambda arm: sign * scores[arm].value)
+        losers = [arm for arm in arms if better(axis, scores[arm], scores[floor]).estimate.low <= 0]
+        text = f"{_at(axis, size)} the floor is {floor} ({scores[floor].estimate} {UNITS[axis]}); "
+        if not losers:
+            text += "every arm beats it."
+        else:
+            left = "no arm beats it" if len(losers) == len(arms) else "not above it: "
+            text += left + ("" if len(losers) == len(arms) else ", ".join(losers)) + "."
+        said.append(Sentence(text, _ids(*(ledger.at(axis, arm, own) for arm, own in at.items()))))
+    if axis == "text" and "zero-shot" in ledger.arms(axis) and said:
+        before, compressed = ledger.score(axis, "zero-shot"), ledger.score(axis, floor)
+        ratio = before.value / compressed.value
         far = "far from" if ratio > 1 else "near to"
         rows = _ids(ledger.largest(axis, "zero-shot"), ledger.largest(axis, floor))
-        sentences.append(Sentence(
+        said.append(Sentence(
             f"Zero-shot over the floor is {ratio:.2f}: this text is {far} what the foundation has "
             "seen.", rows))  # fmt: skip
-    return sentences
+    return said
 
 
 def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
@@ -129,11 +148,12 @@ def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
         found = crossing(sizes, *curves)
         if found is None:
             said.append(Sentence(
-                f"Between {sizes[0]:g} and {sizes[-1]:g} the curves of {own} and {arm} are not "
-                "seen to cross.", rows))  # fmt: skip
+                f"Between {size_text(axis, sizes[0])} and {size_text(axis, sizes[-1])} the curves "
+                f"of {own} and {arm} are not seen to cross.", rows))  # fmt: skip
         else:
             said.append(Sentence(
-                f"{own} and {arm} cross at {found.value:.3g} [{found.low:.3g}, {found.high:.3g}].",
+                f"{own} and {arm} cross at {size_text(axis, found.value)} "
+                f"[{size_text(axis, found.low)}, {size_text(axis, found.high)}].",
                 rows))  # fmt: skip
     return said
 
@@ -167,27 +187,34 @@ def _worth(ledger: Ledger) -> list[Sentence]:
 
 
 def _pays(ledger: Ledger) -> list[Sentence]:
-    # After how many requests the best trained arm is cheaper than the best prompted one.
+    # After how many requests each trained arm is cheaper than the best prompted one.
     arms = ledger.arms("task")
     prompted = [arm for arm in arms if arm in PROMPTED]
     trained = [arm for arm in arms if arm not in PROMPTED and arm not in FLOORS]
-    if not prompted or not trained:
+    if not prompted:
         return []
-    tuned, shown = (max(these, key=lambda arm: ledger.score("task", arm).value)
-                    for these in (trained, prompted))  # fmt: skip
-    cost, price = (cost_of(ledger.largest("task", arm), needed(ledger, arm))
-                   for arm in (tuned, shown))  # fmt: skip
-    rows = _ids(ledger.largest("task", tuned), ledger.largest("task", shown),
-                needed(ledger, tuned))  # fmt: skip
-    requests = break_even(cost, price)
-    times = (price.request_seconds or 0) / max(1e-9, cost.request_seconds or 1e-9)
-    if requests is None:
-        text = (f"A request to {shown} is not dearer than one to {tuned}: training never pays for "
-                "itself in seconds, only in what is right.")  # fmt: skip
-    else:
-        text = (f"{tuned}, whose requests take 1/{times:.3g} of the seconds of {shown}'s, has paid "
-                f"for its training (and search) after {requests:,.0f} requests.")  # fmt: skip
-    return [Sentence(text, rows)]
+    shown = max(prompted, key=lambda arm: ledger.score("task", arm).value)
+    level, price = ledger.score("task", shown), cost_of(ledger.largest("task", shown))
+    said = []
+    for arm in trained:
+        rows, first = ledger.largest("task", arm), needed(ledger, arm)
+        gap = ledger.score("task", arm).minus(level).estimate
+        how = f"gets {abs(gap.value):.3f} {'more' if gap.value > 0 else 'less'} of the items right"
+        if gap.low <= 0 <= gap.high:
+            how = "gets no measurably other share of the items right"
+        found = break_even(cost_of(rows, first), price)
+        if found is None:
+            text = (f"A request to {shown} is not dearer than one to {arm}, which {how}: in "
+                    "seconds its training never pays for itself.")  # fmt: skip
+        else:
+            each = [break_even(cost_of([row], first), price) for row in rows]
+            known = [x for x in each if x is not None] or [found]
+            text = (
+                f"{arm}, which {how}, has paid for its training and search after {found:,.0f} "
+                f"requests to {shown} (seeds: {min(known):,.0f} to {max(known):,.0f})."
+            )
+        said.append(Sentence(text, _ids(rows, ledger.largest("task", shown), first)))
+    return said
 
 
 def needed(ledger: Ledger, arm: str) -> list[dict]:
@@ -196,11 +223,9 @@ def needed(ledger: Ledger, arm: str) -> list[dict]:
     return ledger.groups.get(("text", first, 1.0), [])
 
 
-def general_bits(rows: Sequence[dict]) -> float | None:
-    """Bits per byte of general text, the mean over seeds."""
-    if not all("general_bits" in row for row in rows):
-        return None
-    return float(np.mean([row["general_bits"] / row["general_bytes"] for row in rows]))
+def general_bits(rows: Sequence[dict]) -> list[float]:
+    """Bits per byte of general text, by seed; empty where it was not measured."""
+    return [row["general_bits"] / row["general_bytes"] for row in rows if "general_bits" in row]
 
 
 def _forgetting(ledger: Ledger) -> list[Sentence]:
@@ -209,18 +234,16 @@ def _forgetting(ledger: Ledger) -> list[Sentence]:
         if "zero-shot" not in ledger.arms(axis):
             continue
         before = general_bits(ledger.largest(axis, "zero-shot"))
-        after, rows = {}, ledger.largest(axis, "zero-shot")
+        shown, rows = [], ledger.largest(axis, "zero-shot")
         for arm in ("full", "top-layers", "lora", "soft-prompt"):
-            if arm in ledger.arms(axis):
-                value = general_bits(ledger.largest(axis, arm))
-                if before is not None and value is not None:
-                    after[arm] = value - before
-                    rows = [*rows, *ledger.largest(axis, arm)]
-        if after:
-            shown = ", ".join(f"{arm} {value:+.3f}" for arm, value in after.items())
+            if before and arm in ledger.arms(axis):
+                more = [value - before[0] for value in general_bits(ledger.largest(axis, arm))]
+                shown.append(f"{arm} {np.mean(more):+.3f} ({min(more):+.3f} to {max(more):+.3f})")
+                rows = [*rows, *ledger.largest(axis, arm)]
+        if shown:
             said.append(Sentence(
-                f"Learning the {axis} costs bits per byte on general text: {shown} (from "
-                f"{before:.3f}).", _ids(rows)))  # fmt: skip
+                f"Learning the {axis} costs bits per byte on general text, by seeds: "
+                f"{', '.join(shown)} (from {before[0]:.3f}).", _ids(rows)))  # fmt: skip
     return said
 
 
@@ -231,14 +254,18 @@ def _more(ledger: Ledger) -> list[Sentence]:
         if arm not in ledger.arms("text"):
             continue
         sizes = ledger.sizes("text", arm)
-        scores = [ledger.score("text", arm, size).value for size in sizes]
-        fitted = scaling(sizes, scores)
-        if fitted:
+        curve = [ledger.score("text", arm, size) for size in sizes]
+        fitted = scaling(sizes, [point.value for point in curve])
+        worlds = np.stack([point.worlds[:FITTED] for point in curve], 1)
+        fits = [fit.at(MORE * sizes[-1]) for world in worlds if (fit := scaling(sizes, world))]
+        if fitted and len(fits) >= SURE * FITTED:
             rows = _ids(*(ledger.at("text", arm, size) for size in sizes))
+            low, high = np.quantile(fits, (0.025, 0.975))
             said.append(Sentence(
                 f"Extrapolated, not measured: with {MORE} times the text and the same budget {arm} "
-                f"would need {fitted.at(MORE * sizes[-1]):.3f} bits per byte (a power law with a "
-                f"floor, {fitted.off:.3f} off at most where it was measured).", rows))  # fmt: skip
+                f"would need {fitted.at(MORE * sizes[-1]):.3f} [{low:.3f}, {high:.3f}] bits per "
+                f"byte, by a power law with a floor through {len(sizes)} sizes.",
+                rows))  # fmt: skip
     return said
 
 
@@ -250,13 +277,12 @@ def _caveats(ledger: Ledger) -> list[Sentence]:
         said.append(Sentence(
             f"This is {min(seeds)} seed(s): the intervals cover the choice of held-out documents "
             "and items, not of the training seed, so none of it is a result before 3 seeds.",
-            []))  # fmt: skip
-    overlap = {row["arm"]: row["overlap"] for row in ledger.rows if row.get("overlap")}
-    if overlap:
-        arm = max(overlap, key=overlap.__getitem__)
+            _ids(trained)))  # fmt: skip
+    if ledger.rows:
+        most = max(ledger.rows, key=lambda row: row.get("overlap") or 0.0)
         left = max(row.get("left_out", 0) for row in ledger.rows)
         said.append(Sentence(
-            f"Of the held-out texts' runs of eight words at most {overlap[arm]:.1%} stand in what "
-            f"an arm saw ({arm}); {left} held-out texts of which {SAME:.0%} stood in one training "
-            "document were left out before.", []))  # fmt: skip
+            f"Of the held-out texts' runs of {RUN} characters at most {most.get('overlap', 0):.1%} "
+            f"stand in what an arm saw ({most['arm']}); {left} held-out texts of which {SAME:.0%} "
+            "stood in one training document were left out before.", [most["id"]]))  # fmt: skip
     return said

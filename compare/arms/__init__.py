@@ -31,7 +31,7 @@ ARMS: dict[str, Arm] = {
     ),
     "retrieval": Arm(
         prompted.learn_retrieval, prompted.ways_to_rank, {"task": "none"},
-        "of all training documents the passages nearest to each input", seeded=False,
+        "of all training documents the passages nearest to each input", looks_up=True, seeded=False,
     ),
     "scratch": Arm(scratch.learn_scratch, tuned.rates_of("scratch"), {"text": "share"}, TEXT),
     "scratch-supervised": Arm(
@@ -61,7 +61,7 @@ ARMS: dict[str, Arm] = {
     "features": Arm(tuned.learn_features, tuned.strengths, {"task": "labels"}, ITEMS),
     "lora-neighbours": Arm(
         tuned.learn_lora_with_neighbours, tuned.rates_of("lora"), {"task": "labels"},
-        "its labelled items, learnt and then those nearest to each input shown",
+        "its labelled items: learnt without shots, then those nearest to each input shown",
     ),
     "text-then-shots": Arm(
         tuned.learn_text_then_shots, prompted.ways_to_rank, {"task": "shots"},

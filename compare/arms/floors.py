@@ -112,11 +112,12 @@ def tfidf_logistic(task: Task, strength: float) -> Learned:
 
     def answers(split: str) -> dict:
         items, started = getattr(task, split), time.perf_counter()
-        found = vectorizer.transform([item.text for item in items])
         if model is None:
             chosen, sure = [labels[0]] * len(items), np.ones(len(items))
-        else:
-            p = model.predict_proba(found)
+        else:  # one request at a time, as prompts are answered
+            p = np.concatenate(
+                [model.predict_proba(vectorizer.transform([item.text])) for item in items]
+            )
             chosen, sure = model.classes_[p.argmax(1)], p.max(1)
         return {
             "correct": [float(a == i.label) for a, i in zip(chosen, items, strict=True)],

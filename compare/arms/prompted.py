@@ -1,6 +1,7 @@
 """Arms that change only the input of the foundation: shown nothing, examples, or passages."""
 
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 
@@ -84,20 +85,23 @@ def learn_neighbours(study: Study, cell: Cell, setting: Setting) -> Learned:
 
 def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
     """Passages of the training documents before every input, found by meaning and words."""
-    import tempfile
-    from pathlib import Path
-
     from prompting.store import Store
 
     model, tokenizer = study.foundation()
-    task = study.task._replace(train=[])
+    task = study.labelled(0, cell.arm)
     texts = study.texts(1.0, cell.arm)
-    folder = Path(tempfile.mkdtemp(prefix="store-", dir=study.folder))
-    started = time.perf_counter()
-    store = Store(folder, "wordllama", 300)
-    store.update((str(number), text) for number, text in enumerate(texts))
+    folder = study.folder / "store"
+
+    def filled():
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.perf_counter()
+        store = Store(folder, "wordllama", 300)
+        store.update((str(number), text) for number, text in enumerate(texts))
+        return store, time.perf_counter() - started
+
+    (store, seconds), again = study.once(("store",), filled)
     costs = {
-        "training_seconds": time.perf_counter() - started,
+        "training_seconds": seconds,
         "stored_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
     }
 
@@ -105,7 +109,14 @@ def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
         found = store.search(text, 2, "hybrid")
         return "".join(f"Passage: {passage.text}\n\n" for passage in reversed(found))
 
-    return asked(inference(model), tokenizer, task, no_shots, setting, texts, costs, context)
+    learned = asked(inference(model), tokenizer, task, no_shots, setting, texts, costs, context)
+    learned.reused = {"seconds": seconds} if again else {}
+    return learned
+
+
+def lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, with the separator before it."""
+    return [1 + len(ids) for ids in tokenizer.encode_batch(texts)]
 
 
 def _few(study: Study, cell: Cell, setting: Setting, count: int) -> Learned:
@@ -118,6 +129,9 @@ def _few(study: Study, cell: Cell, setting: Setting, count: int) -> Learned:
         return asked(model, tokenizer, task, shots, setting, saw)
     texts = study.texts(1.0, cell.arm) if count else []
     prefix = random.Random(study.seed).sample(texts, min(count, len(texts)))
+    longest = max(lengths(tokenizer, [*study.test, *study.general]))
+    while prefix and sum(lengths(tokenizer, prefix)) + longest > model.config.context:
+        prefix.pop()  # as shots of a task that do not fit
 
     def bits(documents: Sequence[str]) -> list[float]:
         return document_bits(model, tokenizer, documents, prefix)

@@ -1,12 +1,13 @@
 """Arms that start from random weights: own tokenizer, own model."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 from adapt.finetune import save_merged, text_sets
 from compare.arm import Learned, Setting
 from compare.arms.prompted import WRITTEN
-from compare.arms.tuned import fit, tuned
+from compare.arms.tuned import VALIDATED, fit, replace, tuned
 from compare.score import document_bits
 from compare.study import Cell, Study, inference
 from configs.cli import UserError
@@ -25,20 +26,24 @@ def learn_scratch(study: Study, cell: Cell, setting: Setting) -> Learned:
     saw = study.texts(cell.size, cell.arm)
     model, tokenizer, seconds = fresh(study, saw)
     arm = study.recipe.scratch
-    sets = text_sets(study.part(cell.size), model, tokenizer, arm.model.max_seq_len)
+    length = arm.model.max_seq_len
+    sets = text_sets(study.part(cell.size), model, tokenizer, length, VALIDATED)
     costs = fit(study, cell, model, tokenizer, sets, arm.text, setting["rate"])
     costs["training_seconds"] += seconds
-    costs |= {"trained_parameters": model.num_parameters(),
+    costs |= {"trained_parameters": model.num_parameters(), "vocab_size": tokenizer.vocab_size,
               "stored_bytes": 4 * model.num_parameters()}  # fmt: skip
+    keep = None
     if cell.size == 1.0:
-        save_merged(kept(study), model, tokenizer, "random weights")
+        tried = kept(study).with_name(f"{kept(study).name}.tried")
+        save_merged(tried, model, tokenizer, "random weights")
+        keep = partial(replace, tried, kept(study))
     scored = inference(model)
 
     def bits(texts):
         return document_bits(scored, tokenizer, texts)
 
     return Learned(
-        saw, bits=bits, general=bits, costs=costs, prompts=list,
+        saw, bits=bits, general=bits, costs=costs, prompts=list, keep=keep,
         write=lambda prompt: write_answer(scored, tokenizer, prompt, "\n\n", WRITTEN),
     )  # fmt: skip
 

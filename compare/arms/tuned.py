@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 from adapt.adapter import load_adapter, save_adapter
@@ -27,6 +28,7 @@ from train.pretrain import DataSet, train
 from train.run import start_run
 
 STRENGTHS = (1.0, 10.0, 0.1, 100.0)
+VALIDATED = 24  # windows of the validation text that choose the checkpoint
 
 
 def rates_of(name: str):
@@ -97,28 +99,39 @@ def tuned(
     trained = model.num_parameters(trainable=True)
     if cell.axis == "text":
         saw = study.texts(cell.size, cell.arm)
-        sets: tuple[DataSet, DataSet] = text_sets(study.part(cell.size), model, tokenizer, seq_len)
+        sets: tuple[DataSet, DataSet] = text_sets(
+            study.part(cell.size), model, tokenizer, seq_len, VALIDATED
+        )
         task, settings = study.task, arm.text
     else:
         task = study.labelled(int(cell.size), cell.arm)
         saw, settings = [item.text for item in task.train], arm.task
         sets = task_sets(task, model, tokenizer)
-    costs = fit(study, cell, model, tokenizer, sets, settings, setting["rate"])
+    costs, keep = fit(study, cell, model, tokenizer, sets, settings, setting["rate"]), None
     whole = trained == model.num_parameters()
     costs |= {"trained_parameters": trained, "stored_bytes": 4 * trained}
     if not whole and cell.arm.startswith(("lora", "soft")):
         folder = adapter_of(study, cell)
-        save_adapter(model, folder, study.recipe.foundation)
-        costs["stored_bytes"] = sum(p.stat().st_size for p in folder.iterdir())
+        tried = folder.with_name(f"{folder.name}.tried")
+        save_adapter(model, tried, study.recipe.foundation)
+        costs["stored_bytes"] = sum(p.stat().st_size for p in tried.iterdir())
+        keep = partial(replace, tried, folder)
     merge(model)
     scored = inference(model)
     learned = asked(scored, tokenizer, task, shots, {}, saw, costs)
+    learned.keep = keep
     if cell.axis == "text":
         learned.answers = None
         learned.bits = lambda texts: document_bits(scored, tokenizer, texts)
         learned.prompts = list
         learned.write = lambda prompt: write_answer(scored, tokenizer, prompt, "\n\n", WRITTEN)
     return learned
+
+
+def replace(tried: Path, folder: Path) -> None:
+    """Put what a try has left in the place that others read it from."""
+    shutil.rmtree(folder, ignore_errors=True)
+    tried.rename(folder)
 
 
 def fit(
@@ -131,9 +144,7 @@ def fit(
     rate: float,
 ) -> dict[str, float]:
     """Train within the budget, and keep what was best on validation; what it took."""
-    length = sets[0].seq_len
-    tokens = settings.batch_size * length
-    budget = study.budget(settings, rate, model.training_flops(tokens, tokens, length))
+    budget = study.budget(settings, rate)
     recipe = FinetuneRecipe(base=study.recipe.foundation, data=study.recipe.data, train=budget,
                             general=study.recipe.general)  # fmt: skip
     run = study.folder / "training" / cell.name
@@ -159,20 +170,24 @@ def strengths(recipe: StudyRecipe, axis: str) -> list[Setting]:
 
 def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
     """Logistic regression on the frozen foundation's features of all layers, of labelled items."""
-    model, tokenizer = study.foundation()
-    model = inference(model)
     task = study.labelled(int(cell.size), cell.arm)
-    started = time.perf_counter()
     texts = [item.text for item in task.train]
-    features = extract(model, tokenizer, texts, "mean")
+
+    def read():
+        model, tokenizer = study.foundation()
+        model, started = inference(model), time.perf_counter()
+        features = extract(model, tokenizer, texts, "mean")
+        return model, tokenizer, features, time.perf_counter() - started
+
+    (model, tokenizer, features, reading), again = study.once(("features", cell.size), read)
+    started = time.perf_counter()
     layers = list(range(features.shape[1]))
     head = fit_head(task, features, layers, setting["strength"], "mean")
     tokens = sum(1 + len(ids) for ids in tokenizer.encode_batch(texts))
-    per_item = tokens / len(texts)
     size = head.weight.size + head.bias.size
     costs = {
-        "training_seconds": time.perf_counter() - started,
-        "training_flops": model.forward_flops(tokens, 0, int(per_item)),
+        "training_seconds": reading + time.perf_counter() - started,
+        "training_flops": model.forward_flops(tokens, 0, tokens // len(texts)),
         "trained_parameters": size,
         "stored_bytes": 4 * size,
     }
@@ -180,7 +195,8 @@ def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
     def answers(split: str) -> dict:
         items, started = getattr(task, split), time.perf_counter()
         asked_texts = [item.text for item in items]
-        p = head.probabilities(extract(model, tokenizer, asked_texts, "mean"))
+        # One request at a time, as prompts are answered.
+        p = head.probabilities(extract(model, tokenizer, asked_texts, "mean", batch=1))
         chosen = [head.labels[i] for i in p.argmax(1)]
         read = sum(1 + len(ids) for ids in tokenizer.encode_batch(asked_texts)) / len(items)
         return {
@@ -192,4 +208,5 @@ def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
             "seconds_per_request": (time.perf_counter() - started) / len(items),
         }
 
-    return Learned(texts, answers=answers, costs=costs)
+    paid = {"seconds": reading, "flops": costs["training_flops"]} if again else {}
+    return Learned(texts, answers=answers, costs=costs, reused=paid)

@@ -7,8 +7,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.full import tune_all
 from adapt.lora import add_lora
+from adapt.soft_prompt import add_soft_prompt
+from adapt.top_layers import tune_top_layers
 from configs.cli import load
-from configs.schema import LoraConfig, ModelConfig, TokenizerConfig
+from configs.schema import (
+    LoraConfig,
+    ModelConfig,
+    SoftPromptConfig,
+    TokenizerConfig,
+    TopLayersConfig,
+)
 from configs.study import StudyRecipe
 from model.transformer import Transformer
 from prompting.score import rank_completions, shared_prefix
@@ -17,10 +25,19 @@ from tokenizer.train import train_tokenizer
 LLAMA = ModelConfig(dim=96, n_layers=4, n_heads=6, n_kv_heads=2, head_dim=16, hidden_dim=256,
                     max_seq_len=256)  # fmt: skip
 SCRATCH = load(StudyRecipe, "configs/study/demo.toml").scratch.model
+
+
+def add_vectors(model):
+    tokenizer = train_tokenizer(words(0, 3000).splitlines(), TokenizerConfig(vocab_size=400))
+    return add_soft_prompt(model, tokenizer, SoftPromptConfig(tokens=20, init_text=""), 0)
+
+
 WAYS = {
     "scratch": (SCRATCH, tune_all),
     "full": (LLAMA, tune_all),
     "lora": (LLAMA, lambda model: add_lora(model, LoraConfig(rank=8), 0)),
+    "top-layers": (LLAMA, lambda model: tune_top_layers(model, TopLayersConfig(layers=1))),
+    "soft-prompt": (LLAMA, add_vectors),
 }
 
 
@@ -28,10 +45,13 @@ WAYS = {
 def test_training(way):
     config, prepare = WAYS[way]
     model = prepare(Transformer(config, 1000).init_weights(0))
-    x, y = torch.randint(0, 1000, (2, 2, 256))
+    length = 256 - model.config.soft_tokens
+    x, y = torch.randint(0, 1000, (2, 2, length))
     with FlopCounterMode(display=False) as counted:
         model(x, targets=y).backward()
-    assert model.training_flops(512, 512, 256) == pytest.approx(counted.get_total_flops(), rel=0.05)
+    assert model.training_flops(2 * length, 2 * length, length) == pytest.approx(
+        counted.get_total_flops(), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("shared", [False, True])

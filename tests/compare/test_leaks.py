@@ -1,14 +1,19 @@
 """What is held out is refused wherever an arm could see it."""
 
 import json
+import shutil
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from texts import words
 
-from compare.leaks import HeldOut
-from compare.study import Study
+from compare.arm import sizes_of
+from compare.arms import ARMS
+from compare.leaks import RUN, SAME, HeldOut
+from compare.study import Cell, Study
 from configs.cli import UserError, to_toml
-from configs.schema import DataConfig
+from configs.schema import DataConfig, TaskConfig
 from configs.study import StudyRecipe
 from data.prepare import documents, prepare
 from data.tasks import load_task
@@ -23,30 +28,46 @@ def test_a_copy_is_found_inside_another_text_and_a_likeness_is_not():
     assert held.copies([half, words(5, 200)]) == {}
     with pytest.raises(UserError, match="the store holds what is held out"):
         held.refuse("the store", ["other", words(1, 40)])
-    assert held.overlap([words(0, 40)]) == pytest.approx(33 / 67)
+    assert held.overlap([words(0, 40)]) == pytest.approx(0.5, abs=0.1)
     assert held.overlap(["nothing"]) == 0
+    assert HeldOut([]).copies(["anything"]) == {}
 
 
-@pytest.fixture
-def study(corpus, cache, tmp_path, monkeypatch):
-    """A study of made-up text, whose task is a file of labelled rows."""
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(
-        json.dumps({"text": words(1000 + n, 14).strip(), "label": "ab"[n % 2]}) + "\n"
-        for n in range(200)
-    ))  # fmt: skip
-    data = DataConfig(corpus=str(corpus), section_chars=500, cache_dir=str(cache))
-    recipe = StudyRecipe(
-        data=data, general="folk-tunes", seeds=[0, 1], shares=[0.2, 1.0], labels=[8, 64],
-        task={"name": str(rows), "train_items": 200, "test_items": 20},
-    )  # fmt: skip
-    (tmp_path / "config.toml").write_text(to_toml(recipe))
-    return Study(tmp_path)
+@given(st.lists(st.text("ab \n", min_size=1, max_size=80), max_size=4),
+       st.lists(st.text("ab \n", max_size=120), max_size=5))  # fmt: skip
+def test_runs_are_found_as_by_comparing_strings(held, texts):
+    def runs(text):
+        squeezed = "".join(text.split())
+        return {squeezed[i : i + RUN] for i in range(len(squeezed) - RUN + 1)}
+
+    everywhere = set().union(*map(runs, texts))
+    known = set().union(*map(runs, held))
+    found = HeldOut(held)
+    expected = len(known & everywhere) / len(known) if known else 0.0
+    assert found.overlap(texts) == pytest.approx(expected)
+    long = {number for number, text in enumerate(held) if runs(text)}
+    copied = {
+        number for number in long
+        for text in texts
+        if len(runs(held[number]) & runs(text)) >= SAME * len(runs(held[number]))
+    }  # fmt: skip
+    assert found.copies(texts).keys() & long == copied
+
+
+def test_a_tune_without_its_lines_is_found_in_its_document(cache):
+    data = DataConfig(corpus="folk-tunes", test_fraction=0.05, cache_dir=str(cache))
+    item = load_task(TaskConfig(name="tune-key", max_chars=160, test_items=5), data).test[0]
+    whole = {row["id"]: row["text"] for row in documents(prepare(data), "test")}
+    assert item.text not in whole[item.id]  # its lines are joined
+    assert HeldOut([item.text]).copies(whole.values()) == {0: whole[item.id]}
 
 
 def test_what_is_planted_is_refused_in_text_labels_shots_and_store(study, tmp_path):
     assert study.texts(1.0, "scratch")
-    assert len(study.labelled(8, "lora").train) == 8
+    few = study.labelled(8, "lora")
+    assert len(few.train) == 8
+    assert few.validation == study.task.validation[:16]
+    assert study.labelled(64, "lora").validation == study.task.validation[:64]
     item, text = study.task.test[0], study.test[0]
     task = study.task
     study.task = task._replace(train=[*task.train, item._replace(label="b")])
@@ -61,6 +82,30 @@ def test_what_is_planted_is_refused_in_text_labels_shots_and_store(study, tmp_pa
         with pytest.raises(UserError, match=f"{place} holds what is held out"):
             study.texts(0.2, place)
     path.write_text(before)
+
+
+def planted(study, tmp_path):
+    """The study with a held-out document in its training text, and only held-out items to learn."""
+    folder = tmp_path / "planted"
+    shutil.copytree(study.documents, folder)
+    with open(folder / "train.jsonl", "a") as file:
+        file.write(json.dumps({"id": "planted", "text": study.test[0]}) + "\n")
+    study.documents = folder
+    study.task = study.task._replace(train=study.task.test)
+    return study
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arm", "axis"),
+    [(name, axis) for name, arm in ARMS.items() for axis in arm.sizes
+     if name not in ("zero-shot", "majority") and not arm.needs],
+)  # fmt: skip
+def test_no_arm_sees_what_is_planted(study, tmp_path, arm, axis):
+    size = sizes_of(ARMS[arm], axis, study.recipe)[-1]
+    setting = ARMS[arm].settings(study.recipe, axis)[0]
+    with pytest.raises(UserError, match=f"^{arm} holds what is held out"):
+        ARMS[arm].learn(planted(study, tmp_path), Cell(arm, axis, size, 0), setting)
 
 
 def test_held_out_items_that_stand_in_the_training_text_are_not_measured(corpus, cache, tmp_path):

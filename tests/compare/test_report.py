@@ -62,6 +62,7 @@ def folder(tmp_path):
 def test_table_and_verdict_are_drawn_from_the_ledger_alone(folder):
     table = (folder / "table.md").read_text()
     assert "| lora | 512 items |" in table
+    assert "| 1.0% |" in table  # overlap
     assert "| scratch | 1 % of the text |" in table
     said = (folder / "verdict.md").read_text()
     assert "With all of the text scratch is best" in said
@@ -109,19 +110,22 @@ def test_the_page_works_in_a_browser(folder, scheme):
         choice = browser.find_element(By.ID, "choice")
         front = (
             "return [...document.querySelectorAll('#decision .front')]"
-            ".map(row => row.cells[0].textContent)"
+            ".map(row => row.cells[0].textContent + ' ' + row.cells[1].textContent)"
         )
+        for name in ("price", "label-price"):
+            browser.find_element(By.ID, name).clear()  # by seconds alone
         slider = browser.find_element(By.ID, "requests")
         slider.send_keys(Keys.HOME)  # one request: training has not paid
-        assert "For 1 requests lora answers most" in choice.text
-        assert browser.execute_script(front) == ["majority", "few-shot", "lora"]
+        assert "For 1 requests: lora, 512 items (0.88; 600 s) answers most" in choice.text
+        assert browser.execute_script(front) == ["majority 512", "few-shot 4", "lora 512"]
         slider.send_keys(Keys.END)  # a hundred million: prompts are dearer and worse
-        assert browser.execute_script(front) == ["majority", "lora"]
-        price = browser.find_element(By.ID, "price")
-        price.clear()
-        price.send_keys("36")
-        assert choice.text.startswith("For 100,000,000 requests lora answers most (0.88)")
-        assert "in 10,000,600 s for 100,006;" in choice.text
+        assert browser.execute_script(front) == ["majority 512", "lora 512"]
+        browser.find_element(By.ID, "price").send_keys("36")
+        assert "lora, 512 items (0.88; 100,006 in money) answers most" in choice.text
+        # Labels cost so much that the handful of a prompt is what is bought.
+        slider.send_keys(Keys.HOME)
+        browser.find_element(By.ID, "label-price").send_keys("1000")
+        assert browser.execute_script(front)[0] == "few-shot 4"
 
         button = browser.find_element(By.CSS_SELECTOR, "#arms button")
         button.send_keys(Keys.ENTER)  # by keyboard alone

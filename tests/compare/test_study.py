@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from compare.analysis.ledger import Ledger
+from compare.analysis.ledger import Ledger, cost_of
 from compare.arms import ARMS
+from compare.cells import measure
 from compare.run import plan, quick
-from compare.study import Cell
+from compare.score import document_bits
+from compare.study import Cell, inference
 from configs.cli import UserError, load
 from configs.study import StudyRecipe
+from model.load import load_model
 
 DEMO = "configs/study/demo.toml"
 SMALL = (
@@ -90,8 +93,25 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     assert again.returncode == 0, again.stderr
     assert "===" not in again.stderr  # nothing was run
     assert (folder / "ledger.jsonl").read_bytes() == before
-    refused = command("compare.run", *args)
+    again = command("compare.run", *args[:-10], "--arms", "xz", "--resume", timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert (folder / "ledger.jsonl").read_bytes() == before  # of all arms
+    again = command("compare.run", *args, timeout=120)  # without --resume
+    assert again.returncode == 0, again.stderr
+    assert "all of it has been measured" in again.stderr
+    refused = command("compare.run", *args, "--test-documents", "5")
     assert refused.returncode == 2
+    assert "exists; go on with --resume" in refused.stderr
+
+    # A cell that fails leaves the others as they are, and is named.
+    (folder / "cells" / "scratch-supervised-task-16-0.json").rename(tmp_path / "kept.json")
+    (folder / "models").rename(tmp_path / "models")
+    failed = command("compare.run", *args, "--resume", timeout=300)
+    assert failed.returncode == 2
+    assert "error: scratch-supervised-task-16-0 failed (see above)" in failed.stderr
+    assert len(Ledger.read(folder).rows) == len(ledger.rows) - 1
+    (tmp_path / "models").rename(folder / "models")
+    (tmp_path / "kept.json").rename(folder / "cells" / "scratch-supervised-task-16-0.json")
 
     # Killed anywhere, it ends in the same ledger: what is deterministic is the same number.
     for name in ("ngram-text-1-0", "tfidf-task-16-0", "few-shot-text-0-0"):
@@ -132,6 +152,26 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_numbers(command, cach
     same = ("id", "setting", "document_bits", "correct", "training_steps", "general_bits")
     for key in same:
         assert [row.get(key) for row in whole] == [row.get(key) for row in cut], key
+
+
+def test_others_go_on_from_the_try_that_was_chosen(study):
+    row = measure(study, Cell("scratch", "text", 1.0, 0))
+    assert row["setting"] == {"rate": 6e-3}
+    assert row["search"][0]["validation"] > row["search"][1]["validation"]
+    model, tokenizer = load_model(study.folder / "models" / "scratch-0")
+    kept = document_bits(inference(model), tokenizer, study.test)
+    assert kept == pytest.approx(row["document_bits"], rel=1e-3)
+    each = row["search"][0]["flops"]
+    assert 1e10 <= each < 1.2e10  # as the budget says, and what steps cost
+    assert cost_of([row]).once_flops == pytest.approx(2 * each, rel=0.01)
+    assert 0 < row["peak_bytes"] < 2**33
+
+
+def test_features_are_read_once_for_all_that_is_tried(study):
+    row = measure(study, Cell("features", "task", 64.0, 0))
+    first, second = row["search"]
+    assert first["flops"] > second["flops"] > 0
+    assert cost_of([row]).once_flops == pytest.approx(first["flops"] + second["flops"])
 
 
 def test_a_cell_is_named_by_what_it_measures():
