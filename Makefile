@@ -49,8 +49,6 @@ bench: setup
 	$(BIN)/python -m benchmarks.generate --model runs/bench-tiny
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.prefix
-	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.scaling --steps 8
 	$(BIN)/python -m benchmarks.speedrun --minutes 3
 	$(BIN)/python -m benchmarks.ablation --minutes 1
