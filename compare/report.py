@@ -237,7 +237,7 @@ def report(folder: Path) -> None:
     """Write report.html, table.md, verdict.md and plots/curves.png; print table and verdict."""
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
-    said = verdict(ledger)
+    said = verdict(ledger, recipe.requests)
     (folder / "table.md").write_text(markdown(ledger), encoding="utf-8")
     text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(said, 1))
     (folder / "verdict.md").write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compare.analysis.costs import break_even
+from compare.analysis.costs import break_even, front
 from compare.analysis.curves import SURE, crossing, scaling
 from compare.analysis.ledger import Ledger, cost_of
 from compare.analysis.worlds import Drawn
@@ -26,14 +26,14 @@ class Sentence(NamedTuple):
     rows: list[str]
 
 
-def verdict(ledger: Ledger) -> list[Sentence]:
-    """All that can be said, from the text and the task to what it costs."""
+def verdict(ledger: Ledger, requests: int = 1000) -> list[Sentence]:
+    """All that can be said, from the text and the task to what so many requests cost."""
     said = []
     for axis in ("text", "task"):
         if ledger.arms(axis):
             said += [*_winners(ledger, axis), *_floors(ledger, axis), *_crossings(ledger, axis)]
-    return [*said, *_worth(ledger), *_pays(ledger), *_forgetting(ledger), *_more(ledger),
-            *_caveats(ledger)]  # fmt: skip
+    return [*said, *_worth(ledger), *_pays(ledger), *_front(ledger, requests),
+            *_forgetting(ledger), *_more(ledger), *_caveats(ledger)]  # fmt: skip
 
 
 def better(axis: str, a: Drawn, b: Drawn) -> Drawn:
@@ -215,6 +215,31 @@ def _pays(ledger: Ledger) -> list[Sentence]:
             )
         said.append(Sentence(text, _ids(rows, ledger.largest("task", shown), first)))
     return said
+
+
+def _front(ledger: Ledger, requests: int) -> list[Sentence]:
+    # Who is beaten by none in both, and the cheapest that is not measurably worse than the best.
+    groups = [(arm, size) for axis, arm, size in ledger.groups if axis == "task"]
+    if not groups:
+        return []
+    scores = [ledger.score("task", *group) for group in groups]
+    costs = [cost_of(ledger.at("task", *group), needed(ledger, group[0])).seconds(requests)
+             for group in groups]  # fmt: skip
+    on = front(costs, [score.value for score in scores])
+    best = scores[on[-1]]
+    as_good = [i for i in range(len(groups)) if best.minus(scores[i]).estimate.low <= 0]
+    choice = min(as_good, key=lambda i: costs[i])
+
+    def told(i: int) -> str:
+        arm, size = groups[i]
+        with_items = f" with {size:g} items" if size else ""
+        return f"{arm}{with_items} ({scores[i].value:.3f}; {costs[i]:,.0f} s)"
+
+    rows = _ids(*(ledger.at("task", *groups[i]) for i in (*on, choice)))
+    return [Sentence(
+        f"For {requests:,} requests, in seconds with training and search, none is both cheaper and "
+        f"better than {', '.join(map(told, on))}; the cheapest that is not measured to be worse "
+        f"than the best is {told(choice)}.", rows)]  # fmt: skip
 
 
 def needed(ledger: Ledger, arm: str) -> list[dict]:

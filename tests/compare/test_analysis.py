@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from compare.analysis.costs import break_even
+from compare.analysis.costs import break_even, front
 from compare.analysis.curves import crossing, scaling
 from compare.analysis.ledger import Cost, Ledger, cost_of
 from compare.analysis.verdict import verdict
@@ -141,6 +143,16 @@ def test_training_pays_for_itself_after_some_requests():
     assert break_even(cost(100, 1.0), cost(0, 1.0)) is None
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8))
+def test_the_front_is_what_nothing_beats_in_both(points):
+    costs, scores = zip(*points, strict=True)
+    on = {points[i] for i in front(costs, scores)}
+    assert on == {
+        (cost, score) for cost, score in points
+        if not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
+    }  # fmt: skip
+
+
 def test_search_and_what_went_before_are_counted():
     tried = [{"seconds": 10.0, "flops": 1.0}, {"seconds": 12.0, "flops": 2.0}]
     rows = [
@@ -175,6 +187,8 @@ def test_a_verdict_names_the_rows_behind_it():
         "has paid for its training and search after 12 requests to few-shot (seeds: 12 to 12)"
         in text
     )
+    assert "For 1,000 requests, in seconds with training and search, none is both cheaper" in text
+    assert "the cheapest that is not measured to be worse than the best is scratch-super" in text
     known = {row["id"] for row in rows}
     for sentence in said:
         assert set(sentence.rows) <= known
