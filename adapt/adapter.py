@@ -89,8 +89,13 @@ def load_adapter(model: Transformer, folder: Path) -> Transformer:
         raise UserError(f"{folder}: not an adapter: {error}") from None
     try:
         return _put_on(model, folder, config, tensors, about)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{folder}: not a whole adapter: no {error}") from None
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: no adapter of a kind that is known: {reason}") from None
 
 
 def _put_on(

@@ -12,6 +12,7 @@ holds
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -160,6 +161,7 @@ def main() -> int:
             ranks,
             resume=resume,
             profile=own.profile,
+            keep_best=True,
         )
         if not ranks.first:
             return 128 * bool(result.signal) + result.signal
@@ -188,6 +190,19 @@ def classify(
     with start_run(run, recipe, tokenizer, overwrite=overwrite):
         head.save(run)
     layers = f"layer {head.layers[0]}" if len(head.layers) == 1 else f"{len(head.layers)} layers"
+    common, count = Counter(item.label for item in task.validation).most_common(1)[0]
+    summary = {
+        "trained_parameters": head.weight.size + head.bias.size,
+        "frozen_parameters": model.num_parameters(),
+        "training_items": len(task.train),
+        "validation_accuracy": score,
+        "validation_majority": count / len(task.validation),
+    }
+    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    say(
+        f"{summary['trained_parameters']:,} parameters trained, {model.num_parameters():,} frozen; "
+        f'"{common}" alone would be {summary["validation_majority"]:.3f} of the validation items'
+    )
     say(
         f"done: {layers}, {score:.3f} of {len(task.validation)} validation items right (layer and "
         f"regularisation are chosen on them); the classifier is in {run}"

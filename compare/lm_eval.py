@@ -4,7 +4,8 @@
 
 MODEL is a run, a foundation model, a .gguf file or a Hugging Face folder or name; DIR holds task
 files of your own. Every text follows the document separator, as in training. A request that does
-not fit the context is an error: nothing is cut off silently.
+not fit the context is an error: nothing is cut off silently, and an answer that the context
+leaves less room for than its task allows is told.
 """
 
 import json
@@ -17,7 +18,7 @@ import torch
 
 from compare.score import document_bits
 from configs.cli import Parser, UserError, run_command
-from configs.console import track
+from configs.console import say, track
 from model.load import load_model
 from model.sample import sample
 from model.transformer import IGNORE, Transformer
@@ -51,7 +52,7 @@ def as_lm(model: Transformer, tokenizer: Tokenizer) -> Any:
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
             """What follows each context, up to a stop string."""
-            found = []
+            found, short = [], 0
             for request in track(requests, "writing", len(requests)):
                 context, how = request.args
                 until = how.get("until") or []
@@ -64,6 +65,11 @@ def as_lm(model: Transformer, tokenizer: Tokenizer) -> Any:
                     stop=[until] if isinstance(until, str) else list(until),
                 )
                 found.append(stream.text)
+                room = model.config.context - 1 - len(tokenizer.encode(context))
+                short += room < how.get("max_gen_toks", WRITTEN)
+            if short:
+                say(f"WARNING: {short} answers had less room than their task allows: the context "
+                    f"is {model.config.context} tokens")  # fmt: skip
             return found
 
     return Homegrown()

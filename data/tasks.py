@@ -103,11 +103,9 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
 
 
 def _limited(task: Task, config: TaskConfig) -> Task:
-    own = config.name.endswith(".jsonl")
-
     def short(items: list[Item], count: int) -> list[Item]:
         long = sum(len(item.text) > config.max_chars for item in items[:count])
-        if own and long:
+        if long:
             say(f"{config.name}: {long} of {min(count, len(items))} texts are cut to task.max_chars"
                 f" = {config.max_chars} characters")  # fmt: skip
         return [item._replace(text=item.text[: config.max_chars]) for item in items[:count]]

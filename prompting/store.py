@@ -47,7 +47,11 @@ class Store:
             raise UserError("retrieval needs: pip install -e '.[retrieval]'") from None
         self.folder, about = folder, folder / "store.json"
         if about.exists():
-            known = json.loads(about.read_text())
+            try:
+                known = json.loads(about.read_text())
+                known["encoder"], known["chunk_chars"]
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{about}: is damaged; delete {folder} and fill it again") from None
             for name, given in (("encoder", encoder), ("chunk_chars", chunk_chars)):
                 if given and given != known[name]:
                     raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 from typing import Any
 
 from configs.cli import UserError
@@ -30,13 +31,16 @@ def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[i
         raise UserError(f"{place}: the last message is not the assistant's: nothing to learn")
     marked = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
     pieces = _MARK.split(_render(tokenizer.chat, marked, place))
+    if [int(piece) for piece in pieces[1::2]] != list(range(len(messages))):
+        raise UserError(f"{place}: the model's chat template leaves out or moves a message")
+    said = _as_written(_render(tokenizer.chat, messages, place), pieces[::2], messages, place)
     ids, scored = [tokenizer.separator_id], [False]
 
     def add(found: list[int], count: bool) -> None:
         ids.extend(found)
         scored.extend([count] * len(found))
 
-    seen, speaks = [], False
+    speaks = False
     for at, piece in enumerate(pieces):
         if at % 2 == 0:
             found = tokenizer.encode_with_special(piece)
@@ -45,27 +49,49 @@ def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[i
             add(found[:turn], True)
             add(found[turn:], False)
         else:
-            message = messages[int(piece)]
-            speaks = message["role"] == "assistant"
-            seen.append(int(piece))
-            add(tokenizer.encode(message["content"]), speaks)
-    if seen != list(range(len(messages))):
-        raise UserError(f"{place}: the model's chat template leaves out or moves a message")
+            speaks = messages[int(piece)]["role"] == "assistant"
+            add(tokenizer.encode(said[int(piece)]), speaks)
     return ids, scored
+
+
+def _as_written(text: str, around: list[str], messages: list[dict], place: str) -> list[str]:
+    # What the template makes of each message: itself, or itself without white space around it.
+    said, at = [], len(around[0])
+    for message, after in zip(messages, around[1:], strict=True):
+        ways = [change(message["content"]) for change in (str, str.strip, str.lstrip, str.rstrip)]
+        fitting = [way for way in ways if text.startswith(way + after, at)]
+        if not fitting:
+            raise UserError(f"{place}: the model's chat template rewrites what a message says")
+        said.append(fitting[0])
+        at += len(fitting[0] + after)
+    return said
 
 
 def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
     try:
         from jinja2 import TemplateError
+        from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise UserError("chat messages need: pip install jinja2") from None
 
+    class Generation(Extension):
+        """{% generation %} marks what the model says; here the messages' roles tell."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(chat.template).render(
             messages=messages,

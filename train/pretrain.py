@@ -64,8 +64,11 @@ def train(
     *,
     resume: bool = False,
     profile: str | None = None,
+    keep_best: bool = False,
 ) -> RunResult:
     """Train the parameters of `model` that require gradients; every rank calls it.
+
+    `keep_best` saves whenever validation is better than before, as patience does.
 
     A step's loss is summed over its tokens and divided by their number over all ranks and
     micro-batches, so neither the micro-batch size nor the number of ranks changes the result.
@@ -135,7 +138,7 @@ def train(
                 better = progress.judge(score)
                 last = last or 0 < config.patience <= progress.stale
             save_due = progress.step % config.save_every == 0 and progress.step > 0
-            save_due = save_due or (better and config.patience > 0)
+            save_due = save_due or (better and (keep_best or config.patience > 0))
             if (save_due or last or stop or save_now) and fresh:
                 saver.save(state, bits_per_byte)
             if last or stop:

@@ -1,5 +1,6 @@
 """Every way to adapt, as a command on a small run: what trains, what is kept, what is refused."""
 
+import copy
 import json
 
 import numpy as np
@@ -20,6 +21,7 @@ from model.load import load_model
 from model.transformer import IGNORE, Transformer
 from prompting.answers import task_answers
 from prompting.shots import fixed_shots
+from tokenizer.chat import encode_chat
 from train.metrics import read_metrics
 from train.optim import optimizers
 
@@ -225,13 +227,25 @@ def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, 
     best = min(scored, key=scored.__getitem__)
     assert max(scored) == best + 2 < 50
     summary = json.loads((run / "summary.json").read_text())
-    if best:  # the base itself is no checkpoint
-        assert summary["best_step"] == best
-        kept = next(path for path in checkpoints(run) if int(path.name) == best)
-        wanted = read_file(kept, "model.safetensors")
-        merged, _ = load_run(run / "merged")
-        for name, p in merged.named_parameters():
-            assert torch.equal(p, wanted[name])
+    assert summary["best_step"] == best
+    kept = next(path for path in checkpoints(run) if int(path.name) == best)
+    wanted = read_file(kept, "model.safetensors")
+    merged, _ = load_run(run / "merged")
+    for name, p in merged.named_parameters():
+        assert torch.equal(p, wanted[name])
+
+
+@pytest.mark.parametrize("rate", ["30", "1e-3"])
+def test_the_best_is_kept_without_patience(tune, rows, rate):
+    done, run = tune(
+        "--way", "full", "--task.name", rows, "--train.learning-rate", rate,
+        "--train.eval-every", "1", "--train.steps", "5", "--train.save-every", "100",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scored = {r["step"]: r["bits_per_byte"] for r in read_metrics(run) if "bits_per_byte" in r}
+    best = min(scored, key=scored.__getitem__)
+    assert (best == 0) == (rate == "30")
+    assert json.loads((run / "summary.json").read_text())["best_step"] == best
 
 
 CHAT = [
@@ -265,6 +279,42 @@ def test_chat_is_written_as_transformers_writes_it_and_the_assistant_is_scored(
     assert shown == "No.<|im_end|>Because.<|im_end|>"
     ends = row.ids.count(tokenizer.backend.token_to_id("<|im_end|>"))
     assert ends == 5  # four turns and the system's; what the user writes is text
+
+
+TEMPLATES = {  # what those of Llama 3, SmolLM3 and Qwen3 use, cut down
+    "trims": "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n"
+    "{{ m['content'] | trim }}<|im_end|>{% endfor %}",
+    "marks": "{% set today = strftime_now('%Y') %}{% for m in messages %}{% if m.role == 'user' %}"
+    "<|im_start|>user {{ today }}\n{{ m.content }}<|im_end|>\n{% else %}<|im_start|>assistant\n"
+    "{% generation %}{{ m.content.lstrip() }}<|im_end|>{% endgeneration %}\n{% endif %}"
+    "{% endfor %}",
+    "breaks": "{%- for m in messages %}{%- if loop.index0 > 9 %}{% break %}{% endif %}"
+    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_of_other_families_are_written_as_transformers_writes_them(foundation, name):
+    from transformers import PreTrainedTokenizerFast
+
+    _, tokenizer = foundation
+    chat = tokenizer.chat._replace(template=TEMPLATES[name])
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend, bos_token=chat.bos_token, eos_token=chat.eos_token,
+        chat_template=chat.template,
+    )  # fmt: skip
+    talk = [m | {"content": f"  {m['content']}"} for m in CHAT]
+    expected = theirs.apply_chat_template(talk, tokenize=False)
+    ours = copy.copy(tokenizer)
+    ours.chat = chat
+    ids, scored = encode_chat(ours, talk, "here")
+    assert tokenizer.backend.decode(ids[1:], skip_special_tokens=False) == expected
+    learned = [i for i, s in zip(ids, scored, strict=True) if s]
+    shown = tokenizer.backend.decode(learned, skip_special_tokens=False)
+    assert shown.replace(" ", "") == "No.<|im_end|>Because.<|im_end|>"
+    ours.chat = chat._replace(template="{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    with pytest.raises(UserError, match=r"rewrites what a message says"):
+        encode_chat(ours, talk, "here")
 
 
 def test_examples_are_packed_without_cross_talk(foundation, tmp_path):

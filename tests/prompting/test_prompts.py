@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from texts import words
@@ -170,3 +172,28 @@ def test_open_answers_are_written_and_scored(foundation):
     free = task._replace(kind="completion", test=[Item("x", "3", "three and more")])
     (share,) = task_answers(model, tokenizer, free, lambda text: items[:2])["correct"]
     assert 0 < share < 1
+
+
+def test_a_task_is_put_to_a_model_by_a_command(command, recipe, cache, tmp_path):
+    run, path = tmp_path / "run", tmp_path / "rows.jsonl"
+    done = command("train.pretrain", recipe, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    path.write_text("".join(
+        json.dumps({"text": f"{'red' if n % 2 else 'blue'} {n}", "label": "ab"[n % 2],
+                    "split": "train" if n < 40 else "validation" if n < 50 else "test"}) + "\n"
+        for n in range(70)
+    ))  # fmt: skip
+    args = ("configs/prompt/tune-key.toml", "--model", run, "--task.name", path, "--shots", "2",
+            "--data.cache-dir", cache)  # fmt: skip
+    done = command(
+        "prompting.evaluate", *args, "--chosen", "rows.jsonl:2", "rows.jsonl:1", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["low"] <= found["score"] <= found["high"]
+    assert found["score"] == sum(found["correct"]) / 20
+    shown = done.stderr.index("red 1"), done.stderr.index("blue 0"), done.stderr.index("blue 50")
+    assert list(shown) == sorted(shown)  # as they were named, then what is asked
+    ranked = command("prompting.evaluate", *args, "--choose", "nearest", "--calibrate", "true")
+    assert ranked.returncode == 0, ranked.stderr
+    assert "right, 20 test items" in ranked.stdout
