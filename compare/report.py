@@ -44,6 +44,8 @@ def learns_from(axis: str, arm: str, size: float) -> str:
     first = "the text, then " if ARMS[arm].needs else ""
     if not size and ARMS[arm].looks_up:
         return "the text, looked up"
+    if not size and arm != "zero-shot":
+        return "documents shown"
     return first + size_text(axis, size)
 
 

@@ -55,7 +55,7 @@ def size_text(axis: str, size: float) -> str:
     """What an arm learnt from, in words."""
     if size == 0:
         return "nothing"
-    return f"{size:.3g} items" if axis == "task" else f"{100 * size:.3g} % of the text"
+    return f"{size:,.0f} items" if axis == "task" else f"{100 * size:.3g} % of the text"
 
 
 def is_level(ledger: Ledger, axis: str, arm: str) -> bool:
