@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -192,8 +193,9 @@ def test_a_task_is_put_to_a_model_by_a_command(command, recipe, cache, tmp_path)
     found = json.loads(done.stdout)
     assert found["low"] <= found["score"] <= found["high"]
     assert found["score"] == sum(found["correct"]) / 20
-    shown = done.stderr.index("red 1"), done.stderr.index("blue 0"), done.stderr.index("blue 50")
-    assert list(shown) == sorted(shown)  # as they were named, then what is asked
+    shown = re.findall(r"(?:red|blue) (\d+)", done.stderr)
+    assert shown[:2] == ["1", "0"]  # as they were named, then what is asked
+    assert int(shown[2]) >= 50
     ranked = command("prompting.evaluate", *args, "--choose", "nearest", "--calibrate", "true")
     assert ranked.returncode == 0, ranked.stderr
     assert "right, 20 test items" in ranked.stdout
