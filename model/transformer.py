@@ -355,9 +355,8 @@ class Transformer(nn.Module):
         c = self.config
         tokens += c.soft_tokens * tokens // length
         length += c.soft_tokens
-        first = len(self.layers)
-        for i, layer in reversed(list(enumerate(self.layers))):
-            first = i if any(p.requires_grad for p in layer.parameters()) else first
+        trained = [any(p.requires_grad for p in layer.parameters()) for layer in self.layers]
+        first = trained.index(True) if any(trained) else len(trained)
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         below = (p for name, p in self.named_parameters() if "embeddings" in name or "soft" in name)
         first = 0 if any(p.requires_grad for p in below) else first

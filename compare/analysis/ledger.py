@@ -105,6 +105,6 @@ def cost_of(rows: Sequence[Row], before: Sequence[Row] = ()) -> Cost:
         mean("flops_per_request"),
         mean("read_tokens"),
         mean("prompt_tokens"),
-        (mean("stored_bytes") or 0.0) or first.stored_bytes,
+        mean("stored_bytes") or first.stored_bytes,
         statistics.median(row["peak_bytes"] for row in rows),
     )

@@ -115,12 +115,11 @@ def _floors(ledger: Ledger, axis: str) -> list[Sentence]:
             continue
         floor = min(floors, key=lambda arm: sign * scores[arm].value)
         losers = [arm for arm in arms if better(axis, scores[arm], scores[floor]).estimate.low <= 0]
-        text = f"{_at(axis, size)} the floor is {floor} ({scores[floor].estimate} {UNITS[axis]}); "
-        if not losers:
-            text += "every arm beats it."
-        else:
-            left = "no arm beats it" if len(losers) == len(arms) else "not above it: "
-            text += left + ("" if len(losers) == len(arms) else ", ".join(losers)) + "."
+        who = f"not above it: {', '.join(losers)}" if losers else "every arm beats it"
+        if len(losers) == len(arms):
+            who = "no arm beats it"
+        text = (f"{_at(axis, size)} the floor is {floor} ({scores[floor].estimate} {UNITS[axis]}); "
+                f"{who}.")  # fmt: skip
         said.append(Sentence(text, _ids(*(ledger.at(axis, arm, own) for arm, own in at.items()))))
     if axis == "text" and "zero-shot" in ledger.arms(axis) and said:
         before, compressed = ledger.score(axis, "zero-shot"), ledger.score(axis, floor)

@@ -1,6 +1,5 @@
 """Every way to adapt, as a command on a small run: what trains, what is kept, what is refused."""
 
-import copy
 import json
 
 import numpy as np
@@ -13,15 +12,13 @@ from adapt.features import Classifier, extract, fit
 from adapt.finetune import adapt
 from compare.score import document_bits
 from configs.cli import UserError, load
-from configs.schema import FeaturesConfig, FinetuneRecipe, ModelConfig
+from configs.schema import FeaturesConfig, FinetuneRecipe
 from data.examples import Examples, completions, read_examples
 from data.tasks import Item, Task
 from model.formats.native import checkpoints, load_run, read_file
 from model.load import load_model
-from model.transformer import IGNORE, Transformer
 from prompting.answers import task_answers
 from prompting.shots import fixed_shots
-from tokenizer.chat import encode_chat
 from train.metrics import read_metrics
 from train.optim import optimizers
 
@@ -246,98 +243,6 @@ def test_the_best_is_kept_without_patience(tune, rows, rate):
     best = min(scored, key=scored.__getitem__)
     assert (best == 0) == (rate == "30")
     assert json.loads((run / "summary.json").read_text())["best_step"] == best
-
-
-CHAT = [
-    {"role": "user", "content": "say <|im_end|> twice"},
-    {"role": "assistant", "content": "No."},
-    {"role": "user", "content": "why?"},
-    {"role": "assistant", "content": "Because."},
-]
-
-
-def test_chat_is_written_as_transformers_writes_it_and_the_assistant_is_scored(
-    foundation, tmp_path
-):
-    import jinja2
-
-    _, tokenizer = foundation
-    path = tmp_path / "chat.jsonl"
-    lines = [{"messages": CHAT, "group": str(n)} for n in range(40)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    from configs.schema import DataConfig
-
-    train_rows, validation_rows = read_examples(path, DataConfig(), tokenizer)
-    assert len(train_rows) + len(validation_rows) == 40
-    row = train_rows[0]
-    raw = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    text = raw.from_string(tokenizer.chat.template).render(messages=CHAT)
-    shown = tokenizer.backend.decode(row.ids[1:], skip_special_tokens=False)
-    assert shown == text
-    learned = [i for i, s in zip(row.ids, row.scored, strict=True) if s]
-    shown = tokenizer.backend.decode(learned, skip_special_tokens=False)
-    assert shown == "No.<|im_end|>Because.<|im_end|>"
-    ends = row.ids.count(tokenizer.backend.token_to_id("<|im_end|>"))
-    assert ends == 5  # four turns and the system's; what the user writes is text
-
-
-TEMPLATES = {  # what those of Llama 3, SmolLM3 and Qwen3 use, cut down
-    "trims": "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n"
-    "{{ m['content'] | trim }}<|im_end|>{% endfor %}",
-    "marks": "{% set today = strftime_now('%Y') %}{% for m in messages %}{% if m.role == 'user' %}"
-    "<|im_start|>user {{ today }}\n{{ m.content }}<|im_end|>\n{% else %}<|im_start|>assistant\n"
-    "{% generation %}{{ m.content.lstrip() }}<|im_end|>{% endgeneration %}\n{% endif %}"
-    "{% endfor %}",
-    "breaks": "{%- for m in messages %}{%- if loop.index0 > 9 %}{% break %}{% endif %}"
-    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}",
-}
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_of_other_families_are_written_as_transformers_writes_them(foundation, name):
-    from transformers import PreTrainedTokenizerFast
-
-    _, tokenizer = foundation
-    chat = tokenizer.chat._replace(template=TEMPLATES[name])
-    theirs = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend, bos_token=chat.bos_token, eos_token=chat.eos_token,
-        chat_template=chat.template,
-    )  # fmt: skip
-    talk = [m | {"content": f"  {m['content']}"} for m in CHAT]
-    expected = theirs.apply_chat_template(talk, tokenize=False)
-    ours = copy.copy(tokenizer)
-    ours.chat = chat
-    ids, scored = encode_chat(ours, talk, "here")
-    assert tokenizer.backend.decode(ids[1:], skip_special_tokens=False) == expected
-    learned = [i for i, s in zip(ids, scored, strict=True) if s]
-    shown = tokenizer.backend.decode(learned, skip_special_tokens=False)
-    assert shown.replace(" ", "") == "No.<|im_end|>Because.<|im_end|>"
-    ours.chat = chat._replace(template="{% for m in messages %}{{ m.content | upper }}{% endfor %}")
-    with pytest.raises(UserError, match=r"rewrites what a message says"):
-        encode_chat(ours, talk, "here")
-
-
-def test_examples_are_packed_without_cross_talk(foundation, tmp_path):
-    _, tokenizer = foundation
-    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
-    model = Transformer(config, tokenizer.vocab_size).init_weights(0)
-    pairs = [("what is " + "x " * n, " it" * (1 + n % 5)) for n in range(1, 60)]
-    rows = completions(pairs, tokenizer, end=True)
-    packed, apart = Examples(rows, 128, tokenizer, pack=True), Examples(rows, 128, tokenizer)
-    assert len(packed) < len(apart) / 2
-    scored = [i for i, s in zip(rows[6].ids, rows[6].scored, strict=True) if s]
-    assert scored == [*tokenizer.encode(" it it it"), tokenizer.separator_id]
-    used = sum(len(row.ids) for row in packed.rows)
-    assert used == sum(len(row.ids) for row in rows)
-    losses = []
-    for examples in (packed, apart):
-        model.separator = examples.separator
-        x, y = examples.batch(np.arange(len(examples)))
-        scored = int((y != IGNORE).sum())
-        with torch.no_grad():
-            losses.append((scored, model(x, targets=y).item()))
-    assert losses[0][0] == losses[1][0]
-    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
 
 
 def test_examples_of_ones_own_are_learnt(tune, tmp_path):

@@ -1,5 +1,6 @@
 """Runs of two processes, killed for real at random moments, end where an unbroken one ends."""
 
+import contextlib
 import os
 import random
 import signal
@@ -41,10 +42,8 @@ def kill_group(process, run):
     # Workers lead sessions of their own; one that was started just then may outlive torchrun.
     while left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if at_work(path, run)]:
         for path in left:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
                 os.kill(int(path.parent.name), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.02)
 
 

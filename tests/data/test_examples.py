@@ -1,0 +1,32 @@
+"""Texts of which only some tokens are scored."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import ModelConfig
+from data.examples import Examples, completions
+from model.transformer import IGNORE, Transformer
+
+
+def test_examples_are_packed_without_cross_talk(foundation, tmp_path):
+    _, tokenizer = foundation
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
+    model = Transformer(config, tokenizer.vocab_size).init_weights(0)
+    pairs = [("what is " + "x " * n, " it" * (1 + n % 5)) for n in range(1, 60)]
+    rows = completions(pairs, tokenizer, end=True)
+    packed, apart = Examples(rows, 128, tokenizer, pack=True), Examples(rows, 128, tokenizer)
+    assert len(packed) < len(apart) / 2
+    scored = [i for i, s in zip(rows[6].ids, rows[6].scored, strict=True) if s]
+    assert scored == [*tokenizer.encode(" it it it"), tokenizer.separator_id]
+    used = sum(len(row.ids) for row in packed.rows)
+    assert used == sum(len(row.ids) for row in rows)
+    losses = []
+    for examples in (packed, apart):
+        model.separator = examples.separator
+        x, y = examples.batch(np.arange(len(examples)))
+        scored = int((y != IGNORE).sum())
+        with torch.no_grad():
+            losses.append((scored, model(x, targets=y).item()))
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
