@@ -79,7 +79,7 @@ def measure(study: Study, cell: Cell) -> dict:
         row["general_bytes"] = sum(len(text.encode()) for text in study.general)
     row["peak_bytes"] = max(row["peak_bytes"], peak_memory(device))
     row["overlap"] = study.held_out.overlap(learned.saw)
-    if learned.write and learned.prompts:
+    if learned.write and learned.prompts and cell.seed == study.recipe.seeds[0]:
         row["written"] = written(study, cell, learned)
     return row
 

@@ -28,7 +28,7 @@ from train.pretrain import DataSet, train
 from train.run import start_run
 
 STRENGTHS = (1.0, 10.0, 0.1, 100.0)
-VALIDATED = 24  # windows of the validation text that choose the checkpoint
+VALIDATED = 16  # windows of the validation text that choose the checkpoint
 
 
 def rates_of(name: str):
