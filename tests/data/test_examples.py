@@ -9,7 +9,7 @@ from data.examples import Examples, completions
 from model.transformer import IGNORE, Transformer
 
 
-def test_examples_are_packed_without_cross_talk(foundation, tmp_path):
+def test_examples_are_packed_without_cross_talk(foundation):
     _, tokenizer = foundation
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
     model = Transformer(config, tokenizer.vocab_size).init_weights(0)
