@@ -84,8 +84,11 @@ class Cost(NamedTuple):
         return self.once_flops + requests * (self.request_flops or 0.0)
 
 
-def cost_of(rows: Sequence[Row], before: Sequence[Row] = ()) -> Cost:
-    """What an arm at one size takes; `before` are the rows of the arm that it goes on from."""
+def cost_of(rows: Sequence[Row], before: Sequence[Row] = (), searched: Sequence[Row] = ()) -> Cost:
+    """What an arm at one size takes; `before` are the rows of the arm that it goes on from.
+
+    `searched` are the rows that the search is in, where `rows` are only some of the seeds.
+    """
 
     def mean(key: str) -> float | None:
         values = [row[key] for row in rows if row.get(key) is not None]
@@ -93,8 +96,9 @@ def cost_of(rows: Sequence[Row], before: Sequence[Row] = ()) -> Cost:
 
     def search(key: str) -> float:
         # What was tried in vain: all tries but the one that is counted as training.
-        tried = [sum(each[key] for each in row["search"]) for row in rows if row["search"]]
-        chosen = [row.get(f"training_{key}") or 0.0 for row in rows if row["search"]]
+        chose = [row for row in searched or rows if row["search"]]
+        tried = [sum(each[key] for each in row["search"]) for row in chose]
+        chosen = [row.get(f"training_{key}") or 0.0 for row in chose]
         return sum(tried) - sum(chosen) if tried else 0.0
 
     first = cost_of(before) if before else Cost(0.0, 0.0, None, None, None, None, 0.0, 0.0)

@@ -206,7 +206,7 @@ def _pays(ledger: Ledger) -> list[Sentence]:
             text = (f"A request to {shown} is not dearer than one to {arm}, which {how}: in "
                     "seconds its training never pays for itself.")  # fmt: skip
         else:
-            each = [break_even(cost_of([row], first), price) for row in rows]
+            each = [break_even(cost_of([row], first, rows), price) for row in rows]
             known = [x for x in each if x is not None] or [found]
             text = (
                 f"{arm}, which {how}, has paid for its training and search after {found:,.0f} "

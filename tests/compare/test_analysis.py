@@ -164,6 +164,8 @@ def test_search_and_what_went_before_are_counted():
     assert found.once_flops == 2 + 1
     assert found.peak_bytes == 6
     assert cost_of(rows, rows).once_seconds == 2 * (13 + 10)
+    # One seed alone has trained as long as it has, after the search that was made for all.
+    assert cost_of(rows[1:], searched=rows).once_seconds == 14 + 10
 
 
 def test_a_verdict_names_the_rows_behind_it():
