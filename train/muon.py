@@ -16,6 +16,7 @@ from model.fused import newton_schulz
 from train.distributed import cut_like
 
 MOMENTUM = 0.95
+STEPS = 5  # of the iteration by Newton and Schulz
 
 
 class Muon(torch.optim.Optimizer):
@@ -57,6 +58,11 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(cut_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
 
+    def step_flops(self) -> float:
+        """FLOPs of the products of one step, of all ranks together."""
+        sides = [sorted(p.shape) for group in self.param_groups for p in group["params"]]
+        return float(sum(STEPS * (m * (m + 1) * (k + m) + 2 * m * m * k) for m, k in sides))
+
     def _direction(self, p: nn.Parameter) -> torch.Tensor:
         assert p.grad is not None
         state = self.state[p]
@@ -72,11 +78,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(stack: torch.Tensor) -> torch.Tensor:
     """`newton_schulz` of (N, R, C) matrices that all ranks have, each of which computes a share."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return newton_schulz(stack)
+        return newton_schulz(stack, STEPS)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     shares = [stack[i::world_size].contiguous() for i in range(world_size)]
     if len(shares[rank]):
-        shares[rank] = newton_schulz(shares[rank]).contiguous()
+        shares[rank] = newton_schulz(shares[rank], STEPS).contiguous()
     sent = [dist.broadcast(share, i, async_op=True) for i, share in enumerate(shares) if len(share)]
     for i, (share, work) in enumerate(zip(shares, sent, strict=False)):
         work.wait()

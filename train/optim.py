@@ -1,6 +1,7 @@
 """The optimisers with their parameter groups, and the learning-rate schedules."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -27,6 +28,11 @@ def optimizers(
     if inside:
         found.append(Muon(inside.values(), config.learning_rate, config.weight_decay, dtype))
     return [*found, adamw(rest, config)] if rest else found
+
+
+def step_flops(chosen: Sequence[torch.optim.Optimizer]) -> float:
+    """FLOPs of the products of matrices in one step: AdamW has none."""
+    return sum(optimizer.step_flops() for optimizer in chosen if isinstance(optimizer, Muon))
 
 
 def hidden(name: str, parameter: nn.Parameter) -> bool:

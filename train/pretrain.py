@@ -36,7 +36,7 @@ from train.evaluate import evaluate
 from train.foresight import describe, find_micro_batch, frozen_hash, uses_bfloat16
 from train.guard import Guard
 from train.metrics import Metrics, peak_memory, plot_run
-from train.optim import learning_rate, optimizers
+from train.optim import learning_rate, optimizers, step_flops
 from train.profiler import Profiler, parse_window, peak_flops
 from train.run import (
     RunResult,
@@ -177,6 +177,7 @@ def train(
             progress.seconds += step_seconds
             length = all_padded / config.batch_size
             flops = model.training_flops(int(all_padded), int(all_tokens), int(length))
+            flops += step_flops(chosen)
             progress.flops += flops
             row = {
                 "step": progress.step,

@@ -21,10 +21,11 @@ from configs.study import StudyRecipe
 from model.transformer import Transformer
 from prompting.score import rank_completions, shared_prefix
 from tokenizer.train import train_tokenizer
+from train.optim import optimizers, step_flops
 
 LLAMA = ModelConfig(dim=96, n_layers=4, n_heads=6, n_kv_heads=2, head_dim=16, hidden_dim=256,
                     max_seq_len=256)  # fmt: skip
-SCRATCH = load(StudyRecipe, "configs/study/demo.toml").scratch.model
+STUDY = load(StudyRecipe, "configs/study/demo.toml")
 
 
 def add_vectors(model):
@@ -33,7 +34,7 @@ def add_vectors(model):
 
 
 WAYS = {
-    "scratch": (SCRATCH, tune_all),
+    "scratch": (STUDY.scratch.model, tune_all),
     "full": (LLAMA, tune_all),
     "lora": (LLAMA, lambda model: add_lora(model, LoraConfig(rank=8), 0)),
     "top-layers": (LLAMA, lambda model: tune_top_layers(model, TopLayersConfig(layers=1))),
@@ -47,11 +48,16 @@ def test_training(way):
     model = prepare(Transformer(config, 1000).init_weights(0))
     length = 256 - model.config.soft_tokens
     x, y = torch.randint(0, 1000, (2, 2, length))
+    settings = STUDY.scratch.text if way == "scratch" else STUDY.full.text
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    chosen = optimizers(parameters, settings)
     with FlopCounterMode(display=False) as counted:
         model(x, targets=y).backward()
-    assert model.training_flops(2 * length, 2 * length, length) == pytest.approx(
-        counted.get_total_flops(), rel=0.05
-    )
+        for optimizer in chosen:
+            optimizer.step()
+    found = model.training_flops(2 * length, 2 * length, length) + step_flops(chosen)
+    assert found == pytest.approx(counted.get_total_flops(), rel=0.05)
+    assert (step_flops(chosen) > 0.1 * found) == (way == "scratch")  # Muon, in small batches
 
 
 @pytest.mark.parametrize("shared", [False, True])
