@@ -20,8 +20,6 @@ class Learned:
     """Of a split's items: "correct", and what else `prompting.answers.task_answers` tells."""
     bits: Callable[[Sequence[str]], list[float]] | None = None
     """Bits of each text."""
-    total_bits: Callable[[Sequence[str]], float] | None = None
-    """Bits of all texts together, where they cannot be told apart."""
     general: Callable[[Sequence[str]], list[float]] | None = None
     """Bits of each text of another kind."""
     write: Callable[[str], str] | None = None
@@ -47,6 +45,8 @@ class Arm(NamedTuple):
     of the study), "shots" (as many as a prompt shows), "one" (of them), or "none"."""
     sees: str
     """What it may see, in words, for the report."""
+    reads: tuple[str, ...] = ()
+    """The tables of the recipe that set it, what it needs included."""
     needs: str = ""
     """The arm whose model, of the whole text and the same seed, it goes on from."""
     looks_up: bool = False

@@ -67,13 +67,14 @@ def measure(study: Study, cell: Cell) -> dict:
     reset_peak_memory(device)
     if cell.axis == "text":
         row["document_bytes"] = [len(text.encode()) for text in study.test]
-        if learned.bits:
-            row["document_bits"] = learned.bits(study.test)
-        if learned.total_bits:
-            row["total_bits"] = learned.total_bits(study.test)
-    elif learned.answers:
+        assert learned.bits is not None
+        row["document_bits"] = learned.bits(study.test)
+    else:
+        assert learned.answers is not None
         row |= learned.answers("test")
         row["items"] = [item.id for item in study.task.test]
+        chooses = len(arm.settings(study.recipe, cell.axis)) > 1 or "training_steps" in row
+        row["labels"] = study.labels(int(cell.size), chooses)
     if learned.general:
         row["general_bits"] = sum(learned.general(study.general))
         row["general_bytes"] = sum(len(text.encode()) for text in study.general)

@@ -3,7 +3,7 @@
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from compare.arm import Learned, Setting
 from compare.score import document_bits
@@ -79,7 +79,7 @@ def learn_neighbours(study: Study, cell: Cell, setting: Setting) -> Learned:
     task = study.labelled(int(cell.size), cell.arm)
     shots = neighbour_shots(task, study.recipe.shots)
     saw = [item.text for item in task.train]
-    stored = {"stored_bytes": float(sum(len(text.encode()) for text in saw))}
+    stored = {"stored_bytes": text_bytes(saw)}
     return asked(inference(model), tokenizer, task, shots, setting, saw, stored)
 
 
@@ -114,6 +114,11 @@ def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
     return learned
 
 
+def text_bytes(texts: Iterable[str]) -> float:
+    """What it takes to keep texts as they are."""
+    return float(sum(len(text.encode()) for text in texts))
+
+
 def lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """Tokens of each text, with the separator before it."""
     return [1 + len(ids) for ids in tokenizer.encode_batch(texts)]
@@ -126,7 +131,8 @@ def _few(study: Study, cell: Cell, setting: Setting, count: int) -> Learned:
         task = study.labelled(count, cell.arm)
         shots = fixed_shots(task, count, study.seed)
         saw = [item.text for item in task.train]
-        return asked(model, tokenizer, task, shots, setting, saw)
+        stored = {"stored_bytes": text_bytes(saw)}
+        return asked(model, tokenizer, task, shots, setting, saw, stored)
     texts = study.texts(1.0, cell.arm) if count else []
     prefix = random.Random(study.seed).sample(texts, min(count, len(texts)))
     longest = max(lengths(tokenizer, [*study.test, *study.general]))
@@ -136,9 +142,11 @@ def _few(study: Study, cell: Cell, setting: Setting, count: int) -> Learned:
     def bits(documents: Sequence[str]) -> list[float]:
         return document_bits(model, tokenizer, documents, prefix)
 
+    costs = {"stored_bytes": text_bytes(prefix), "shots_left_out": count - len(prefix)}
     return Learned(
         prefix,
         bits=bits,
+        costs=costs,
         general=lambda documents: document_bits(model, tokenizer, documents),
         write=lambda prompt: write_answer(
             model, tokenizer, "\n\n".join([*prefix, prompt]), "\n\n", WRITTEN

@@ -50,8 +50,8 @@ def learn_scratch(study: Study, cell: Cell, setting: Setting) -> Learned:
 
 def learn_scratch_supervised(study: Study, cell: Cell, setting: Setting) -> Learned:
     """The model that was trained on all of the text, tuned on labelled items."""
-    model, tokenizer = load_model(kept(study))
     saw = study.texts(1.0, cell.arm)
+    model, tokenizer = load_model(kept(study))
     learned = tuned(
         study, cell, setting, model.to(study.device).train(), tokenizer, study.recipe.scratch
     )
@@ -68,6 +68,7 @@ def learn_random_supervised(study: Study, cell: Cell, setting: Setting) -> Learn
     model, tokenizer, seconds = fresh(study, saw)
     learned = tuned(study, cell, setting, model, tokenizer, study.recipe.scratch)
     learned.costs["training_seconds"] += seconds
+    learned.saw = [*saw, *learned.saw]
     return learned
 
 

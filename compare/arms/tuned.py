@@ -13,12 +13,12 @@ from adapt.lora import add_lora
 from adapt.soft_prompt import add_soft_prompt
 from adapt.top_layers import tune_top_layers
 from compare.arm import Learned, Setting
-from compare.arms.prompted import WRITTEN, asked
+from compare.arms.prompted import WRITTEN, asked, text_bytes
 from compare.score import document_bits
 from compare.study import Cell, Study, inference
 from configs.schema import FinetuneRecipe
 from configs.study import StudyRecipe, TunedArm
-from model.formats.native import best_checkpoint, read_file
+from model.formats.native import best_checkpoint, read_file, read_manifest
 from model.transformer import Transformer
 from prompting.score import write_answer
 from prompting.shots import Choose, fixed_shots, neighbour_shots, no_shots
@@ -55,16 +55,18 @@ def learn_lora_with_neighbours(study: Study, cell: Cell, setting: Setting) -> Le
     prepared(study, model, tokenizer, "lora")
     task = study.labelled(int(cell.size), cell.arm)
     shots = neighbour_shots(task, study.recipe.shots)
-    return tuned(study, cell, setting, model, tokenizer, study.recipe.lora, shots)
+    learned = tuned(study, cell, setting, model, tokenizer, study.recipe.lora, shots)
+    learned.costs["stored_bytes"] += text_bytes(item.text for item in task.train)
+    return learned
 
 
 def learn_text_then_shots(study: Study, cell: Cell, setting: Setting) -> Learned:
     """The foundation with LoRA on all of the text, then prompted with a few items."""
+    task = study.labelled(study.recipe.shots, cell.arm)
+    saw = [*study.texts(1.0, cell.arm), *(item.text for item in task.train)]
     model, tokenizer = study.foundation()
     first = cell._replace(arm="lora", axis="text", size=1.0)
     merge(load_adapter(model, adapter_of(study, first)))
-    task = study.labelled(study.recipe.shots, cell.arm)
-    saw = [*study.texts(1.0, cell.arm), *(item.text for item in task.train)]
     shots = fixed_shots(task, study.recipe.shots, study.seed)
     return asked(inference(model), tokenizer, task, shots, setting, saw)
 
@@ -152,14 +154,17 @@ def fit(
         result = train(model, *sets, tokenizer, budget, run, ranks)
     if result.signal:
         raise KeyboardInterrupt
-    best = read_file(best_checkpoint(run), "model.safetensors")
-    model.load_state_dict(best, strict=False)
+    best = best_checkpoint(run)
+    model.load_state_dict(read_file(best, "model.safetensors"), strict=False)
+    kept = read_manifest(best)["step"]
     shutil.rmtree(run / "checkpoints")
     return {
         "training_seconds": result.progress.seconds,
         "training_flops": result.progress.flops,
         "training_tokens": result.progress.tokens,
         "training_steps": result.progress.step,
+        "epochs": result.progress.step * budget.batch_size / len(sets[0]),
+        "kept_step": kept,
     }
 
 

@@ -99,7 +99,7 @@ def planted(study, tmp_path):
 @pytest.mark.parametrize(
     ("arm", "axis"),
     [(name, axis) for name, arm in ARMS.items() for axis in arm.sizes
-     if name not in ("zero-shot", "majority") and not arm.needs],
+     if name not in ("zero-shot", "majority")],
 )  # fmt: skip
 def test_no_arm_sees_what_is_planted(study, tmp_path, arm, axis):
     size = sizes_of(ARMS[arm], axis, study.recipe)[-1]
