@@ -4,8 +4,9 @@
         [--arms scratch lora …] [--quick] [--ray]
 
 Says first what will be measured and about how long it takes. Cells run one after another, each in a
-process of its own (two at a time would spoil each other's seconds); one that has finished is not
-run again by --resume, and running a finished study again does nothing. Fills the run directory:
+process of its own (two at a time would spoil each other's seconds). What has finished with the same
+settings and data is not run again by --resume, so that sizes, seeds, arms and prices may change; a
+finished study run again only draws its report. Fills the run directory:
 
     ledger.jsonl     a row per cell: everything measured, per document and item
     cells/           the same rows, one file each
@@ -47,6 +48,10 @@ from train.run import check_run, lock_run, run_directory_arguments
 
 AXES = ("text", "task")
 ASIDE = 25.0  # seconds that a cell takes beside training, before any has been measured
+SPEED = 2e11  # FLOPs per second, where the budget is in FLOPs, before any has been measured
+EVERY = ("data", "task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents",
+         "seq_len")  # fmt: skip
+About = dict[Cell, dict]
 
 
 def plan(study: StudyRecipe, arms: list[str] | None = None) -> list[Cell]:
@@ -78,29 +83,49 @@ def plan(study: StudyRecipe, arms: list[str] | None = None) -> list[Cell]:
 
 def expected_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
     """About how long a cell takes, by those of its arm in `rows` if there are any."""
-    tries = study.tries if cell.seed == study.seeds[0] else 1
+    settings = ARMS[cell.arm].settings(study, cell.axis)
+    tries = len(settings) if cell.seed == study.seeds[0] else 1
     known = [row["wall_seconds"] / max(1, len(row["search"])) for row in rows
              if (row["arm"], row["axis"]) == (cell.arm, cell.axis)]  # fmt: skip
     if known:
         return statistics.mean(known) * tries
-    rates = "rate" in ARMS[cell.arm].settings(study, cell.axis)[0]
-    return (ASIDE + study.budget_seconds * rates) * tries
+    budget = study.budget_flops / SPEED or study.budget_seconds
+    return (ASIDE + budget * ("rate" in settings[0])) * tries
 
 
-def provenance(study: StudyRecipe) -> dict:
-    """What every row of the ledger carries besides its measurements."""
+def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
+    """A hash of all that each cell's numbers follow from: settings, documents, items, foundation.
+
+    Not of prices, nor of what else is measured, so that these may change.
+    """
+    items = [(part, [(i.text, i.label) for i in getattr(load_task(study.task, study.data), part)])
+             for part in ("train", "validation", "test")]  # fmt: skip
+    general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
+    model = Path(study.foundation)
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
+             for path in sorted((model, *model.rglob("*"))) if path.is_file()]  # fmt: skip
+    data = [prepare(study.data).name, prepare(general).name, items, study.foundation, files]
+
+    def digest(cell: Cell) -> str:
+        settings = study.model_dump(mode="json", include={*EVERY, *ARMS[cell.arm].reads})
+        settings["data"].pop("cache_dir")
+        every = [cell, study.seeds[0], settings, data]
+        return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
+
+    return {cell: digest(cell) for cell in cells}
+
+
+def provenance(study: StudyRecipe, cells: Sequence[Cell]) -> About:
+    """What the row of each cell carries besides its measurements."""
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty"],
         capture_output=True,
         text=True,
     )
-    return {
+    every = {
         "corpus": study.data.corpus,
         "task": study.task.name,
-        "config_hash": hashlib.sha256(
-            f"{to_toml(study)}{prepare(study.data).name}".encode()
-        ).hexdigest(),
         "commit": commit.stdout.strip() or "unknown",
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -109,16 +134,17 @@ def provenance(study: StudyRecipe) -> dict:
         | {"python": platform.python_version()},
         "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
     }
+    return {cell: every | {"config_hash": what} for cell, what in contents(study, cells).items()}
 
 
-def measured(folder: Path, cell: Cell, about: dict) -> dict | None:
-    """The row of a cell that has been measured with the same settings and documents."""
+def measured(folder: Path, cell: Cell, about: About) -> dict | None:
+    """The row of a cell that has been measured with the same settings and data."""
     path = folder / "cells" / f"{cell.name}.json"
     row = json.loads(path.read_text()) if path.exists() else {}
-    return row if row.get("config_hash") == about["config_hash"] else None
+    return row if row.get("config_hash") == about[cell]["config_hash"] else None
 
 
-def run_cell(folder: Path, cell: Cell, about: dict) -> dict | None:
+def run_cell(folder: Path, cell: Cell, about: About) -> dict | None:
     """Run one cell in its own process, unless its row is there; `about` goes into a new row.
 
     None if the process fails: what does not need it goes on.
@@ -136,14 +162,14 @@ def run_cell(folder: Path, cell: Cell, about: dict) -> dict | None:
     if status:
         say(f"=== {cell.name} failed with status {status} (see above); the others go on")
         return None
-    row = {"id": cell.name, **cell._asdict(), **about, **json.loads(result.read_text())}
+    row = {"id": cell.name, **cell._asdict(), **about[cell], **json.loads(result.read_text())}
     result.write_text(json.dumps(row))
     result.rename(path)
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
     return row
 
 
-def in_turn(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
+def in_turn(folder: Path, cells: list[Cell], about: About) -> Iterator[dict]:
     """Rows of the cells, one after another."""
     for number, cell in enumerate(cells, 1):
         if row := run_cell(folder, cell, about):
@@ -151,7 +177,7 @@ def in_turn(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
         say(f"{number} of {len(cells)} cells are done")
 
 
-def on_ray(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
+def on_ray(folder: Path, cells: list[Cell], about: About) -> Iterator[dict]:
     """Rows of the cells, as many at a time as a Ray cluster has cores or devices for.
 
     All nodes must see `folder`. Raises UserError if Ray is not installed.
@@ -178,7 +204,7 @@ def on_ray(folder: Path, cells: list[Cell], about: dict) -> Iterator[dict]:
                 yield row
 
 
-def _pinned(folder: Path, cell: Cell, about: dict) -> dict | None:
+def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
     # Ray counts cores without saying which: the first one of this machine that no cell has locked.
     os.environ["OMP_NUM_THREADS"] = "1"
     for core in range(os.cpu_count() or 1) if hasattr(os, "sched_setaffinity") else ():
@@ -199,6 +225,38 @@ def write_ledger(folder: Path, rows: list[dict]) -> None:
     aside.replace(folder / "ledger.jsonl")
 
 
+def make_folder(
+    folder: Path, study: StudyRecipe, about: About, resume: bool, overwrite: bool
+) -> None:
+    """Make a study's folder, or check that `resume` may go on in it, before anything runs.
+
+    Raises UserError if it may not, or if cells in it were measured with other settings or data.
+    """
+    if resume and (folder / "config.toml").exists():
+        stale = [cell.name for cell in about if (folder / "cells" / f"{cell.name}.json").exists()
+                 and not measured(folder, cell, about)]  # fmt: skip
+        if stale:
+            raise UserError(
+                f"{folder}: {len(stale)} cells were measured with other settings or data "
+                f"({', '.join(stale[:3])}…); delete their files in {folder}/cells to measure them "
+                "again, or start anew with --overwrite"
+            )
+        return
+    check_run(folder, study, resume, overwrite)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    (aside / "cells").mkdir(parents=True)
+    (aside / "config.toml").write_text(to_toml(study), encoding="utf-8")
+    old = aside.with_suffix(".old")
+    try:
+        if folder.exists():
+            lock_run(folder).close()
+            folder.rename(old)
+        aside.rename(folder)  # there is a whole folder at once, or none
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def quick(study: StudyRecipe) -> StudyRecipe:
     """A fifth of the budget, the largest sizes, the first seed."""
     return study.model_copy(
@@ -212,7 +270,7 @@ def quick(study: StudyRecipe) -> StudyRecipe:
     )
 
 
-def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: dict) -> None:
+def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) -> None:
     """The grid and about how long it takes."""
     task = load_task(study.task, study.data)
     found = {cell: measured(folder, cell, about) for cell in cells}
@@ -241,25 +299,22 @@ def main() -> int:
     if own.quick:
         study = quick(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
-    cells = plan(study, own.arms)
-    about = provenance(study)
+    cells, every = plan(study, own.arms), plan(study)
+    about = provenance(study, [*cells, *every])
     say_plan(study, cells, folder, about)
     if own.dry_run:
         return 0
-    if not own.overwrite and all(measured(folder, cell, about) for cell in cells):
+    done = not own.overwrite and all(measured(folder, cell, about) for cell in cells)
+    if done:
         say(f"{folder}: all of it has been measured; the report is drawn again")
-        report(folder)
-        return 0
-    check_run(folder, study, own.resume, own.overwrite)
-    if not own.resume:
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "cells").mkdir(parents=True)
-        (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
-    every = plan(study)  # of which --arms has chosen
+    make_folder(folder, study, about, own.resume or done, own.overwrite)
     with lock_run(folder):
+        (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
         rows = {cell.name: row for cell in every if (row := measured(folder, cell, about))}
+        write_ledger(folder, [rows[c.name] for c in every if c.name in rows])
+        measure = on_ray if own.ray and not done else in_turn
         try:
-            for row in (on_ray if own.ray else in_turn)(folder, cells, about):
+            for row in measure(folder, [] if done else cells, about):
                 rows[row["id"]] = row
                 write_ledger(folder, [rows[c.name] for c in every if c.name in rows])
         except KeyboardInterrupt:

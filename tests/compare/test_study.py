@@ -1,6 +1,7 @@
 """A whole study with the real foundation model, cut down to minutes."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from compare.analysis.ledger import Ledger, cost_of
 from compare.arms import ARMS
 from compare.cells import measure
-from compare.run import plan, quick
+from compare.run import contents, plan, quick
 from compare.score import document_bits
 from compare.study import Cell, inference
 from configs.cli import UserError, load
@@ -25,15 +26,16 @@ SMALL = (
 
 
 def test_a_plan_puts_first_what_others_go_on_from():
-    study = load(StudyRecipe, DEMO).model_copy(update={"seeds": [3, 4], "text_arms": ["xz"]})
+    study = load(StudyRecipe, DEMO)
+    study = study.model_copy(update={"seeds": [3, 4], "text_arms": ["xz", "zero-shot"]})
     cells = plan(study, ["scratch-supervised", "tfidf", "text-then-shots"])
     study = study.model_copy(update={"task_arms": ["scratch-supervised"]})
     cells = plan(study)
     names = [(c.arm, c.axis, c.seed) for c in cells]
     assert names.index(("scratch", "text", 3)) < names.index(("scratch-supervised", "task", 3))
     assert ("scratch", "text", 4) in names
-    assert names.count(("xz", "text", 3)) == len(study.shares)
-    assert ("xz", "text", 4) not in names  # nothing is drawn
+    assert names.count(("xz", "text", 4)) == len(study.shares)  # of which a seed draws documents
+    assert ("zero-shot", "text", 4) not in names  # nothing is drawn
     assert len(set(cells)) == len(cells)
     assert {c.seed for c in plan(quick(study))} == {3}
     with pytest.raises(UserError, match='no arm "lorra"; did you mean "lora"'):
@@ -54,6 +56,24 @@ def test_every_arm_tries_as_many_settings_or_has_none_to_try():
             tried = arm.settings(study, axis)
             assert len(tried) == 3 or tried == [{}], name
             assert len({str(setting) for setting in tried}) == len(tried)
+
+
+def test_what_a_cell_follows_from_and_nothing_else_makes_it_another(study):
+    def changed(**settings):
+        other = StudyRecipe.model_validate(study.recipe.model_dump() | settings)
+        now = contents(other, plan(study.recipe))
+        return {cell.arm for cell, digest in now.items() if digest != before[cell]}
+
+    before = contents(study.recipe, plan(study.recipe))
+    assert len(set(before.values())) == len(before)
+    more = {"seeds": [0, 1, 2], "labels": [8, 64, 100], "shares": [0.2, 0.5, 1.0]}
+    assert changed(price_per_hour=3.0, requests=7, task_arms=["lora"], **more) == set()
+    adapter = study.recipe.adapter.model_dump() | {"rank": 3}
+    assert changed(adapter=adapter) == {"lora", "lora-neighbours", "text-then-shots"}
+    assert changed(budget_flops=2e10) == set(ARMS)
+    path = Path(study.recipe.task.name)
+    path.write_text(path.read_text().replace('"a"', '"c"', 1))
+    assert changed() == set(ARMS)  # a label in a file
 
 
 def test_an_unequal_search_is_refused(tmp_path):
@@ -96,12 +116,26 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     again = command("compare.run", *args[:-10], "--arms", "xz", "--resume", timeout=120)
     assert again.returncode == 0, again.stderr
     assert (folder / "ledger.jsonl").read_bytes() == before  # of all arms
-    again = command("compare.run", *args, timeout=120)  # without --resume
+    # Without --resume, and as it is after a kill between the last cell and the ledger.
+    (folder / "ledger.jsonl").unlink()
+    again = command("compare.run", *args, "--price-per-hour", "7", timeout=120)
     assert again.returncode == 0, again.stderr
     assert "all of it has been measured" in again.stderr
-    refused = command("compare.run", *args, "--test-documents", "5")
+    assert (folder / "ledger.jsonl").read_bytes() == before
+    assert "in money at 7 an hour" in (folder / "verdict.md").read_text()
+    other = (*args, "--test-documents", "5")
+    refused = command("compare.run", *other)
     assert refused.returncode == 2
     assert "exists; go on with --resume" in refused.stderr
+    refused = command("compare.run", *other, "--resume")
+    assert refused.returncode == 2
+    assert "cells were measured with other settings or data (" in refused.stderr
+    assert (folder / "ledger.jsonl").read_bytes() == before
+    planned = command("compare.run", *other, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert f"{len(ledger.rows)} cells, {len(ledger.rows)} to run in {folder}" in planned.stdout
+    assert re.search(r"about [1-9]\d* minutes", planned.stdout)
+    assert re.search(r"task lora +sizes 16 +1 seeds, 1 settings tried", planned.stdout)
 
     # A cell that fails leaves the others as they are, and is named.
     (folder / "cells" / "scratch-supervised-task-16-0.json").rename(tmp_path / "kept.json")
@@ -127,7 +161,7 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     new = {row["id"]: row for row in Ledger.read(folder).rows}
     assert list(new) == list(old)
     for name, row in new.items():
-        for key in ("correct", "document_bits", "total_bits"):
+        for key in ("correct", "document_bits"):
             assert row.get(key) == old[name].get(key), (name, key)
 
 
@@ -164,7 +198,29 @@ def test_others_go_on_from_the_try_that_was_chosen(study):
     each = row["search"][0]["flops"]
     assert 1e10 <= each < 1.2e10  # as the budget says, and what steps cost
     assert cost_of([row]).once_flops == pytest.approx(2 * each, rel=0.01)
-    assert 0 < row["peak_bytes"] < 2**33
+    assert 2**27 < row["peak_bytes"] < 2**33  # torch alone takes more
+    assert row["stored_bytes"] == 4 * model.num_parameters()
+    assert row["overlap"] == study.held_out.overlap(study.texts(1.0, "x"))
+    assert row["epochs"] * len(study.texts(1.0, "x")) > row["training_steps"] > row["kept_step"] > 0
+    general = document_bits(inference(model), tokenizer, study.general)
+    assert row["general_bits"] == pytest.approx(sum(general), rel=1e-3)
+
+
+def test_the_test_split_is_read_once_and_labels_that_choose_are_counted(study, monkeypatch):
+    asked = []
+    arm = ARMS["tfidf"]
+
+    def learn(*args):
+        learned = arm.learn(*args)
+        answers = learned.answers
+        learned.answers = lambda split: asked.append(split) or answers(split)
+        return learned
+
+    monkeypatch.setitem(ARMS, "tfidf", arm._replace(learn=learn))
+    row = measure(study, Cell("tfidf", "task", 8.0, 0))
+    assert asked == ["validation", "validation", "test"]
+    assert row["labels"] == 8 + len(study.labelled(8, "x").validation)
+    assert measure(study, Cell("majority", "task", 8.0, 0))["labels"] == 8  # nothing to choose
 
 
 def test_features_are_read_once_for_all_that_is_tried(study):
@@ -186,5 +242,5 @@ def test_cells_run_on_a_cluster_into_the_same_ledger(command, cache, tmp_path):
         done = command("compare.run", *args, "--run-dir", tmp_path / folder, *more, timeout=600)
         assert done.returncode == 0, done.stderr
     alone, cluster = (Ledger.read(tmp_path / folder).rows for folder in ("alone", "ray"))
-    for key in ("id", "correct", "total_bits", "setting"):
+    for key in ("id", "correct", "document_bits", "setting"):
         assert [row.get(key) for row in alone] == [row.get(key) for row in cluster]
