@@ -2,8 +2,8 @@
 
     python -m compare.report STUDY-DIR
 
-Reads STUDY-DIR/ledger.jsonl and config.toml; writes beside them report.html (one file, works
-without a network), table.md, verdict.md and plots/curves.png.
+Reads STUDY-DIR/ledger.jsonl (which may also be named itself) and config.toml; writes beside them
+report.html (one file, works without a network), table.md, verdict.md and plots/curves.png.
 """
 
 import json
@@ -14,15 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compare.analysis.ledger import Ledger, cost_of
-from compare.analysis.verdict import (
-    Sentence,
-    general_bits,
-    is_level,
-    needed,
-    size_text,
-    verdict,
-)
+from compare.analysis.costs import needed
+from compare.analysis.ledger import Ledger, Sentence, cost_of
+from compare.analysis.verdict import general_bits, is_level, size_text, verdict
 from compare.analysis.worlds import calibration_error
 from compare.arms import ARMS, FLOORS
 from compare.leaks import RUN, SAME
@@ -74,7 +68,7 @@ def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
                 show(cost.request_seconds, ".3f"),
                 f"{cost.peak_bytes / 2**30:.2f} GiB",
                 show(statistics.mean(general) if general else None, ".3f"),
-                show(max(row.get("overlap", 0.0) for row in rows), ".1%"),
+                show(max(row.get("overlap", 0.0) for row in rows), ".2%"),
             )
         )
     return found
@@ -94,9 +88,10 @@ def about(ledger: Ledger) -> str:
                     default=0)  # fmt: skip
     items = max((len(r["correct"]) for r in ledger.rows if "correct" in r), default=0)
     seeds = len({r["seed"] for r in ledger.rows})
+    commits = ", ".join(dict.fromkeys(r["commit"][:10] for r in ledger.rows))
     return (
         f"{row['corpus']}, task {row['task']}; {documents} held-out documents, {items} held-out "
-        f"items; {seeds} seed(s); {row['device']}; commit {row['commit'][:10]}; `{row['command']}`."
+        f"items; {seeds} seed(s); {row['device']}; commit {commits}; `{row['command']}`."
     )
 
 
@@ -111,14 +106,20 @@ def protocol(recipe: StudyRecipe) -> list[str]:
         f"Training gets {budget} on the text and as much on the task, per size, seed and try.",
         f"Every arm with something to set tries {recipe.tries} settings on the first seed; the "
         "validation split chooses (also the checkpoint), and the test split is read once.",
-        f"An arm with so many labelled items has as many to validate on, {LEAST} at least.",
+        f"An arm with so many labelled items has as many to validate on, {LEAST} at least, as far "
+        "as there are; they are paid for as labels.",
         f"Whatever an arm learns, retrieves or shows is refused if a held-out text stands in it: "
         f"{SAME:.0%} of its runs of {RUN} characters. Overlap is the share of all held-out runs "
         "that stand anywhere in what an arm saw.",
         "Intervals: 95 %, bootstrapped over held-out documents or items, the same for every arm, "
         "with Student's t over seeds.",
         "Seconds are the machine's, one cell at a time: steps of training, and of the search also "
-        "the answers that chose. Loading, checkpoints and the test's answers are not training.",
+        "the answers that chose. Loading, checkpoints, the evaluations that choose one, and the "
+        "test's answers are not training.",
+        "FLOPs are those of products of matrices, the optimiser's included; on text, those of "
+        "the validation that chooses a setting are not in them.",
+        "The same seeds give the same numbers again on the same kind of CPU where the budget is in "
+        "FLOPs; seconds end a training where the machine is by then.",
         "Tokens, FLOPs and seconds of a request hold its share of what is read once for all.",
         *(f"{name} sees {arm.sees}." for name, arm in ARMS.items()),
     ]
@@ -130,7 +131,7 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
     curves: dict[str, dict] = {"text": {}, "task": {}}
     for axis, arm, size in ledger.groups:
         value, low, high = ledger.score(axis, arm, size).estimate
-        alone = is_level(ledger, axis, arm)
+        alone = is_level(axis, arm)
         curves[axis].setdefault(arm, []).append(
             {"size": size, "value": value, "low": low, "high": high, "level": alone}
         )
@@ -156,7 +157,7 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
         "rows": flat([shown(row) for row in ledger.rows]),
     }
     template = files("compare").joinpath("report.html").read_text(encoding="utf-8")
-    text = json.dumps(content, ensure_ascii=False).replace("</", "<\\/")
+    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("__DATA__", text)
 
 
@@ -205,32 +206,35 @@ def written(ledger: Ledger, axis: str) -> list[dict]:
 def plot(ledger: Ledger, path: Path) -> None:
     """Curves of both axes with intervals; what learns nothing of that size as level lines."""
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("drawing needs: pip install -e '.[compare]'") from None
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    figure = Figure(figsize=(12, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, axis in zip(panels, ("text", "task"), strict=True):
-        for number, arm in enumerate(ledger.arms(axis)):
+        arms = ledger.arms(axis)
+        for number, arm in enumerate(arms):
             sizes = ledger.sizes(axis, arm)
             scores = [ledger.score(axis, arm, size).estimate for size in sizes]
-            colour, style = f"C{number % 10}", "--" if arm in FLOORS else "-"
-            if is_level(ledger, axis, arm):
+            colour, style = colours[list(ARMS).index(arm)], "--" if arm in FLOORS else "-"
+            if is_level(axis, arm):
                 panel.axhline(scores[0].value, color=colour, linestyle=":", label=arm)
                 continue
             reach = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
-            values = [s.value for s in scores]
-            marker = "s" if number >= 10 else "o"
-            panel.errorbar(sizes, values, reach, color=colour, linestyle=style, capsize=3,
-                           marker=marker, markersize=4, label=arm)  # fmt: skip
+            beside = [size * 1.03 ** (number - len(arms) / 2) for size in sizes]  # not on another
+            panel.errorbar(beside, [s.value for s in scores], reach, color=colour, linestyle=style,
+                           elinewidth=1, marker="os^"[number % 3], markersize=4,
+                           label=arm)  # fmt: skip
         panel.set_xscale("log")
         panel.set_title(CAPTIONS[axis], fontsize=10)
         panel.set_xlabel(
             {"text": "share of the training documents", "task": "labelled items"}[axis]
         )
         panel.grid(alpha=0.3)
-        if ledger.arms(axis):
-            panel.legend(fontsize=7, ncols=2)
+        if arms:
+            panel.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.11))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -239,7 +243,7 @@ def report(folder: Path) -> None:
     """Write report.html, table.md, verdict.md and plots/curves.png; print table and verdict."""
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
-    said = verdict(ledger, recipe.requests)
+    said = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label)
     (folder / "table.md").write_text(markdown(ledger), encoding="utf-8")
     text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(said, 1))
     (folder / "verdict.md").write_text(text, encoding="utf-8")
@@ -262,7 +266,8 @@ def main() -> None:
     """Entry point of `python -m compare.report`."""
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="STUDY-DIR")
-    folder = parser.parse_args().folder
+    named = parser.parse_args().folder
+    folder = named.parent if named.is_file() else named
     report(folder)
     print(f"written: {folder / 'report.html'}, table.md, verdict.md, plots/curves.png")
 

@@ -13,12 +13,11 @@ SURE = 0.95  # share of the worlds in which something must be so to be said
 
 
 class Crossing(NamedTuple):
-    """The size at which one curve meets another, with its 95 % interval; in how many worlds."""
+    """The size at which one curve meets another, with its 95 % interval."""
 
     value: float
     low: float
     high: float
-    share: float
 
 
 def crossing(
@@ -37,13 +36,13 @@ def crossing(
     if not math.isfinite(value) or there.mean() < SURE:
         return None
     low, high = np.quantile(found[there], (0.025, 0.975))
-    return Crossing(value, float(low), float(high), float(there.mean()))
+    return Crossing(value, float(low), float(high))
 
 
 def _first(gaps: Sequence[float] | np.ndarray, sizes: Sequence[float]) -> float:
     # The size of the first change of sign, NaN if there is none.
     for i in range(len(sizes) - 1):
-        if gaps[i] * gaps[i + 1] < 0:
+        if gaps[i] * gaps[i + 1] <= 0 and gaps[i]:
             share = gaps[i] / (gaps[i] - gaps[i + 1])
             logs = math.log(sizes[i]), math.log(sizes[i + 1])
             return math.exp(logs[0] + share * (logs[1] - logs[0]))

@@ -9,16 +9,37 @@ from typing import NamedTuple
 from compare.analysis.worlds import Drawn, Row, score
 from configs.cli import UserError
 
+HELD_OUT = {"text": "document_bytes", "task": "items"}
+
+
+class Sentence(NamedTuple):
+    """A statement, and the ids of the rows that it follows from."""
+
+    text: str
+    rows: list[str]
+
+
+def ids(*groups: Sequence[Row]) -> list[str]:
+    """The ids of rows."""
+    return [row["id"] for rows in groups for row in rows]
+
 
 class Ledger:
-    """All rows of a study."""
+    """All rows of a study. Raises UserError if they were not measured on the same held-out data."""
 
     def __init__(self, rows: Sequence[Row]):
         self.rows = list(rows)
         self.groups: dict[tuple[str, str, float], list[Row]] = {}
+        first: dict[str, Row] = {}
         for row in self.rows:
             self.groups.setdefault((row["axis"], row["arm"], row["size"]), []).append(row)
-        self._scores: dict[tuple[str, str, float], Drawn | None] = {}
+            other, key = first.setdefault(row["axis"], row), HELD_OUT[row["axis"]]
+            if row.get(key) != other.get(key):
+                raise UserError(
+                    f"{row['id']} was measured on other held-out data than {other['id']}; the "
+                    "study must be run again, with --overwrite"
+                )
+        self._scores: dict[tuple[str, str, float], Drawn] = {}
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
@@ -55,9 +76,7 @@ class Ledger:
         key = axis, arm, size
         if key not in self._scores:
             self._scores[key] = score(self.groups[key], axis)
-        found = self._scores[key]
-        assert found is not None, key
-        return found
+        return self._scores[key]
 
 
 class Cost(NamedTuple):
@@ -74,14 +93,19 @@ class Cost(NamedTuple):
     """Of the whole prompt, what is read once for all items included."""
     stored_bytes: float
     peak_bytes: float
+    labels: float
+    """Labelled items that it learns from, shows, or chooses by."""
 
     def seconds(self, requests: float) -> float:
         """All that so many requests take, training included."""
         return self.once_seconds + requests * (self.request_seconds or 0.0)
 
-    def flops(self, requests: float) -> float:
-        """As `seconds`."""
-        return self.once_flops + requests * (self.request_flops or 0.0)
+    def money(self, requests: float, per_hour: float, per_label: float) -> float:
+        """As `seconds`, at a price per hour, with its labels."""
+        return self.seconds(requests) / 3600 * per_hour + self.labels * per_label
+
+
+NOTHING = Cost(0.0, 0.0, None, None, None, None, 0.0, 0.0, 0.0)
 
 
 def cost_of(rows: Sequence[Row], before: Sequence[Row] = (), searched: Sequence[Row] = ()) -> Cost:
@@ -101,7 +125,7 @@ def cost_of(rows: Sequence[Row], before: Sequence[Row] = (), searched: Sequence[
         chosen = [row.get(f"training_{key}") or 0.0 for row in chose]
         return sum(tried) - sum(chosen) if tried else 0.0
 
-    first = cost_of(before) if before else Cost(0.0, 0.0, None, None, None, None, 0.0, 0.0)
+    first = cost_of(before) if before else NOTHING
     return Cost(
         (mean("training_seconds") or 0.0) + search("seconds") + first.once_seconds,
         (mean("training_flops") or 0.0) + search("flops") + first.once_flops,
@@ -110,5 +134,6 @@ def cost_of(rows: Sequence[Row], before: Sequence[Row] = (), searched: Sequence[
         mean("read_tokens"),
         mean("prompt_tokens"),
         mean("stored_bytes") or first.stored_bytes,
-        statistics.median(row["peak_bytes"] for row in rows),
+        max(first.peak_bytes, statistics.median(row["peak_bytes"] for row in rows)),
+        mean("labels") or 0.0,
     )

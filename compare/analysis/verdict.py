@@ -1,48 +1,40 @@
 """The verdict in sentences, each with the ledger rows behind it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from compare.analysis.costs import break_even, front
+from compare.analysis.costs import fronts, what_pays
 from compare.analysis.curves import SURE, crossing, scaling
-from compare.analysis.ledger import Ledger, cost_of
-from compare.analysis.worlds import Drawn
+from compare.analysis.ledger import Ledger, Sentence, ids
+from compare.analysis.worlds import Drawn, Estimate
 from compare.arms import ARMS, FLOORS
 from compare.leaks import RUN, SAME
+from compare.study import LEAST
 
 UNITS = {"text": "bits per byte", "task": "of the items right"}
-PROMPTED = ("zero-shot", "one-shot", "few-shot", "neighbour-shots", "retrieval")
-HANDFUL = 16  # items that a prompt may show
 MORE = 10  # times as much data, for what the curves say beyond what was measured
 FITTED = 200  # worlds whose curves are fitted too
 
 
-class Sentence(NamedTuple):
-    """A statement, and the ids of the rows that it follows from."""
-
-    text: str
-    rows: list[str]
-
-
-def verdict(ledger: Ledger, requests: int = 1000) -> list[Sentence]:
+def verdict(
+    ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_label: float = 0.0
+) -> list[Sentence]:
     """All that can be said, from the text and the task to what so many requests cost."""
     said = []
     for axis in ("text", "task"):
         if ledger.arms(axis):
-            said += [*_winners(ledger, axis), *_floors(ledger, axis), *_crossings(ledger, axis)]
-    return [*said, *_worth(ledger), *_pays(ledger), *_front(ledger, requests),
-            *_forgetting(ledger), *_more(ledger), *_caveats(ledger)]  # fmt: skip
+            said += [*_winners(ledger, axis), *_floors(ledger, axis)]
+            said += [*_distance(ledger)] if axis == "text" else []
+            said += [*_crossings(ledger, axis), *_more(ledger, axis)]
+    return [*said, *_worth(ledger), *what_pays(ledger, requests),
+            *fronts(ledger, requests, per_hour, per_label),
+            *_forgetting(ledger), *_caveats(ledger)]  # fmt: skip
 
 
 def better(axis: str, a: Drawn, b: Drawn) -> Drawn:
     """By how much `a` is better than `b`: fewer bits, or more items."""
     return b.minus(a) if axis == "text" else a.minus(b)
-
-
-def _ids(*groups: Sequence[dict]) -> list[str]:
-    return [row["id"] for rows in groups for row in rows]
 
 
 def _at(axis: str, size: float) -> str:
@@ -58,10 +50,9 @@ def size_text(axis: str, size: float) -> str:
     return f"{size:,.0f} items" if axis == "task" else f"{100 * size:.3g} % of the text"
 
 
-def is_level(ledger: Ledger, axis: str, arm: str) -> bool:
-    """Whether an arm learns from no share of the text, or from a handful of items: no curve."""
-    sizes = ledger.sizes(axis, arm)
-    return len(sizes) == 1 and sizes[0] <= (HANDFUL if axis == "task" else 0)
+def is_level(axis: str, arm: str) -> bool:
+    """Whether an arm learns from no share of the text, or shows a handful of items: no curve."""
+    return ARMS[arm].sizes[axis] not in ("share", "labels")
 
 
 def fields(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
@@ -70,7 +61,7 @@ def fields(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
     A prompt that shows fewer items than there are competes at every size from there on.
     """
     arms = ledger.arms(axis)
-    level = [arm for arm in arms if is_level(ledger, axis, arm)]
+    level = [arm for arm in arms if is_level(axis, arm)]
     sized = [arm for arm in arms if arm not in level]
     sizes = sorted({size for arm in sized for size in ledger.sizes(axis, arm)})
     found = []
@@ -83,29 +74,31 @@ def fields(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
 
 
 def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
-    # At every size: the best of what is no floor, and whether the next is worse.
+    # At every size: the best of what is no floor, and which others are not measured to be worse.
     sign = 1 if axis == "text" else -1
     said = []
     for size, at in fields(ledger, axis):
         scores = {arm: ledger.score(axis, arm, own) for arm, own in at.items() if arm not in FLOORS}
         if len(scores) < 2:
             continue
-        first, second = sorted(scores, key=lambda arm: sign * scores[arm].value)[:2]
-        gap = better(axis, scores[first], scores[second]).estimate
-        rows = _ids(ledger.at(axis, first, at[first]), ledger.at(axis, second, at[second]))
-        if gap.low > 0:
-            text = (f"{_at(axis, size)} {first} is best ({scores[first].estimate} {UNITS[axis]}), "
-                    f"{gap} better than {second} ({scores[second].value:.3f}).")  # fmt: skip
+        first, *others = sorted(scores, key=lambda arm: sign * scores[arm].value)
+        gaps = {arm: better(axis, scores[first], scores[arm]).estimate for arm in others}
+        alike = [arm for arm in others if gaps[arm].low <= 0]
+        its = f"({scores[first].estimate} {UNITS[axis]})"
+        if alike:
+            shown = ", ".join(f"{arm} ({scores[arm].estimate})" for arm in alike)
+            text = f"no difference was measured between {first} {its} and {shown}."
         else:
-            text = (f"{_at(axis, size)} no difference was measured between {first} "
-                    f"({scores[first].estimate} {UNITS[axis]}) and {second} "
-                    f"({scores[second].estimate}).")  # fmt: skip
-        said.append(Sentence(text, rows))
+            second = others[0]
+            text = (f"{first} is best {its}, {gaps[second]} better than {second} "
+                    f"({scores[second].value:.3f}).")  # fmt: skip
+        rows = ids(*(ledger.at(axis, arm, at[arm]) for arm in (first, *others)))
+        said.append(Sentence(f"{_at(axis, size)} {text}", rows))
     return said
 
 
 def _floors(ledger: Ledger, axis: str) -> list[Sentence]:
-    # At every size: the best floor there, and who is not above it.
+    # At every size: the best floor there, and who is measured to be better or worse than it.
     sign = 1 if axis == "text" else -1
     said = []
     for size, at in fields(ledger, axis):
@@ -114,22 +107,36 @@ def _floors(ledger: Ledger, axis: str) -> list[Sentence]:
         if not floors or not arms:
             continue
         floor = min(floors, key=lambda arm: sign * scores[arm].value)
-        losers = [arm for arm in arms if better(axis, scores[arm], scores[floor]).estimate.low <= 0]
-        who = f"not above it: {', '.join(losers)}" if losers else "every arm beats it"
-        if len(losers) == len(arms):
-            who = "no arm beats it"
+        gaps = {arm: better(axis, scores[arm], scores[floor]).estimate for arm in arms}
+        lists = {
+            "better": [arm for arm in arms if gaps[arm].low > 0],
+            "worse": [arm for arm in arms if gaps[arm].high < 0],
+            "no difference measured": [a for a in arms if gaps[a].low <= 0 <= gaps[a].high],
+        }
+        shown = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
         text = (f"{_at(axis, size)} the floor is {floor} ({scores[floor].estimate} {UNITS[axis]}); "
-                f"{who}.")  # fmt: skip
-        said.append(Sentence(text, _ids(*(ledger.at(axis, arm, own) for arm, own in at.items()))))
-    if axis == "text" and "zero-shot" in ledger.arms(axis) and said:
-        before, compressed = ledger.score(axis, "zero-shot"), ledger.score(axis, floor)
-        ratio = before.value / compressed.value
-        far = "far from" if ratio > 1 else "near to"
-        rows = _ids(ledger.largest(axis, "zero-shot"), ledger.largest(axis, floor))
-        said.append(Sentence(
-            f"Zero-shot over the floor is {ratio:.2f}: this text is {far} what the foundation has "
-            "seen.", rows))  # fmt: skip
+                f"{shown}.")  # fmt: skip
+        said.append(Sentence(text, ids(*(ledger.at(axis, arm, own) for arm, own in at.items()))))
     return said
+
+
+def _distance(ledger: Ledger) -> list[Sentence]:
+    # How far the text is from what the foundation has seen.
+    floors = [arm for arm in ledger.arms("text") if arm in FLOORS]
+    if "zero-shot" not in ledger.arms("text") or not floors:
+        return []
+    floor = min(floors, key=lambda arm: ledger.score("text", arm).value)
+    before, learnt = ledger.score("text", "zero-shot"), ledger.score("text", floor)
+    low, high = np.quantile(before.worlds / learnt.worlds, (0.025, 0.975))
+    ratio = Estimate(before.value / learnt.value, float(low), float(high))
+    rows = ledger.largest("text", "zero-shot")
+    beside = ""
+    if general := general_bits(rows):
+        beside = f", and {before.value / general[0]:.2f} times its own on general text"
+    return [Sentence(
+        f"As it is, the foundation needs {ratio} times the bits that {floor} needs after "
+        f"{size_text('text', ledger.sizes('text', floor)[-1])}{beside}.",
+        ids(rows, ledger.largest("text", floor)))]  # fmt: skip
 
 
 def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
@@ -142,18 +149,61 @@ def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
     for arm in ("lora", "full"):
         if arm not in ledger.arms(axis) or ledger.sizes(axis, arm) != sizes or len(sizes) < 2:
             continue
-        curves = [[ledger.score(axis, name, size) for size in sizes] for name in (own, arm)]
-        rows = _ids(*(ledger.at(axis, name, size) for name in (own, arm) for size in sizes))
-        found = crossing(sizes, *curves)
-        if found is None:
-            said.append(Sentence(
-                f"Between {size_text(axis, sizes[0])} and {size_text(axis, sizes[-1])} the curves "
-                f"of {own} and {arm} are not seen to cross.", rows))  # fmt: skip
+        a, b = ([ledger.score(axis, name, size) for size in sizes] for name in (own, arm))
+        rows = ids(*(ledger.at(axis, name, size) for name in (own, arm) for size in sizes))
+        gaps = [better(axis, x, y).estimate for x, y in zip(a, b, strict=True)]
+        reach = f"from {size_text(axis, sizes[0])} to {size_text(axis, sizes[-1])}"
+        if found := crossing(sizes, a, b):
+            below = max(size for size in sizes if size <= found.value)
+            above = min(size for size in sizes if size >= found.value)
+            text = (f"{own} and {arm} cross at {size_text(axis, found.value)} "
+                    f"[{size_text(axis, found.low)}, {size_text(axis, found.high)}], if their "
+                    f"curves are straight (by the logarithm of the size) between "
+                    f"{size_text(axis, below)} and {size_text(axis, above)}.")  # fmt: skip
+        elif all(gap.low > 0 for gap in gaps) or all(gap.high < 0 for gap in gaps):
+            best, other = (own, arm) if gaps[0].low > 0 else (arm, own)
+            text = f"{best} is better than {other} at every size {reach}."
         else:
+            text = f"Whether and where {own} and {arm} cross {reach} cannot be told."
+        said.append(Sentence(text, rows))
+    return said
+
+
+def _more(ledger: Ledger, axis: str) -> list[Sentence]:
+    # What more text or labels would buy, as far as a fitted curve can be trusted beyond its data.
+    said, bound, behind = [], [], []
+    own = {"text": "scratch", "task": "scratch-supervised"}[axis]
+    for arm in (own, "lora", "full", "features"):
+        if arm not in ledger.arms(axis):
+            continue
+        sizes = ledger.sizes(axis, arm)
+        rows = ids(*(ledger.at(axis, arm, size) for size in sizes))
+        times = [np.mean([row.get("epochs", 1.0) for row in ledger.at(axis, arm, size)])
+                 for size in sizes]  # fmt: skip
+        if axis == "text" and times[-1] < 1:
+            bound.append(f"{arm} {times[-1]:.2f}")
+            behind += rows
+            continue
+        curve = [ledger.score(axis, arm, size) for size in sizes]
+        lost = [point.value if axis == "text" else 1 - point.value for point in curve]
+        fitted = scaling(sizes, lost)
+        worlds = np.stack([point.worlds[:FITTED] for point in curve], 1)
+        worlds = worlds if axis == "text" else 1 - worlds
+        fits = [fit.at(MORE * sizes[-1]) for world in worlds if (fit := scaling(sizes, world))]
+        if fitted and len(fits) >= SURE * FITTED:
+            low, high = np.quantile(fits, (0.025, 0.975))
+            found = Estimate(fitted.at(MORE * sizes[-1]), float(low), float(high))
+            if axis == "task":
+                found = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
+            what = {"text": "text", "task": "labels"}[axis]
             said.append(Sentence(
-                f"{own} and {arm} cross at {size_text(axis, found.value)} "
-                f"[{size_text(axis, found.low)}, {size_text(axis, found.high)}].",
-                rows))  # fmt: skip
+                f"Extrapolated, not measured: with {MORE} times the {what} and the same budget "
+                f"{arm} would have {found} {UNITS[axis]}, by a power law with a floor through "
+                f"{len(sizes)} sizes, if its form holds.", rows))  # fmt: skip
+    if bound:
+        said.append(Sentence(
+            "More text would buy nothing at this budget where not all of it was read; times that "
+            f"it was: {', '.join(bound)}.", behind))  # fmt: skip
     return said
 
 
@@ -169,82 +219,18 @@ def _worth(ledger: Ledger) -> list[Sentence]:
                 continue
             sizes = ledger.sizes("task", arm)
             curve = [ledger.score("task", arm, size) for size in sizes]
-            rows = _ids(ledger.largest("task", prompt),
-                        *(ledger.at("task", arm, size) for size in sizes))  # fmt: skip
-            found = crossing(sizes, curve, level)
-            if found:
-                text = (f"{prompt} is worth {found.value:.0f} [{found.low:.0f}, {found.high:.0f}] "
-                        f"labelled items of {arm}.")  # fmt: skip
-            elif curve[0].minus(level).estimate.low > 0:
-                text = f"{prompt} is worth fewer than {sizes[0]:g} labelled items of {arm}."
-            elif level.minus(curve[-1]).estimate.low > 0:
-                text = f"{prompt} is worth more than {sizes[-1]:g} labelled items of {arm}."
-            else:
-                text = f"How many items of {arm} {prompt} is worth cannot be told apart."
-            said.append(Sentence(text, rows))
+            gaps = {s: point.minus(level).estimate for s, point in zip(sizes, curve, strict=True)}
+            least = [f"more than {s:g}" for s in sizes if gaps[s].high < 0][-1:]
+            most = [f"fewer than {s:g}" for s in sizes if gaps[s].low > 0][:1]
+            bounds = " and ".join([*least, *most])
+            if found := crossing(sizes, curve, level):
+                bounds = f"{found.value:.0f} [{found.low:.0f}, {found.high:.0f}]"
+            text = f"{prompt} is worth {bounds} labelled items of {arm}."
+            if not bounds:
+                text = f"How many labelled items of {arm} {prompt} is worth cannot be told."
+            rows = [ledger.at("task", arm, size) for size in sizes]
+            said.append(Sentence(text, ids(ledger.largest("task", prompt), *rows)))
     return said
-
-
-def _pays(ledger: Ledger) -> list[Sentence]:
-    # After how many requests each trained arm is cheaper than the best prompted one.
-    arms = ledger.arms("task")
-    prompted = [arm for arm in arms if arm in PROMPTED]
-    trained = [arm for arm in arms if arm not in PROMPTED and arm not in FLOORS]
-    if not prompted:
-        return []
-    shown = max(prompted, key=lambda arm: ledger.score("task", arm).value)
-    level, price = ledger.score("task", shown), cost_of(ledger.largest("task", shown))
-    said = []
-    for arm in trained:
-        rows, first = ledger.largest("task", arm), needed(ledger, arm)
-        gap = ledger.score("task", arm).minus(level).estimate
-        how = f"gets {abs(gap.value):.3f} {'more' if gap.value > 0 else 'less'} of the items right"
-        if gap.low <= 0 <= gap.high:
-            how = "gets no measurably other share of the items right"
-        found = break_even(cost_of(rows, first), price)
-        if found is None:
-            text = (f"A request to {shown} is not dearer than one to {arm}, which {how}: in "
-                    "seconds its training never pays for itself.")  # fmt: skip
-        else:
-            each = [break_even(cost_of([row], first, rows), price) for row in rows]
-            known = [x for x in each if x is not None] or [found]
-            text = (
-                f"{arm}, which {how}, has paid for its training and search after {found:,.0f} "
-                f"requests to {shown} (seeds: {min(known):,.0f} to {max(known):,.0f})."
-            )
-        said.append(Sentence(text, _ids(rows, ledger.largest("task", shown), first)))
-    return said
-
-
-def _front(ledger: Ledger, requests: int) -> list[Sentence]:
-    # Who is beaten by none in both, and the cheapest that is not measurably worse than the best.
-    groups = [(arm, size) for axis, arm, size in ledger.groups if axis == "task"]
-    if not groups:
-        return []
-    scores = [ledger.score("task", *group) for group in groups]
-    costs = [cost_of(ledger.at("task", *group), needed(ledger, group[0])).seconds(requests)
-             for group in groups]  # fmt: skip
-    on = front(costs, [score.value for score in scores])
-    best = scores[on[-1]]
-    as_good = [i for i in range(len(groups)) if best.minus(scores[i]).estimate.low <= 0]
-    choice = min(as_good, key=lambda i: costs[i])
-
-    def told(i: int) -> str:
-        arm, size = groups[i]
-        with_items = f" with {size:g} items" if size else ""
-        return f"{arm}{with_items} ({scores[i].value:.3f}; {costs[i]:,.0f} s)"
-
-    rows = _ids(*(ledger.at("task", *groups[i]) for i in (*on, choice)))
-    return [Sentence(
-        f"For {requests:,} requests, in seconds with training and search, none is both cheaper and "
-        f"better than {', '.join(map(told, on))}; the cheapest that is not measured to be worse "
-        f"than the best is {told(choice)}.", rows)]  # fmt: skip
-
-
-def needed(ledger: Ledger, arm: str) -> list[dict]:
-    """The rows of what an arm goes on from."""
-    first = ARMS[arm].needs
-    return ledger.groups.get(("text", first, 1.0), [])
 
 
 def general_bits(rows: Sequence[dict]) -> list[float]:
@@ -267,46 +253,30 @@ def _forgetting(ledger: Ledger) -> list[Sentence]:
         if shown:
             said.append(Sentence(
                 f"Learning the {axis} costs bits per byte on general text, by seeds: "
-                f"{', '.join(shown)} (from {before[0]:.3f}).", _ids(rows)))  # fmt: skip
-    return said
-
-
-def _more(ledger: Ledger) -> list[Sentence]:
-    # What more text would buy, as far as a fitted curve can be trusted beyond its data.
-    said = []
-    for arm in ("scratch", "lora", "full"):
-        if arm not in ledger.arms("text"):
-            continue
-        sizes = ledger.sizes("text", arm)
-        curve = [ledger.score("text", arm, size) for size in sizes]
-        fitted = scaling(sizes, [point.value for point in curve])
-        worlds = np.stack([point.worlds[:FITTED] for point in curve], 1)
-        fits = [fit.at(MORE * sizes[-1]) for world in worlds if (fit := scaling(sizes, world))]
-        if fitted and len(fits) >= SURE * FITTED:
-            rows = _ids(*(ledger.at("text", arm, size) for size in sizes))
-            low, high = np.quantile(fits, (0.025, 0.975))
-            said.append(Sentence(
-                f"Extrapolated, not measured: with {MORE} times the text and the same budget {arm} "
-                f"would need {fitted.at(MORE * sizes[-1]):.3f} [{low:.3f}, {high:.3f}] bits per "
-                f"byte, by a power law with a floor through {len(sizes)} sizes.",
-                rows))  # fmt: skip
+                f"{', '.join(shown)} (from {before[0]:.3f}).", ids(rows)))  # fmt: skip
     return said
 
 
 def _caveats(ledger: Ledger) -> list[Sentence]:
     said = []
-    trained = [row for row in ledger.rows if "training_steps" in row]
-    seeds = {len(g) for (_, _, _), g in ledger.groups.items() if g[0] in trained}
-    if seeds and min(seeds) < 3:
+    trained = [rows for rows in ledger.groups.values() if "training_steps" in rows[0]]
+    seeds = min(map(len, trained), default=3)
+    if seeds < 3:
+        covered = "cover the training seed by two alone" if seeds == 2 else "leave it out"
         said.append(Sentence(
-            f"This is {min(seeds)} seed(s): the intervals cover the choice of held-out documents "
-            "and items, not of the training seed, so none of it is a result before 3 seeds.",
-            _ids(trained)))  # fmt: skip
+            f"The training seed is one of {seeds}, and the intervals {covered}: none of this is a "
+            "result before 3 seeds.", ids(*trained)))  # fmt: skip
+    chose = [row for row in ledger.rows if row.get("labels", 0) > row["size"]]
+    if chose:
+        said.append(Sentence(
+            "Sizes are the labelled items that are learnt from; whatever has a setting or a "
+            f"checkpoint to choose, zero-shot too, chose by as many others, {LEAST} at least, as "
+            "far as there are.", ids(chose)))  # fmt: skip
     if ledger.rows:
         most = max(ledger.rows, key=lambda row: row.get("overlap") or 0.0)
         left = max(row.get("left_out", 0) for row in ledger.rows)
         said.append(Sentence(
-            f"Of the held-out texts' runs of {RUN} characters at most {most.get('overlap', 0):.1%} "
-            f"stand in what an arm saw ({most['arm']}); {left} held-out texts of which {SAME:.0%} "
-            "stood in one training document were left out before.", [most["id"]]))  # fmt: skip
+            f"Of the held-out texts' runs of {RUN} characters at most {most.get('overlap', 0):.2%} "
+            f"stand in what an arm saw; {left} held-out texts of which {SAME:.0%} stood in one "
+            "training document were left out before.", [most["id"]]))  # fmt: skip
     return said

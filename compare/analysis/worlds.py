@@ -4,7 +4,9 @@ In each of 2,000 worlds the held-out documents or items are drawn anew (bootstra
 same ones for every arm, so that differences between arms are paired. What another choice of seeds
 would have given is added from Student's t, scaled by the standard error over seeds, with their
 number minus one degrees of freedom, in a difference with Welch's (1947): three seeds resampled
-would know far too little of a fourth.
+would know far too little of a fourth. Seeds are not paired: the labels that two arms share by a
+seed can only move them together, which makes this error too large rather than too small, while
+pairs of three would leave two degrees of freedom.
 """
 
 import hashlib
@@ -14,6 +16,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+
+from configs.cli import UserError
 
 WORLDS = 2000
 Row = dict
@@ -40,21 +44,25 @@ class Drawn(NamedTuple):
     error: float = 0.0
     """Standard error over seeds; 0 for one seed, which says nothing of others."""
     freedom: float = 1.0
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    """Beyond which no value can lie."""
 
     @property
     def worlds(self) -> np.ndarray:
         """(WORLDS,) what each world would have measured, with other seeds."""
         if not self.error:
             return self.items
-        # The same draws for the same numbers: a report is the same each time it is made.
-        digest = hashlib.sha256(np.array([self.value, self.error]).tobytes()).digest()
-        draw = np.random.default_rng(int.from_bytes(digest[:8]))
-        return self.items + draw.standard_t(self.freedom, WORLDS) * self.error
+        # The same draws for the same numbers: a report is the same each time it is made, and a
+        # difference the other way round has the same interval.
+        digest = hashlib.sha256(np.array([abs(self.value), self.error]).tobytes()).digest()
+        order = np.random.default_rng(int.from_bytes(digest[:8])).permutation(WORLDS)
+        draws = math.copysign(1.0, self.value) * _student(self.freedom)[order]
+        return self.items + draws * self.error
 
     @property
     def estimate(self) -> Estimate:
         """The value with the middle 95 % of the worlds."""
-        low, high = np.quantile(self.worlds, (0.025, 0.975))
+        low, high = np.clip(np.quantile(self.worlds, (0.025, 0.975)), *self.limits)
         return Estimate(self.value, float(low), float(high))
 
     def minus(self, other: "Drawn") -> "Drawn":
@@ -65,29 +73,30 @@ class Drawn(NamedTuple):
         return Drawn(self.value - other.value, self.items - other.items, error, freedom)
 
 
-def score(rows: Sequence[Row], axis: str) -> Drawn | None:
+@lru_cache(maxsize=512)
+def _student(freedom: float) -> np.ndarray:
+    # (WORLDS,) evenly spaced quantiles: so few draws of so heavy a tail would decide by luck.
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise UserError("intervals over seeds need: pip install -e '.[compare]'") from None
+    return t.ppf((np.arange(WORLDS) + 0.5) / WORLDS, freedom)
+
+
+def score(rows: Sequence[Row], axis: str) -> Drawn:
     """Bits per byte, or the share of items answered right, of one arm at one size, a row per seed.
 
-    None if the rows hold no such score. Raises ValueError if they were not measured on the same
-    held-out documents or items.
+    Raises ValueError if the rows were not measured on the same held-out documents or items.
     """
     first = rows[0]
-    if axis == "text":
-        weights = np.array(first["document_bytes"], np.float64)
-        if "total_bits" in first:  # nothing is known of single documents
-            value = first["total_bits"] / weights.sum()
-            return Drawn(value, np.full(WORLDS, value))
-        key = "document_bits"
-    else:
-        key = "correct"
-    if key not in first:
-        return None
+    key = "document_bits" if axis == "text" else "correct"
     if len({len(row[key]) for row in rows}) > 1:
         raise ValueError(f"{first['id']}: seeds were measured on different held-out data")
     matrix = np.array([row[key] for row in rows], np.float64)  # (seeds, documents or items)
-    if axis == "task":
-        weights = np.ones(matrix.shape[1])
-    return drawn(matrix, weights)
+    if axis == "text":
+        found = drawn(matrix, np.array(first["document_bytes"], np.float64))
+        return found._replace(limits=(0.0, math.inf))
+    return drawn(matrix, np.ones(matrix.shape[1]))._replace(limits=(0.0, 1.0))
 
 
 def drawn(matrix: np.ndarray, weights: np.ndarray) -> Drawn:

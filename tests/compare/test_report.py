@@ -6,17 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
-from compare.report import report
+from compare.arms import ARMS
+from compare.report import protocol, report
 from configs.cli import load, to_toml
 from configs.study import StudyRecipe
 
+NAME = "tunes </script><!-- <script>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def rows():
     """A ledger in which prompting is cheap at first and tuning pays later."""
     draw, found = np.random.default_rng(0), []
-    about = {"corpus": "tunes </script>", "task": "key", "commit": "abc", "device": "2 cores",
+    about = {"corpus": NAME, "task": "key", "commit": "abc", "device": "2 cores",
              "versions": {"torch": "2"}, "command": "python -m compare.run x", "search": [],
              "setting": {}, "peak_bytes": 2**30, "overlap": 0.01, "left_out": 2}  # fmt: skip
 
@@ -36,17 +38,22 @@ def rows():
         for arm, value in (("scratch", scratch), ("lora", lora)):
             add(arm, "text", size, document_bits=bits(value), document_bytes=lambda _: [8] * 40,
                 training_seconds=lambda _: 60.0, training_steps=lambda _: 9)  # fmt: skip
-    add("xz", "text", 1.0, total_bits=lambda _: 700.0, document_bytes=lambda _: [8] * 40)
+    add("xz", "text", 1.0, document_bits=bits(2.2), document_bytes=lambda _: [8] * 40)
     add("zero-shot", "text", 0.0, document_bits=bits(3.3), document_bytes=lambda _: [8] * 40,
         written=lambda _: [{"prompt": "X:1", "expected": "K:G", "text": "<b>not bold</b>"}]
     )  # fmt: skip
     for size, tuned in ((8.0, 0.3), (64.0, 0.5), (512.0, 0.9)):
         add("lora", "task", size, correct=right(tuned), seconds_per_request=lambda _: 0.1,
             flops_per_request=lambda _: 1e9, training_seconds=lambda _: 600.0,
-            training_steps=lambda _: 9)  # fmt: skip
+            training_steps=lambda _: 9, read_tokens=lambda _: 50.0,
+            labels=lambda _, size=size: size + 16)  # fmt: skip
     add("few-shot", "task", 4.0, correct=right(0.6), seconds_per_request=lambda _: 1.0,
-        flops_per_request=lambda _: 1e10, confidence=lambda _: [0.7] * 100)  # fmt: skip
-    add("majority", "task", 512.0, correct=right(0.4))
+        flops_per_request=lambda _: 1e10, confidence=lambda _: [0.7] * 100,
+        labels=lambda _: 20.0)  # fmt: skip
+    # As good as the best, free to train and dear to ask.
+    add("neighbour-shots", "task", 512.0, correct=right(0.87), seconds_per_request=lambda _: 2.0,
+        flops_per_request=lambda _: 1e10, labels=lambda _: 528.0)  # fmt: skip
+    add("majority", "task", 512.0, correct=right(0.4), labels=lambda _: 512.0)
     return found
 
 
@@ -62,13 +69,14 @@ def folder(tmp_path):
 def test_table_and_verdict_are_drawn_from_the_ledger_alone(folder):
     table = (folder / "table.md").read_text()
     assert "| lora | 512 items |" in table
-    assert "| 1.0% |" in table  # overlap
+    assert "| 1.00% |" in table  # overlap
     assert "| scratch | 1 % of the text |" in table
     said = (folder / "verdict.md").read_text()
     assert "With all of the text scratch is best" in said
     assert "scratch and lora cross at" in said
     assert (folder / "plots" / "curves.png").stat().st_size > 10_000
     page = (folder / "report.html").read_text()
+    assert "<!-- <script>" not in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page  # it needs no network
     first = page
@@ -98,7 +106,7 @@ def test_the_page_works_in_a_browser(folder, scheme):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         browser.get(f"file://{folder / 'report.html'}")
         assert browser.find_element(By.TAG_NAME, "body").get_attribute("data-ready") == "true"
-        assert browser.find_element(By.ID, "corpus").text == "tunes </script>"
+        assert browser.find_element(By.ID, "corpus").text == NAME
         paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
         series = browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")
@@ -112,31 +120,65 @@ def test_the_page_works_in_a_browser(folder, scheme):
             "return [...document.querySelectorAll('#decision .front')]"
             ".map(row => row.cells[0].textContent + ' ' + row.cells[1].textContent)"
         )
-        for name in ("price", "label-price"):
-            browser.find_element(By.ID, name).clear()  # by seconds alone
-        slider = browser.find_element(By.ID, "requests")
-        slider.send_keys(Keys.HOME)  # one request: training has not paid
-        assert "For 1 requests: lora, 512 items (0.88; 600 s) answers most" in choice.text
-        assert browser.execute_script(front) == ["majority 512", "few-shot 4", "lora 512"]
-        slider.send_keys(Keys.END)  # a hundred million: prompts are dearer and worse
+        requests, price = (browser.find_element(By.ID, name) for name in ("requests", "price"))
+        line = "return document.querySelector('#pareto path[stroke]').getAttribute('d')"
+        assert browser.find_element(By.ID, "requests-shown").text == "1,000"
+        browser.find_element(By.ID, "label-price").clear()
+        price.send_keys(Keys.HOME)  # nothing: by seconds alone
+        assert browser.find_element(By.ID, "price-shown").text == "nothing"
+        requests.send_keys(Keys.HOME)  # one request: training has not paid
+        assert (
+            "For 1 requests: neighbour-shots, 512 items (0.87; 2 s) is the cheapest" in choice.text
+        )
+        assert browser.execute_script(front)[:2] == ["majority 512", "few-shot 4"]
+        before = browser.execute_script(line)
+        requests.send_keys(Keys.END)  # a hundred million: prompts are dearer
+        assert "lora, 512 items (0.903;" in choice.text
         assert browser.execute_script(front) == ["majority 512", "lora 512"]
-        browser.find_element(By.ID, "price").send_keys("36")
-        assert "lora, 512 items (0.88; 100,006 in money) answers most" in choice.text
+        assert browser.execute_script(line) != before
+        price.send_keys(Keys.END)  # 1,000 an hour
+        cells = (
+            "return [...document.querySelectorAll('#decision tr')]"
+            ".map(row => [...row.cells].map(cell => cell.textContent))"
+        )
+        head, *table = browser.execute_script(cells)
+        told = dict(zip(head, next(r for r in table if r[:2] == ["lora", "512"]), strict=True))
+        assert told["labels, to choose by too"] == "528"
+        assert told["tokens / 1,000 requests"] == "50,000"
+        assert told["s / 1,000"] == "100"
+        assert told["money / 1,000"] == "27.8"  # 100 s at 1,000 an hour
         # Labels cost so much that the handful of a prompt is what is bought.
-        slider.send_keys(Keys.HOME)
+        requests.send_keys(Keys.HOME)
         browser.find_element(By.ID, "label-price").send_keys("1000")
         assert browser.execute_script(front)[0] == "few-shot 4"
 
+        browser.execute_script("document.activeElement.blur()")
+        reached = set()  # by the tabulator
+        for _ in range(60):
+            browser.switch_to.active_element.send_keys(Keys.TAB)
+            now = browser.switch_to.active_element
+            reached.add(now.get_attribute("id") or now.get_attribute("class") or now.tag_name)
+        assert {"requests", "price", "label-price", "arm", "series", "summary"} <= reached
         button = browser.find_element(By.CSS_SELECTOR, "#arms button")
         button.send_keys(Keys.ENTER)  # by keyboard alone
         assert button.get_attribute("aria-pressed") == "false"
         assert len(browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")) == 3
-        written = browser.find_element(By.CSS_SELECTOR, "#written pre:last-of-type")
+        written = browser.find_element(By.CSS_SELECTOR, "#written .beside pre")
         assert written.get_attribute("textContent") == "<b>not bold</b>"
         browser.find_element(By.CSS_SELECTOR, "#verdict summary").click()
         browser.find_element(By.CSS_SELECTOR, "#verdict details a").click()
         assert browser.find_element(By.CSS_SELECTOR, "#rows tr:nth-child(2)").is_displayed()
+        rules = [li.text for li in browser.find_elements(By.CSS_SELECTOR, "#protocol li")]
+        assert rules == protocol(load(StudyRecipe, folder / "config.toml"))
+        assert any(rule == f"lora sees {ARMS['lora'].sees}." for rule in rules)
+        assert "torch 2" in browser.find_element(By.ID, "environment").text
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr")) == 1 + len(rows())
         assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
         assert len(browser.print_page()) > 10_000
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        browser.set_window_size(1050, 1600)  # a landscape page
+        wide = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        needed, there = browser.execute_script(wide)
+        assert needed <= there  # nothing is cut off on paper
     finally:
         browser.quit()
