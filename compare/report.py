@@ -210,7 +210,8 @@ def plot(ledger: Ledger, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("drawing needs: pip install -e '.[compare]'") from None
-    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    dark_and_pale = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = dict(zip(reversed(ARMS), dark_and_pale[::2] + dark_and_pale[1::2], strict=True))
     figure = Figure(figsize=(12, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, axis in zip(panels, ("text", "task"), strict=True):
@@ -218,7 +219,7 @@ def plot(ledger: Ledger, path: Path) -> None:
         for number, arm in enumerate(arms):
             sizes = ledger.sizes(axis, arm)
             scores = [ledger.score(axis, arm, size).estimate for size in sizes]
-            colour, style = colours[list(ARMS).index(arm)], "--" if arm in FLOORS else "-"
+            colour, style = colours[arm], "--" if arm in FLOORS else "-"
             if is_level(axis, arm):
                 panel.axhline(scores[0].value, color=colour, linestyle=":", label=arm)
                 continue

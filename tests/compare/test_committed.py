@@ -34,7 +34,8 @@ def test_every_cell_is_there_and_nothing_is_left_to_run(folder, command):
 
 def test_table_and_verdict_follow_from_the_ledger(folder):
     ledger = Ledger.read(folder)
-    said = verdict(ledger, load(StudyRecipe, folder / "config.toml").requests)
+    recipe = load(StudyRecipe, folder / "config.toml")
+    said = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label)
     assert (folder / "table.md").read_text() == markdown(ledger)
     told = "".join(f"{number}. {s.text}\n" for number, s in enumerate(said, 1))
     assert (folder / "verdict.md").read_text() == told
