@@ -266,6 +266,12 @@ def _caveats(ledger: Ledger) -> list[Sentence]:
         said.append(Sentence(
             f"The training seed is one of {seeds}, and the intervals {covered}: none of this is a "
             "result before 3 seeds.", ids(*trained)))  # fmt: skip
+    vain = [row for row in ledger.rows if row.get("kept_step") == 0]
+    if vain:
+        named = {f"{row['arm']} with {size_text(row['axis'], row['size'])}": None for row in vain}
+        said.append(Sentence(
+            "Validation kept the start and nothing of the training, with some seed or other, of "
+            f"{', '.join(named)}.", ids(vain)))  # fmt: skip
     chose = [row for row in ledger.rows if row.get("labels", 0) > row["size"]]
     if chose:
         said.append(Sentence(
