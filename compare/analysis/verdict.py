@@ -86,7 +86,7 @@ def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
         alike = [arm for arm in others if gaps[arm].low <= 0]
         its = f"({scores[first].estimate} {UNITS[axis]})"
         if alike:
-            shown = ", ".join(f"{arm} ({scores[arm].estimate})" for arm in alike)
+            shown = ", ".join(f"{arm} ({scores[arm].value:.3f})" for arm in alike)
             text = f"no difference was measured between {first} {its} and {shown}."
         else:
             second = others[0]
