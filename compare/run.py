@@ -107,8 +107,13 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
     data = [prepare(study.data).name, prepare(general).name, items, study.foundation, files]
 
     def digest(cell: Cell) -> str:
-        settings = study.model_dump(mode="json", include={*EVERY, *ARMS[cell.arm].reads})
+        arm = ARMS[cell.arm]
+        settings = study.model_dump(mode="json", include={*EVERY, *arm.reads})
         settings["data"].pop("cache_dir")
+        for axis in set(AXES) - {cell.axis, "text" if arm.needs else cell.axis}:
+            for table in arm.reads:  # how it is trained on the other axis does not matter
+                settings[table].pop(axis, None)
+                settings[table].pop(f"{axis}_rates", None)
         every = [cell, study.seeds[0], settings, data]
         return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
 

@@ -70,6 +70,10 @@ def test_what_a_cell_follows_from_and_nothing_else_makes_it_another(study):
     assert changed(price_per_hour=3.0, requests=7, task_arms=["lora"], **more) == set()
     adapter = study.recipe.adapter.model_dump() | {"rank": 3}
     assert changed(adapter=adapter) == {"lora", "lora-neighbours", "text-then-shots"}
+    scratch = study.recipe.scratch.model_dump() | {"task_rates": [1e-3, 2e-3]}
+    assert changed(scratch=scratch) == {"scratch-supervised", "random-supervised"}
+    scratch = study.recipe.scratch.model_dump() | {"text_rates": [1e-3, 2e-3]}
+    assert changed(scratch=scratch) == {"scratch", "scratch-supervised"}  # which goes on from it
     assert changed(budget_flops=2e10) == set(ARMS)
     path = Path(study.recipe.task.name)
     path.write_text(path.read_text().replace('"a"', '"c"', 1))
