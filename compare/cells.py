@@ -74,7 +74,8 @@ def measure(study: Study, cell: Cell) -> dict:
         row |= learned.answers("test")
         row["items"] = [item.id for item in study.task.test]
         chooses = len(arm.settings(study.recipe, cell.axis)) > 1 or "training_steps" in row
-        row["labels"] = study.labels(int(cell.size), chooses)
+        given = study.labelled(int(cell.size), cell.arm)
+        row["labels"] = len(given.train) + chooses * len(given.validation)
     if learned.general:
         row["general_bits"] = sum(learned.general(study.general))
         row["general_bytes"] = sum(len(text.encode()) for text in study.general)

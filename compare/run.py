@@ -23,7 +23,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -39,12 +38,12 @@ from compare.arm import sizes_of
 from compare.arms import ARMS
 from compare.report import report
 from compare.study import Cell
-from configs.cli import Parser, UserError, nearest, parse, run_command, to_toml
+from configs.cli import Parser, UserError, nearest, parse, run_command
 from configs.console import say
 from configs.study import StudyRecipe
 from data.prepare import prepare
 from data.tasks import load_task
-from train.run import check_run, lock_run, run_directory_arguments
+from train.run import check_run, lock_run, new_folder, run_directory_arguments, write_config
 
 AXES = ("text", "task")
 ASIDE = 25.0  # seconds that a cell takes beside training, before any has been measured
@@ -248,18 +247,9 @@ def make_folder(
             )
         return
     check_run(folder, study, resume, overwrite)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    (aside / "cells").mkdir(parents=True)
-    (aside / "config.toml").write_text(to_toml(study), encoding="utf-8")
-    old = aside.with_suffix(".old")
-    try:
-        if folder.exists():
-            lock_run(folder).close()
-            folder.rename(old)
-        aside.rename(folder)  # there is a whole folder at once, or none
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(folder, overwrite) as aside:
+        (aside / "cells").mkdir()
+        write_config(aside, study)
 
 
 def quick(study: StudyRecipe) -> StudyRecipe:
@@ -314,7 +304,7 @@ def main() -> int:
         say(f"{folder}: all of it has been measured; the report is drawn again")
     make_folder(folder, study, about, own.resume or done, own.overwrite)
     with lock_run(folder):
-        (folder / "config.toml").write_text(to_toml(study), encoding="utf-8")
+        write_config(folder, study)
         rows = {cell.name: row for cell in every if (row := measured(folder, cell, about))}
         write_ledger(folder, [rows[c.name] for c in every if c.name in rows])
         measure = on_ray if own.ray and not done else in_turn

@@ -112,10 +112,6 @@ class Study:
         validation = self.task.validation[: max(count, LEAST)]
         return self.task._replace(train=items[:count], validation=validation)
 
-    def labels(self, count: int, chooses: bool) -> int:
-        """How many labelled items an arm of `count` is given, those that it chooses by included."""
-        return count + min(len(self.task.validation), max(count, LEAST)) * chooses
-
     def budget(self, settings: TrainConfig, rate: float) -> TrainConfig:
         """`settings` with this seed, a rate, and the budget in seconds or in FLOPs."""
         changes: dict = {"seed": self.seed, "learning_rate": rate}

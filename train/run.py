@@ -7,6 +7,8 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -76,29 +78,45 @@ def start_run(
     [train] may have changed. Raises UserError if there is something and neither is given, or if
     another process is at work there.
     """
-    aside = run.with_name(f".{run.name}.{os.getpid()}")
     if resume:
         lock = lock_run(run)
-        _write(aside, to_toml(config))
-        aside.replace(run / "config.toml")
+        write_config(run, config)
         return lock
+    with new_folder(run, overwrite) as aside:
+        tokenizer.save(aside)
+        write_config(aside, config)
+        lock = lock_run(aside)
+    return lock
+
+
+@contextmanager
+def new_folder(run: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to be filled, which then stands at `run` as a whole at once, or not at all.
+
+    With `overwrite` what is there is deleted. Raises UserError if another process is at work there.
+    """
+    aside = run.with_name(f".{run.name}.{os.getpid()}")
+    old = aside.with_suffix(".old")
     aside.mkdir(parents=True)
     try:
-        tokenizer.save(aside)
-        _write(aside / "config.toml", to_toml(config))
-        lock = lock_run(aside)
-        old = aside.with_suffix(".old")
+        yield aside
         if overwrite and run.exists():
             lock_run(run).close()
             run.rename(old)
         try:
-            aside.rename(run)  # there is a whole run directory at once, or none
+            aside.rename(run)
         except OSError:
             raise UserError(f"{run}: another process has started a run here") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    return lock
+
+
+def write_config(run: Path, config: Section) -> None:
+    """The recipe of a run, replaced as a whole."""
+    aside = run / "config.toml.new"
+    _write(aside, to_toml(config))
+    aside.replace(run / "config.toml")
 
 
 def lock_run(run: Path) -> IO[str]:

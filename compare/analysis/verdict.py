@@ -12,6 +12,7 @@ from compare.arms import ARMS, FLOORS
 from compare.leaks import RUN, SAME
 from compare.study import LEAST
 
+OWN = {"text": "scratch", "task": "scratch-supervised"}
 UNITS = {"text": "bits per byte", "task": "of the items right"}
 MORE = 10  # times as much data, for what the curves say beyond what was measured
 FITTED = 200  # worlds whose curves are fitted too
@@ -141,8 +142,7 @@ def _distance(ledger: Ledger) -> list[Sentence]:
 
 def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
     # Where from scratch meets each way of tuning.
-    own = {"text": "scratch", "task": "scratch-supervised"}[axis]
-    said = []
+    own, said = OWN[axis], []
     if own not in ledger.arms(axis):
         return []
     sizes = ledger.sizes(axis, own)
@@ -172,16 +172,14 @@ def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
 def _more(ledger: Ledger, axis: str) -> list[Sentence]:
     # What more text or labels would buy, as far as a fitted curve can be trusted beyond its data.
     said, bound, behind = [], [], []
-    own = {"text": "scratch", "task": "scratch-supervised"}[axis]
-    for arm in (own, "lora", "full", "features"):
+    for arm in (OWN[axis], "lora", "full", "features"):
         if arm not in ledger.arms(axis):
             continue
         sizes = ledger.sizes(axis, arm)
         rows = ids(*(ledger.at(axis, arm, size) for size in sizes))
-        times = [np.mean([row.get("epochs", 1.0) for row in ledger.at(axis, arm, size)])
-                 for size in sizes]  # fmt: skip
-        if axis == "text" and times[-1] < 1:
-            bound.append(f"{arm} {times[-1]:.2f}")
+        times = np.mean([row.get("epochs", 1.0) for row in ledger.largest(axis, arm)])
+        if axis == "text" and times < 1:
+            bound.append(f"{arm} {times:.2f}")
             behind += rows
             continue
         curve = [ledger.score(axis, arm, size) for size in sizes]
