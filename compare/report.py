@@ -229,6 +229,10 @@ def plot(ledger: Ledger, path: Path) -> None:
                            elinewidth=1, marker="os^"[number % 3], markersize=4,
                            label=arm)  # fmt: skip
         panel.set_xscale("log")
+        known = sorted({size for arm in arms if not is_level(axis, arm)
+                        for size in ledger.sizes(axis, arm)})  # fmt: skip
+        panel.set_xticks(known, [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in known])
+        panel.minorticks_off()
         panel.set_title(CAPTIONS[axis], fontsize=10)
         panel.set_xlabel(
             {"text": "share of the training documents", "task": "labelled items"}[axis]

@@ -260,10 +260,11 @@ def _caveats(ledger: Ledger) -> list[Sentence]:
     trained = [rows for rows in ledger.groups.values() if "training_steps" in rows[0]]
     seeds = min(map(len, trained), default=3)
     if seeds < 3:
-        covered = "cover the training seed by two alone" if seeds == 2 else "leave it out"
+        left = "one seed, which the intervals leave out"
+        few = "two seeds, few for an interval"
         said.append(Sentence(
-            f"The training seed is one of {seeds}, and the intervals {covered}: none of this is a "
-            "result before 3 seeds.", ids(*trained)))  # fmt: skip
+            f"Trained with {few if seeds == 2 else left}: none of this is a result before 3 "
+            "seeds.", ids(*trained)))  # fmt: skip
     vain = [row for row in ledger.rows if row.get("kept_step") == 0]
     if vain:
         named = {f"{row['arm']} with {size_text(row['axis'], row['size'])}": None for row in vain}
@@ -273,9 +274,9 @@ def _caveats(ledger: Ledger) -> list[Sentence]:
     chose = [row for row in ledger.rows if row.get("labels", 0) > row["size"]]
     if chose:
         said.append(Sentence(
-            "Sizes are the labelled items that are learnt from; whatever has a setting or a "
-            f"checkpoint to choose, zero-shot too, chose by as many others, {LEAST} at least, as "
-            "far as there are.", ids(chose)))  # fmt: skip
+            "Sizes are the labelled items that are learnt from; whatever had a setting or a "
+            f"checkpoint to choose chose by as many others, {LEAST} at least, as far as there "
+            "are.", ids(chose)))  # fmt: skip
     if ledger.rows:
         most = max(ledger.rows, key=lambda row: row.get("overlap") or 0.0)
         left = max(row.get("left_out", 0) for row in ledger.rows)

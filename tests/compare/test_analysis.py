@@ -268,7 +268,7 @@ def test_the_choice_lies_on_the_front_and_labels_have_a_price():
     assert re.search(
         r"in money at 36 an hour and 0.5 a label.*full with 64 items \(0.8..; 64.05\)", text
     )
-    assert "whatever has a setting or a checkpoint to choose, zero-shot too, chose by as m" in text
+    assert "whatever had a setting or a checkpoint to choose chose by as many others" in text
 
 
 def text_rows(arm, size, bits, draw, **more):
