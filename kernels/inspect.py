@@ -82,6 +82,10 @@ def compiling(arch: str) -> Iterator[list[Compiled]]:
 
     def compile_only(self, *args, grid, warmup, **options):
         compiled = run(self, *args, grid=grid, warmup=True, **options)
+        if any(
+            isinstance(t, tuple) and "tensordesc" in str(t) for t in compiled.src.signature.values()
+        ):
+            raise TypeError(f"{self.fn.__name__}: Triton 3.6 cannot launch a descriptor in a tuple")
         chosen = {p.name for p in self.params if p.is_constexpr} | {"num_warps", "num_stages"}
         settings = {name: value for name, value in options.items() if name in chosen}
         found.append(Compiled(arch, self.fn.__name__, settings, *_measure(compiled)))

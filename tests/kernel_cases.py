@@ -12,9 +12,11 @@ BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 def relative(value, expected, upstream):
     """L2 error over the expected L2 norm, or over a share of the upstream gradient's.
 
-    With a single key the gradients of q and k cancel to exactly 0.
+    With a single key the gradients of q and k cancel to exactly 0, and with a head of one number
+    they nearly do: what is left is the rounding of o, which then no sum averages out.
     """
-    norm = torch.maximum(expected.norm(), 0.3 * upstream.double().norm())
+    share = 1.0 if upstream.shape[-1] == 1 else 0.3
+    norm = torch.maximum(expected.norm(), share * upstream.double().norm())
     return ((value.double() - expected).norm() / norm).item()
 
 

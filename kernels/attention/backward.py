@@ -16,14 +16,15 @@ from kernels.elementwise import LOG2E
 
 @triton.jit
 def prepare_backward(
-    o, do, LSE, LSE2, DELTA, H, padded,
+    OUT, o, DO, do, LSE, LSE2, DELTA, H, padded,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """DELTA = sum(o * do) and LSE2 = LSE in base 2, both (B, H, padded); grid (padded / M, B * H).
 
     Rows past T get LSE2 = +inf, hence probability 0 in the kernels below, without a mask there.
     """
-    T = o[4]
+    o, do = (OUT, o), (DO, do)
+    T = o[1][3]
     row = tl.program_id(0) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)
@@ -83,7 +84,8 @@ def _over_queries(
 
 @triton.jit
 def backward_keys(
-    q, k, v, do, dq, dk, dv, LSE2, DELTA, LAST, H, group, padded, scale, softcap,
+    Q, q, K, k, V, v, DO, do, DQ, dq, DK, dk, DV, dv, LSE2, DELTA, LAST, H, group, padded, scale,
+    softcap,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr, ATOMIC: tl.constexpr,
     FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
@@ -92,7 +94,9 @@ def backward_keys(
 
     LAST (B, S) int32: key j is seen by queries before LAST[j]; it never falls with S.
     """
-    T, S = q[4], k[4]
+    q, k, v, do = (Q, q), (K, k), (V, v), (DO, do)
+    dq, dk, dv = (DQ, dq), (DK, dk), (DV, dv)
+    T, S = q[1][3], k[1][3]
     column = tl.program_id(0) * N
     heads = H // group
     batch, kv_head = tl.program_id(1) // heads, tl.program_id(1) % heads
@@ -155,7 +159,7 @@ def _dq_over_keys(
             s = s * (scale * LOG2E)
         p = tl.exp2(s - lse[:, None])
         if MASKED:
-            p = tl.where(seen(n, k[4], first, last, N, CAUSAL, BOUNDED), p, 0.0)
+            p = tl.where(seen(n, k[1][3], first, last, N, CAUSAL, BOUNDED), p, 0.0)
         values = load(v, batch, n, head, D, DP, N, DESCRIPTOR)
         ds = p * (tl.dot(dos, tl.trans(values), input_precision=PRECISION) - delta[:, None])
         if SOFTCAP:
@@ -166,13 +170,14 @@ def _dq_over_keys(
 
 @triton.jit
 def backward_queries(
-    q, k, v, do, dq, LSE2, DELTA, FIRST, H, group, padded, scale, softcap,
+    Q, q, K, k, V, v, DO, do, DQ, dq, LSE2, DELTA, FIRST, H, group, padded, scale, softcap,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
     FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write dq; grid (tiles of M queries, B * H). FIRST as in the forward kernel."""
-    T, S = q[4], k[4]
+    q, k, v, do, dq = (Q, q), (K, k), (V, v), (DO, do), (DQ, dq)
+    T, S = q[1][3], k[1][3]
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)

@@ -1,7 +1,8 @@
 """Which tile sizes a kernel uses on which architecture: a plain table, no autotuning.
 
-The sizes were chosen ahead of time: the largest that keep every value in registers
-(`python -m kernels.inspect`). No GPU has timed them yet.
+Those of sm_90 are the fastest on an H200 (`python -m kernels.tune`; kernels/results/tiles-*). The
+others were chosen ahead of time, the largest that keep every value in registers
+(`python -m kernels.inspect`): no such GPU has timed them yet.
 """
 
 from typing import Literal, NamedTuple
@@ -30,8 +31,8 @@ TABLE = {
         (Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), Tiles(64, 64, 8, 2)),
     ),
     "sm_90": (
-        (Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(128, 64, 8, 2)),
-        (Tiles(128, 128, 8, 2), Tiles(32, 64, 8, 2), Tiles(32, 64, 8, 2), Tiles(128, 64, 8, 2)),
+        (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3)),
+        (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
     ),
     "sm_100": (
         (Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(128, 64, 8, 2)),
@@ -49,10 +50,10 @@ FLOAT32 = (
 )
 # Where the derivative of the soft cap leaves too few registers (with Triton 3.6 above all).
 CAPPED = {
-    ("sm_90", "keys"): Tiles(32, 128, 8, 2),
-    ("sm_90", "fused"): Tiles(64, 64, 8, 2),
-    ("sm_100", "keys"): Tiles(32, 64, 8, 2),
-    ("sm_100", "fused"): Tiles(32, 64, 8, 2),
+    ("sm_90", "keys"): (Tiles(32, 64, 4, 3), Tiles(32, 64, 8, 2)),
+    ("sm_90", "fused"): (Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
+    ("sm_100", "keys"): (Tiles(32, 64, 8, 2), Tiles(64, 64, 8, 2)),
+    ("sm_100", "fused"): (Tiles(32, 64, 8, 2), Tiles(32, 64, 8, 2)),
 }
 
 
@@ -81,6 +82,6 @@ def config(
         # 86, 89 and 120 (consumer boards) have the instructions of 80.
         arch = "sm_90" if 90 <= number < 100 else "sm_100" if 100 <= number < 120 else "sm_80"
     tiles = TABLE[arch][head_dim > 64][column]
-    if capped and head_dim <= 64:
-        tiles = CAPPED.get((arch, which), tiles)
+    if capped and (arch, which) in CAPPED:
+        tiles = CAPPED[arch, which][head_dim > 64]
     return tiles._replace(descriptor=arch in ("sm_90", "sm_100"))

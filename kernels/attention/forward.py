@@ -30,7 +30,7 @@ def _over_keys(
         else:
             s = s * (scale * LOG2E)
         if MASKED:
-            s = tl.where(seen(n, k[4], first, last, N, CAUSAL, BOUNDED), s, float("-inf"))
+            s = tl.where(seen(n, k[1][3], first, last, N, CAUSAL, BOUNDED), s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         # A row that has seen nothing yet has top = -inf, and -inf - -inf is NaN.
         base = tl.where(higher == float("-inf"), 0.0, higher)
@@ -45,7 +45,7 @@ def _over_keys(
 
 @triton.jit
 def forward(
-    q, k, v, o, LSE, FIRST, H, group, scale, softcap,
+    Q, q, K, k, V, v, OUT, o, LSE, FIRST, H, group, scale, softcap,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
     FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
@@ -54,7 +54,8 @@ def forward(
 
     FIRST (B, T) int32 is the first key that each query sees; it never falls with T.
     """
-    T, S = q[4], k[4]
+    q, k, v, o = (Q, q), (K, k), (V, v), (OUT, o)
+    T, S = q[1][3], k[1][3]
     # The last tiles see the most keys: they start first, so that no long one is left at the end.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H

@@ -21,10 +21,10 @@ def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None =
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     grid = (triton.cdiv(T, tiles.M), B * H)
     forward[grid](
-        _tensor(q, tiles, tiles.M),
-        _tensor(k, tiles, tiles.N),
-        _tensor(v, tiles, tiles.N),
-        _tensor(o),
+        *_tensor(q, tiles, tiles.M),
+        *_tensor(k, tiles, tiles.N),
+        *_tensor(v, tiles, tiles.N),
+        *_tensor(o),
         lse,
         first,
         **_options(q, k, first, causal, softcap, scale, tiles, target),
@@ -49,8 +49,8 @@ def launch_backward(
     lse2 = torch.empty(B, H, padded, dtype=torch.float32, device=q.device)
     delta = torch.empty_like(lse2)
     prepare_backward[(padded // PADDING, B * H)](
-        _tensor(o),
-        _tensor(do),
+        *_tensor(o),
+        *_tensor(do),
         lse,
         lse2,
         delta,
@@ -72,13 +72,13 @@ def launch_backward(
     else:
         sums = torch.zeros(B, T, H, D, dtype=torch.float32, device=q.device)
     backward_keys[(triton.cdiv(S, over_k.N), B * heads)](
-        _tensor(q, over_k, over_k.M),
-        _tensor(k, over_k, over_k.N),
-        _tensor(v, over_k, over_k.N),
-        _tensor(do, over_k, over_k.M),
-        _tensor(sums, None if deterministic else over_k, over_k.M),
-        _tensor(dk),
-        _tensor(dv),
+        *_tensor(q, over_k, over_k.M),
+        *_tensor(k, over_k, over_k.N),
+        *_tensor(v, over_k, over_k.N),
+        *_tensor(do, over_k, over_k.M),
+        *_tensor(sums, None if deterministic else over_k, over_k.M),
+        *_tensor(dk),
+        *_tensor(dv),
         lse2,
         delta,
         last,
@@ -89,11 +89,11 @@ def launch_backward(
     if not deterministic:
         return (sums * scale).to(q.dtype), dk, dv
     backward_queries[(triton.cdiv(T, over_q.M), B * H)](
-        _tensor(q, over_q, over_q.M),
-        _tensor(k, over_q, over_q.N),
-        _tensor(v, over_q, over_q.N),
-        _tensor(do, over_q, over_q.M),
-        _tensor(dq),
+        *_tensor(q, over_q, over_q.M),
+        *_tensor(k, over_q, over_q.N),
+        *_tensor(v, over_q, over_q.N),
+        *_tensor(do, over_q, over_q.M),
+        *_tensor(dq),
         lse2,
         delta,
         first,
@@ -115,12 +115,12 @@ def _fitting(tiles: Tiles, *tensors: torch.Tensor) -> Tiles:
 
 
 def _tensor(x: torch.Tensor, tiles: Tiles | None = None, rows: int = 0) -> tuple:
-    # See kernels/attention/tiles.py.
+    # Two arguments of a kernel: see kernels/attention/tiles.py.
     start = x
     if tiles is not None and tiles.descriptor:
         block = [1, rows, 1, padded_width(x.shape[3])]
         start = TensorDescriptor(x, list(x.shape), list(x.stride()), block)
-    return (start, x.stride(0), x.stride(1), x.stride(2), x.shape[1])
+    return start, (*x.stride()[:3], x.shape[1])
 
 
 def _options(q, k, bounds, causal, softcap, scale, tiles: Tiles, target: str) -> dict:

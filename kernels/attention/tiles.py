@@ -1,11 +1,12 @@
 """What the attention kernels share: loading and storing tiles, scores in base 2, row bounds.
 
 B batch, T queries, S keys, H query heads, K key/value heads, D head_dim; DP is D rounded up to a
-power of two. A tensor (B, rows, heads, D) comes into a kernel as one tuple
+power of two. A tensor (B, rows, heads, D) is here one tuple
 
-    (pointer or descriptor, stride of B, stride of rows, stride of heads, rows)
+    (pointer or descriptor, (stride of B, stride of rows, stride of heads, rows))
 
-whose last dimension is contiguous; so packed and strided inputs need no copy.
+whose last dimension is contiguous; so packed and strided inputs need no copy. It comes into a
+kernel as two arguments: a descriptor inside a tuple cannot be launched by Triton 3.6.
 """
 
 import triton
@@ -17,7 +18,8 @@ from kernels.elementwise import tanh
 @triton.jit
 def pointers(x, batch, row, head, DP: tl.constexpr, BLOCK: tl.constexpr):
     """Addresses of rows `row` to `row + BLOCK` of one head, (BLOCK, DP)."""
-    start, stride_b, stride_t, stride_h, _ = x
+    start, shape = x
+    stride_b, stride_t, stride_h, _ = shape
     base = start + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
     rows = (row + tl.arange(0, BLOCK)).to(tl.int64)
     return base + rows[:, None] * stride_t + tl.arange(0, DP)[None, :]
@@ -26,7 +28,7 @@ def pointers(x, batch, row, head, DP: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def inside(x, row, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
     """Which elements of that tile exist."""
-    where = (row + tl.arange(0, BLOCK) < x[4])[:, None]
+    where = (row + tl.arange(0, BLOCK) < x[1][3])[:, None]
     if D < DP:
         where = where & (tl.arange(0, DP) < D)[None, :]
     return where

@@ -1,0 +1,137 @@
+"""Time tile sizes of the attention kernels on the GPU that is here, for `attention/config.py`.
+
+    python -m kernels.tune [--length 4096] [--out kernels/results]
+
+Candidates are compiled side by side in other processes and their results compared with float64;
+then each is timed, causal, and the best of them again within a window, whose bounds need registers.
+A time is that of the whole pass: what is not varied is the same for all. Writes tiles-DEVICE.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from importlib.metadata import version
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import torch
+
+from kernels.attention.config import Pass, Tiles, config
+from kernels.attention.ops import first_keys
+from kernels.attention.reference import attention_reference
+from kernels.bench import timed
+from kernels.device import arch
+
+SHAPES = {
+    "forward": ((128, 128, 8), (128, 64, 4), (128, 64, 8), (64, 128, 4), (64, 64, 4)),
+    "keys": ((128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 128, 4), (64, 64, 8), (64, 64, 4),
+             (32, 128, 8), (32, 128, 4), (32, 64, 4)),
+    "queries": ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 128, 4), (64, 64, 4)),
+}  # fmt: skip
+SHAPES["fused"] = SHAPES["keys"]
+KEPT = 4  # candidates that are timed within a window too
+WRONG = 1e-2  # relative L2, in bfloat16
+
+
+class Job(NamedTuple):
+    """One candidate."""
+
+    which: Pass
+    D: int
+    tiles: Tiles
+    window: bool = False
+
+    def run(self, B: int, T: int, check: bool = False):
+        """A function that computes the pass; with `check`, its largest relative error."""
+        from kernels.attention.launch import launch_backward, launch_forward
+
+        torch.manual_seed(0)
+        q, k, v, do = (
+            torch.randn(B, T, 4, self.D, device="cuda", dtype=torch.bfloat16) for _ in range(4)
+        )
+        first = None
+        if self.window:
+            first = first_keys(T, window=T // 8, device="cuda").expand(B, T).contiguous()
+        settings = (first, True, 0.0, self.D**-0.5)
+        if self.which == "forward":
+            found = lambda: launch_forward(q, k, v, *settings, tiles=self.tiles)  # noqa: E731
+        else:
+            chosen = {w: config(arch(q), w, self.D, q.dtype) for w in ("keys", "queries")}
+            chosen["queries" if self.which == "queries" else "keys"] = self.tiles
+            o, lse = launch_forward(q, k, v, *settings)
+            found = lambda: launch_backward(  # noqa: E731
+                do, q, k, v, o, lse, *settings, self.which != "fused", tuple(chosen.values())
+            )
+        if not check:
+            return found
+        wide = [x.double().requires_grad_() for x in (q, k, v)]
+        o, _ = attention_reference(*wide, first, True, 0.0, self.D**-0.5)
+        expected = [o] if self.which == "forward" else torch.autograd.grad(o, wide, do.double())
+        pairs = zip(found(), expected, strict=False)
+        return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def attempt(job: Job) -> float | str:
+    """The relative error of a candidate, or why it does not run."""
+    try:
+        return job.run(1, 512, check=True)
+    except Exception as error:  # too much shared memory, or what the compiler cannot do
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
+
+
+def milliseconds(job: Job, T: int) -> float:
+    """The median of ten."""
+    work = job.run(8, T)
+    work()
+    return 1e3 * statistics.median(timed(torch.device("cuda"), work)[1] for _ in range(10))
+
+
+def main() -> None:
+    """Entry point of `python -m kernels.tune`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device is here: tiles cannot be timed")
+    name, rows = torch.cuda.get_device_name(), []
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        jobs = [
+            Job(which, D, Tiles(*shape, stages, descriptor))
+            for which, D in product(get_args(Pass), (64, 128))
+            for shape, stages, descriptor in product(SHAPES[which], (2, 3), (True, False))
+        ]
+        for window in (False, True):
+            errors = dict(zip(jobs, pool.map(attempt, jobs), strict=True))
+            for job, error in errors.items():
+                right = isinstance(error, float) and error < WRONG
+                took = milliseconds(job, args.length) if right else None
+                rows.append({**job._asdict(), "tiles": list(job.tiles), "error": error,
+                             "ms": took})  # fmt: skip
+            timed_rows = sorted((r for r in rows if r["ms"] and r["window"] == window),
+                                key=lambda r: r["ms"])  # fmt: skip
+            jobs = []
+            for which, D in product(get_args(Pass), (64, 128)):
+                best = [r for r in timed_rows if (r["which"], r["D"]) == (which, D)][:KEPT]
+                jobs += [Job(which, D, Tiles(*r["tiles"]), True) for r in best]
+                shown = ", ".join(f"{tuple(map(int, r['tiles']))} {r['ms']:.3f}" for r in best)
+                print(f"{which:8} {D:3} {'window' if window else 'causal'}: {shown}", flush=True)
+    for row in rows:
+        if row["ms"] is None:
+            print(f"left out: {row['which']} {row['D']} {row['tiles']}: {row['error']}")
+    about = {"date": date.today().isoformat(), "device": name, "length": args.length,
+             "versions": {p: version(p) for p in ("torch", "triton")},
+             "command": f"python -m kernels.tune --length {args.length}"}  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"tiles-{name.replace(' ', '-')}.json"
+    path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
