@@ -213,8 +213,9 @@ def plot(results: list[Result], device: str, path: Path) -> None:
     bars = axes.barh(labels, [r.ratio for r in others], color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.axvline(1, color="black", linestyle="--")
+    axes.set_xscale("log")
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     axes.set_title(f"time over ours, forward and backward, {device}", fontsize=10)
     figure.savefig(path, dpi=120)
 

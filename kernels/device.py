@@ -40,13 +40,12 @@ def called_plainly(x: torch.Tensor) -> bool:
     return not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())
 
 
-def left_to_compiler(x: torch.Tensor) -> bool:
-    """Whether an elementwise operator is written out in torch for torch.compile, which is tracing.
+def left_to_compiler() -> bool:
+    """Whether elementwise operators are written out in torch, as they are for torch.compile.
 
-    On a CPU it fuses such code with what stands around it, which it cannot do with an operator of
-    ours.
+    It fuses such code with what stands around it, which it cannot do with an operator of ours.
     """
-    return torch.compiler.is_compiling() and not runs_triton(x)
+    return torch.compiler.is_compiling() and not _forced
 
 
 def interpreted() -> bool:

@@ -129,7 +129,8 @@ def main() -> None:
              "command": f"python -m kernels.tune --length {args.length}"}  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"tiles-{name.replace(' ', '-')}.json"
-    path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(json.dumps(about)[:-1] + f',\n"rows": [\n{lines}\n]}}\n')
     print(f"written: {path}")
 
 

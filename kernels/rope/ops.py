@@ -39,7 +39,7 @@ def rope(
     for name, other in (("table", table), ("weight", weight)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} is on {other.device}, x on {x.device}")
-    if left_to_compiler(x):
+    if left_to_compiler():
         return rope_reference(x, table, weight, eps)
     if called_plainly(x):
         return _few(x, table, weight, eps)
