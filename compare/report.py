@@ -87,10 +87,11 @@ def about(ledger: Ledger) -> str:
     documents = max((len(r["document_bytes"]) for r in ledger.rows if "document_bytes" in r),
                     default=0)  # fmt: skip
     items = max((len(r["correct"]) for r in ledger.rows if "correct" in r), default=0)
+    task = f"task {row['task']}" if row["task"] else "no task"
     seeds = len({r["seed"] for r in ledger.rows})
     commits = ", ".join(dict.fromkeys(r["commit"][:10] for r in ledger.rows))
     return (
-        f"{row['corpus']}, task {row['task']}; {documents} held-out documents, {items} held-out "
+        f"{row['corpus']}, {task}; {documents} held-out documents, {items} held-out "
         f"items; {seeds} seed(s); {row['device']}; commit {commits}; `{row['command']}`."
     )
 

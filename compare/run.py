@@ -37,12 +37,11 @@ import torch
 from compare.arm import sizes_of
 from compare.arms import ARMS
 from compare.report import report
-from compare.study import Cell
+from compare.study import Cell, task_of
 from configs.cli import Parser, UserError, nearest, parse, run_command
 from configs.console import say
 from configs.study import StudyRecipe
 from data.prepare import prepare
-from data.tasks import load_task
 from train.run import check_run, lock_run, new_folder, run_directory_arguments, write_config
 
 AXES = ("text", "task")
@@ -62,7 +61,7 @@ def plan(study: StudyRecipe, arms: list[str] | None = None) -> list[Cell]:
         if name not in ARMS:
             raise UserError(f'no arm "{name}"{nearest(name, list(ARMS))}')
     found: list[Cell] = []
-    for axis in AXES:
+    for axis in AXES if study.task.name else AXES[:1]:
         listed = (study.text_arms if axis == "text" else study.task_arms) or list(ARMS)
         for name, arm in ARMS.items():
             if name not in listed or (arms and name not in arms):
@@ -97,7 +96,7 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
 
     Not of prices, nor of what else is measured, so that these may change.
     """
-    items = [(part, [(i.text, i.label) for i in getattr(load_task(study.task, study.data), part)])
+    items = [(part, [(i.text, i.label) for i in getattr(task_of(study), part)])
              for part in ("train", "validation", "test")]  # fmt: skip
     general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
     model = Path(study.foundation)
@@ -267,7 +266,7 @@ def quick(study: StudyRecipe) -> StudyRecipe:
 
 def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) -> None:
     """The grid and about how long it takes."""
-    task = load_task(study.task, study.data)
+    task = task_of(study)
     found = {cell: measured(folder, cell, about) for cell in cells}
     left, rows = [c for c in cells if not found[c]], [row for row in found.values() if row]
     minutes = sum(expected_seconds(study, cell, rows) for cell in left) / 60

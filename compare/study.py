@@ -43,6 +43,13 @@ class Cell(NamedTuple):
         return f"{self.arm}-{self.axis}-{self.size:g}-{self.seed}"
 
 
+def task_of(recipe: StudyRecipe) -> Task:
+    """The task of a study; one without items if it names none and measures text alone."""
+    if not recipe.task.name:
+        return Task(recipe.task.field, recipe.task.answer, [], [], [], [])
+    return load_task(recipe.task, recipe.data)
+
+
 class Study:
     """Splits, items and budget, as every arm sees them.
 
@@ -57,7 +64,7 @@ class Study:
         self.recipe = load(StudyRecipe, folder / "config.toml")
         self.documents = prepare(self.recipe.data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        task = load_task(self.recipe.task, self.recipe.data)
+        task = task_of(self.recipe)
         texts = [row["text"] for row in shuffled(self.documents, "test")]
         texts = texts[: self.recipe.test_documents]
         asked = [item.text for item in (*task.test, *task.validation)]
@@ -72,7 +79,7 @@ class Study:
             test=[item for item in task.test if item.text not in gone],
             validation=[item for item in task.validation if item.text not in gone],
         )
-        if not (self.test and self.task.test and self.task.validation):
+        if not self.test or (task.test and not (self.task.test and self.task.validation)):
             raise UserError(
                 "nothing is left to measure on: all that is held out is also trained on"
             )

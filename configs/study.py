@@ -42,6 +42,7 @@ class StudyRecipe(Section):
 
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
+    """With `name = ""` there is none, and text alone is measured."""
     foundation: str = "smollm2-135m"
     """The pretrained model that is prompted and tuned."""
     general: str = "python-stdlib"

@@ -69,8 +69,8 @@ class Job(NamedTuple):
             )
         if not check:
             return found
-        wide = [x.double().requires_grad_() for x in (q, k, v)]
-        o, _ = attention_reference(*wide, first, True, 0.0, self.D**-0.5)
+        wide = tuple(x.double().requires_grad_() for x in (q, k, v))
+        o, _ = attention_reference(wide[0], wide[1], wide[2], first, True, 0.0, self.D**-0.5)
         expected = [o] if self.which == "forward" else torch.autograd.grad(o, wide, do.double())
         pairs = zip(found(), expected, strict=False)
         return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)

@@ -13,8 +13,8 @@ from compare.arms import ARMS
 from compare.cells import measure
 from compare.run import contents, plan, quick
 from compare.score import document_bits
-from compare.study import Cell, inference
-from configs.cli import UserError, load
+from compare.study import Cell, Study, inference
+from configs.cli import UserError, load, to_toml
 from configs.study import StudyRecipe
 from model.load import load_model
 
@@ -40,6 +40,19 @@ def test_a_plan_puts_first_what_others_go_on_from():
     assert {c.seed for c in plan(quick(study))} == {3}
     with pytest.raises(UserError, match='no arm "lorra"; did you mean "lora"'):
         plan(study, ["lorra"])
+
+
+def test_a_corpus_without_labels_is_measured_on_text_alone(study):
+    nothing = study.recipe.task.model_copy(update={"name": ""})
+    recipe = study.recipe.model_copy(update={"task": nothing})
+    cells = plan(recipe)
+    assert {cell.axis for cell in cells} == {"text"}
+    assert len(contents(recipe, cells)) == len(cells)
+    (study.folder / "config.toml").write_text(to_toml(recipe))
+    alone = Study(study.folder)
+    assert alone.test == study.test
+    row = measure(alone, Cell("xz", "text", 1.0, 0))
+    assert sum(row["document_bits"]) > 0
 
 
 def test_every_arm_tries_as_many_settings_or_has_none_to_try():
