@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from importlib.metadata import version
@@ -34,6 +35,7 @@ SHAPES = {
     "queries": ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 128, 4), (64, 64, 4)),
 }  # fmt: skip
 SHAPES["fused"] = SHAPES["keys"]
+DEVICE = "cuda"  # the tests' interpreter takes the CPU's tensors
 KEPT = 4  # candidates that are timed within a window too
 WRONG = 1e-2  # relative L2, in bfloat16
 
@@ -46,49 +48,56 @@ class Job(NamedTuple):
     tiles: Tiles
     window: bool = False
 
-    def run(self, B: int, T: int, check: bool = False):
-        """A function that computes the pass; with `check`, its largest relative error."""
+    def prepared(self, B: int, T: int) -> tuple[list, Callable[[], tuple]]:
+        """Tensors q, k, v, do and first, and a function that computes the pass."""
         from kernels.attention.launch import launch_backward, launch_forward
 
         torch.manual_seed(0)
-        q, k, v, do = (
-            torch.randn(B, T, 4, self.D, device="cuda", dtype=torch.bfloat16) for _ in range(4)
-        )
+        shape = (B, T, 4, self.D)
+        q, k, v, do = (torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(4))
         first = None
         if self.window:
-            first = first_keys(T, window=T // 8, device="cuda").expand(B, T).contiguous()
-        settings = (first, True, 0.0, self.D**-0.5)
-        if self.which == "forward":
-            found = lambda: launch_forward(q, k, v, *settings, tiles=self.tiles)  # noqa: E731
+            first = first_keys(T, window=T // 8, device=DEVICE).expand(B, T).contiguous()
+        over_k, over_q = (config(arch(q), w, self.D, q.dtype) for w in ("keys", "queries"))
+        if self.which == "queries":
+            over_q = self.tiles
         else:
-            chosen = {w: config(arch(q), w, self.D, q.dtype) for w in ("keys", "queries")}
-            chosen["queries" if self.which == "queries" else "keys"] = self.tiles
-            o, lse = launch_forward(q, k, v, *settings)
-            found = lambda: launch_backward(  # noqa: E731
-                do, q, k, v, o, lse, *settings, self.which != "fused", tuple(chosen.values())
-            )
-        if not check:
-            return found
-        wide = tuple(x.double().requires_grad_() for x in (q, k, v))
-        o, _ = attention_reference(wide[0], wide[1], wide[2], first, True, 0.0, self.D**-0.5)
-        expected = [o] if self.which == "forward" else torch.autograd.grad(o, wide, do.double())
-        pairs = zip(found(), expected, strict=False)
-        return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
+            over_k = self.tiles
+        settings = (first, True, 0.0, self.D**-0.5)
+        o, lse = launch_forward(q, k, v, *settings)
+
+        def forward() -> tuple:
+            return launch_forward(q, k, v, *settings, tiles=self.tiles)[:1]
+
+        def backward() -> tuple:
+            deterministic = self.which != "fused"
+            return launch_backward(
+                do, q, k, v, o, lse, *settings, deterministic, (over_k, over_q)
+            )  # fmt: skip
+
+        return [q, k, v, do, first], forward if self.which == "forward" else backward
 
 
-def attempt(job: Job) -> float | str:
-    """The relative error of a candidate, or why it does not run."""
+def attempt(job: Job, T: int = 512) -> float | str:
+    """The relative error of a candidate against float64, or why it does not run."""
     try:
-        return job.run(1, 512, check=True)
+        (*narrow, do, first), work = job.prepared(1, T)
+        q, k, v = (x.double().requires_grad_() for x in narrow)
+        o, _ = attention_reference(q, k, v, first, True, 0.0, job.D**-0.5)
+        expected = (
+            (o,) if job.which == "forward" else torch.autograd.grad(o, (q, k, v), do.double())
+        )
+        pairs = zip(work(), expected, strict=True)
+        return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
     except Exception as error:  # too much shared memory, or what the compiler cannot do
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
 
 
 def milliseconds(job: Job, T: int) -> float:
     """The median of ten."""
-    work = job.run(8, T)
+    _, work = job.prepared(8, T)
     work()
-    return 1e3 * statistics.median(timed(torch.device("cuda"), work)[1] for _ in range(10))
+    return 1e3 * statistics.median(timed(torch.device(DEVICE), work)[1] for _ in range(10))
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
 """The launchers, interpreted, against float64 eager attention: outputs and all gradients."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from kernel_cases import cases, check
 
+from kernels import tune
 from kernels.attention import attention, first_keys
 from kernels.attention import launch as launchers
-from kernels.attention.config import Tiles
+from kernels.attention.config import Pass, Tiles
 from kernels.device import use_triton
 
 
@@ -50,3 +53,14 @@ def test_another_document_changes_not_a_bit(tiles):
     for a, b in zip(*results, strict=True):
         assert torch.equal(a[:, 21:], b[:, 21:])
         assert not torch.equal(a[:, :21], b[:, :21])
+
+
+@pytest.mark.parametrize("which", get_args(Pass))
+def test_tiles_that_are_tried_are_compared_with_float64(monkeypatch, which):
+    monkeypatch.setattr(tune, "DEVICE", "cpu")
+    job = tune.Job(which, 64, Tiles(32, 16, 4, 1), window=True)
+    with use_triton():
+        error = tune.attempt(job, T=64)
+        assert isinstance(error, float), error
+        assert 0 < error < tune.WRONG
+        assert "power of 2" in str(tune.attempt(job._replace(tiles=Tiles(48, 16, 4, 1)), T=64))
