@@ -1,5 +1,6 @@
 """The studies that are kept in the repository are whole, and say what their ledgers say."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from configs.cli import load
 from configs.study import StudyRecipe
 
 STUDIES = sorted(p.parent for p in Path("benchmarks/studies").glob("*/verdict.md"))
+
+GUIDED = ("folk-tunes", "aws-api")
 
 
 @pytest.fixture(params=STUDIES, ids=lambda p: p.name)
@@ -49,3 +52,35 @@ def test_every_arm_had_as_many_tries_and_as_long(folder):
         assert len(row["search"]) == (tries if chooses else 0)
         if "training_steps" in row:  # the last step may end after the budget
             assert row["training_seconds"] < 1.25 * recipe.budget_seconds, row["id"]
+
+
+def test_the_guide_says_what_the_studies_found():
+    """Its tables are rows of theirs, its quotations sentences of their verdicts."""
+    folders = [Path("benchmarks/studies") / name for name in GUIDED]
+    found: list[dict[str, list[str]]] = []
+    for folder in folders:
+        rows: dict[str, list[str]] = {}  # an arm has a row for text and one for the task
+        for line in (folder / "table.md").read_text().splitlines():
+            if line.startswith("| "):
+                arm, source, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+                rows.setdefault(f"{arm}, {source}", []).extend(cells)
+        found.append(rows)
+    told = " ".join("".join((folder / "verdict.md").read_text() for folder in folders).split())
+    guide = Path("docs/guide.md").read_text()
+    shown, prose = [], []
+    for paragraph in guide.split("\n\n"):
+        if paragraph.startswith("> "):
+            quote = " ".join(paragraph.replace("\n> ", " ").removeprefix("> ").split())
+            assert quote in told
+            shown.append(quote)
+        elif paragraph.startswith(f"| | {' | '.join(GUIDED)} |") and "---:" in paragraph:
+            for line in paragraph.splitlines()[2:]:
+                name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+                for rows, cell in zip(found, cells, strict=True):
+                    assert cell == "–" or cell in rows[name], (name, cell)
+                shown += cells
+        else:
+            prose.append(paragraph)
+    figures = re.findall(r"\d+\.\d{3}", " ".join(prose))
+    assert set(figures) <= set(re.findall(r"\d+\.\d{3}", " ".join(shown)))
+    assert len(shown) > 40
