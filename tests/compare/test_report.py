@@ -1,5 +1,6 @@
 """The report in a real browser: what it draws, and that its slider moves the recommendation."""
 
+import itertools
 import json
 import shutil
 
@@ -114,6 +115,12 @@ def test_the_page_works_in_a_browser(folder, scheme):
             "scratch", "lora", "xz", "zero-shot"
         }  # fmt: skip
         assert "0.01: " in series[0].get_attribute("aria-label")
+        placed = browser.execute_script("return apart([100, 99, 101, 279, 280, 280], 20, 280)")
+        for a, b in itertools.pairwise(sorted(placed)):
+            assert b - a >= 12
+        assert min(placed) >= 20
+        assert max(placed) <= 280
+        assert placed[1] < placed[0] < placed[2] < placed[3]
 
         choice = browser.find_element(By.ID, "choice")
         front = (
