@@ -96,7 +96,8 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
 
     Not of prices, nor of what else is measured, so that these may change.
     """
-    items = [(part, [(i.text, i.label) for i in getattr(task_of(study), part)])
+    task = task_of(study)
+    items = [(part, [(i.text, i.label) for i in getattr(task, part)])
              for part in ("train", "validation", "test")]  # fmt: skip
     general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
     model = Path(study.foundation)

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from kernel_cases import cases, check
 
 from kernels import tune
@@ -12,6 +12,13 @@ from kernels.attention import attention, first_keys
 from kernels.attention import launch as launchers
 from kernels.attention.config import Pass, Tiles
 from kernels.device import use_triton
+
+# Found on a GPU: of the gradient of q little is left but the rounding of o.
+ONE_NUMBER = {
+    "seed": 0, "B": 1, "T": 2, "S": 2, "heads": (1, 1), "D": 1, "causal": False, "window": 0,
+    "documents": False, "softcap": 0.0, "dtype": torch.bfloat16, "layout": "plain",
+    "deterministic": False, "descriptor": False, "tiles": (16, 32),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -27,6 +34,7 @@ def tiles(monkeypatch):
     max_examples=64, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
+@example(case=ONE_NUMBER)
 @given(case=cases())
 def test_outputs_and_gradients_equal_float64(tiles, case):
     tiles(*case["tiles"], case["descriptor"])
