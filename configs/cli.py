@@ -19,6 +19,8 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ValidationError
 
+from configs.console import one_line
+
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -140,7 +142,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         status = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -150,7 +152,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = 2
     sys.exit(status)
 

@@ -1,6 +1,7 @@
 """What the user sees while something long runs: a bar on a terminal, plain lines in a log."""
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -12,17 +13,37 @@ T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False)
 
+# Everything that moves a cursor, changes a title or ends a line elsewhere, and lone surrogates
+# (names of files that are not UTF-8), which no stream can encode. Tab and line feed stay.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""`text` with control characters written out, as `\x1b`: safe to show on a terminal."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """As `printable`, with line ends written out too."""
+    return printable(text).replace("\n", "\\n")
+
+
+def show(text: str = "", end: str = "\n") -> None:
+    """Print to stdout, as every text must be that came from a file, a model or the net."""
+    print(printable(text), end=end, flush=True)
+
 
 def say(message: str) -> None:
-    """Print one line to stderr, never wrapped when piped; of several ranks the first one speaks."""
+    """Print one line to stderr, never wrapped when piped; of several ranks only the first does."""
     if os.environ.get("RANK", "0") == "0":
-        console.print(message, markup=False, soft_wrap=not console.is_terminal)
+        wrap = console.is_terminal
+        console.print(printable(message), markup=False, soft_wrap=not wrap)
 
 
 def bar(*extra: TextColumn) -> Progress:
     """A progress bar with an ETA and `extra` text columns; draws nothing off a terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -38,7 +59,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     started = said = time.perf_counter()
     count = 0
     with bar() as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(one_line(description), total=total)
         for item in items:
             yield item
             count += 1

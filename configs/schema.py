@@ -20,17 +20,21 @@ class DataConfig(Section):
     """Where the text comes from, how it is cleaned and how it is split."""
 
     corpus: str = "folk-tunes"
-    """A built-in (folk-tunes, aws-api, python-stdlib), a .txt, .jsonl or .parquet file, a folder of
-    them, or the name of a dataset on the Hugging Face hub (name@revision does not ask it again)."""
+    """A built-in (folk-tunes, aws-api, python-stdlib), a file, a folder of files, or the name of a
+    dataset on the Hugging Face hub, also as name@revision. Files are text or source code, .jsonl,
+    .csv, .tsv or .parquet; all but the last may be packed (.gz, .zst)."""
+    document: Literal["section", "line", "file"] = "section"
+    """What one document of a text file is: a section of about `section_chars`, cut at line ends, a
+    line, or the file. In .jsonl, .csv, .tsv and .parquet every row is one."""
     text_field: str = "text"
-    """Column that holds the text in .jsonl, .parquet and hub datasets."""
+    """Column that holds the text in .jsonl, .csv, .tsv, .parquet and hub datasets."""
     group_field: str = ""
     """Column whose equal values stay together in one split (an author, a project); "file" keeps
     each file of a folder together; "document" splits document by document, as empty does where a
     corpus has no groups of its own (the built-ins have)."""
     section_chars: int = Field(2000, ge=1)
-    """A .txt file is cut at line ends into documents of about this many characters (a twentieth of
-    the file if that is less)."""
+    """Characters of a section of text; a twentieth of all text if that is less, so that some can be
+    held out."""
     min_chars: int = Field(16, ge=1)
     """Documents with fewer characters after cleaning are dropped."""
     drop_similarity: float = Field(0.8, gt=0, le=1)
@@ -41,6 +45,9 @@ class DataConfig(Section):
     """Share of the characters held out to make choices on."""
     test_fraction: float = Field(0.05, gt=0, lt=0.5)
     """Share of the characters held out to be read once."""
+    held_out_chars: int = Field(2_000_000, ge=1)
+    """Most characters of each held-out split, however large the corpus: more takes longer to score
+    and tells no more."""
     split_seed: int = 0
     """Changes which documents are held out."""
     cache_dir: str = "cache"
@@ -59,6 +66,8 @@ class TokenizerConfig(Section):
     whitespace: Literal["word", "own", "merge"] = "word"
     """A space leads the next word (GPT-2), is a token of its own, or may stand inside a token, so
     that tokens span words."""
+    strict: bool = False
+    """Refuse a corpus that does not support `vocab_size`, instead of training a smaller one."""
     special_tokens: list[str] = Field(["<|endoftext|>"], min_length=1)
     """The first one separates documents and starts every generation."""
 

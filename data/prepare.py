@@ -13,10 +13,8 @@ Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} 
 named by content; a second run returns at once. Memory holds one signature per document, not text.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import unicodedata
@@ -28,7 +26,8 @@ from pathlib import Path
 from rensa import RMinHash, RMinHashLSH
 
 from configs.cli import Parser, UserError, parse, run_command
-from configs.console import say, track
+from configs.console import say, show, track
+from configs.files import seal, sealed, whole_folder
 from configs.schema import DataConfig, Recipe
 from data.corpora import Corpus, Document, open_corpus
 
@@ -38,6 +37,10 @@ _PERMUTATIONS, _SHINGLE_WORDS = 96, 5
 # Tab and line feed stay; BOM, other C0/C1 controls, DEL, U+FFFD and lone surrogates go.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
 _INVALID = re.compile("[\ufffd\ud800-\udfff]")
+# Scripts that put no spaces between words: there a character is what a word is elsewhere.
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+)
 
 
 def clean(text: str, changed: Counter | None = None) -> str:
@@ -66,19 +69,24 @@ def prepare(config: DataConfig) -> Path:
     settings = config.model_dump(exclude={"cache_dir"}) | {"version": VERSION}
     key = json.dumps([corpus.fingerprint, settings], sort_keys=True)
     folder = Path(config.cache_dir) / "documents" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if (folder / "manifest.json").exists():
+    if sealed(folder):
         say(f"documents: cached in {folder}")
         return folder
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    try:
+    if folder.exists():
+        say(f"documents: {folder} is damaged and is made again")
+    with whole_folder(folder, stays=lambda other: sealed(other) is not None) as aside:
         manifest = _prepare(corpus, config, aside)
         manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        _put(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        seal(aside, manifest)
     return folder
+
+
+def manifest_of(folder: Path) -> dict:
+    """The manifest of a prepared folder. Raises UserError if the folder is damaged."""
+    manifest = sealed(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: is no prepared corpus, or damaged; run the command again")
+    return manifest
 
 
 def documents(folder: Path, split: str) -> Iterator[dict]:
@@ -103,10 +111,10 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
     """
     if share >= 1:
         return folder
-    whole = json.loads((folder / "manifest.json").read_text())
+    whole = manifest_of(folder)
     name = hashlib.sha256(f"{whole['fingerprint']}:{share}:{seed}".encode()).hexdigest()[:16]
     part = folder.with_name(name)
-    if (part / "manifest.json").exists():
+    if sealed(part):
         return part
 
     def drawn(row: dict) -> bytes:
@@ -119,31 +127,19 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
             break
         taken.add(row["id"])
         size += len(row["text"].encode())
-    aside = part.with_name(f"{name}.{os.getpid()}.tmp")
-    aside.mkdir()
     counts = Counter(documents=0, characters=0, bytes=0)
-    with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
-        for row in documents(folder, "train"):
-            if row["id"] in taken:
-                file.write(json.dumps(row) + "\n")
-                text = row["text"]
-                counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
-    for split in SPLITS[1:]:
-        shutil.copyfile(folder / f"{split}.jsonl", aside / f"{split}.jsonl")
-    whole["splits"]["train"] = dict(counts)
-    manifest = whole | {"fingerprint": name, "share": share, "seed": seed}
-    (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    _put(aside, part)
+    with whole_folder(part, stays=lambda other: sealed(other) is not None) as aside:
+        with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
+            for row in documents(folder, "train"):
+                if row["id"] in taken:
+                    file.write(json.dumps(row) + "\n")
+                    text = row["text"]
+                    counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
+        for split in SPLITS[1:]:
+            shutil.copyfile(folder / f"{split}.jsonl", aside / f"{split}.jsonl")
+        whole["splits"]["train"] = dict(counts)
+        seal(aside, whole | {"fingerprint": name, "share": share, "seed": seed})
     return part
-
-
-def _put(aside: Path, folder: Path) -> None:
-    # Another process may have been faster, or be so just now: what it has made is the same.
-    if not (folder / "manifest.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            aside.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Similar:
@@ -212,7 +208,7 @@ def _prepare(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
 
 
 def _shingles(text: str) -> list[str]:
-    words = text.split()
+    words = _UNSPACED.sub(r" \1 ", text).split()
     last = max(1, len(words) - _SHINGLE_WORDS + 1)
     return [" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(last)]
 
@@ -225,15 +221,16 @@ def _assign(groups: list[str], sizes: array, config: DataConfig) -> list[str]:
     def drawn(group: str) -> bytes:
         return hashlib.sha256(f"{config.split_seed}:{group}".encode()).digest()
 
-    total = sum(sizes)
-    wanted = {"test": config.test_fraction, "validation": config.validation_fraction}
+    total, most = sum(sizes), config.held_out_chars
+    fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
+    wanted = {split: min(fraction * total, most) for split, fraction in fractions.items()}
     filled: Counter = Counter()
     split_of: dict[str, str] = {}
     for group in sorted(size_of, key=drawn):
         split_of[group] = "train"
-        for split, fraction in wanted.items():
+        for split, size in wanted.items():
             # A group of more than twice the share would make the split mostly that group.
-            if filled[split] < fraction * total and size_of[group] <= 2 * fraction * total:
+            if filled[split] < size and size_of[group] <= 2 * size:
                 split_of[group] = split
                 break
         filled[split_of[group]] += size_of[group]
@@ -304,12 +301,12 @@ def main() -> None:
     """Entry point of `python -m data.prepare`."""
     recipe, _ = parse(Recipe, Parser(__doc__, add_help=False))
     folder = prepare(recipe.data)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = manifest_of(folder)
     for table in ("counts", "documents_cleaned"):
-        print("  ".join(f"{name} {count:,}" for name, count in manifest[table].items()))
+        show("  ".join(f"{name} {count:,}" for name, count in manifest[table].items()))
     for split, numbers in manifest["splits"].items():
-        print(f"{split:10}  " + "  ".join(f"{name} {count:,}" for name, count in numbers.items()))
-    print(folder)
+        show(f"{split:10}  " + "  ".join(f"{name} {count:,}" for name, count in numbers.items()))
+    show(str(folder))
 
 
 if __name__ == "__main__":

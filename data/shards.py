@@ -10,8 +10,6 @@ Layout of a shard folder (in the cache, named by documents + tokenizer):
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,8 +19,9 @@ import torch
 
 from configs.cli import UserError
 from configs.console import say, track
+from configs.files import seal, sealed, whole_folder, write_whole
 from configs.schema import TokenizerConfig
-from data.prepare import SPLITS, documents
+from data.prepare import SPLITS, documents, manifest_of
 from tokenizer.bpe import Tokenizer
 from tokenizer.train import train_tokenizer
 
@@ -32,65 +31,60 @@ IGNORE = -100  # a target that is not scored (torch's cross_entropy default)
 def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
     """Path of the tokenizer of a folder made by `data.prepare`, trained if it is not cached.
 
-    Raises UserError if the corpus does not support `config.vocab_size`.
+    Raises UserError if the corpus does not support a strict `config.vocab_size`.
     """
-    fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
-    key = json.dumps([fingerprint, config.model_dump()], sort_keys=True)
+    key = json.dumps([manifest_of(folder)["fingerprint"], config.model_dump()], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = folder.parent.parent / "tokenizers" / f"{name}.json"
-    if path.exists():
-        say(f"tokenizer: cached in {path}")
+    try:
+        size = Tokenizer.load(path).vocab_size
+        say(f"tokenizer: {size:,} tokens, cached in {path}")
         return path
-    say(f"tokenizer: learning {config.vocab_size:,} tokens")
+    except UserError as error:
+        if path.exists():
+            say(f"{error}; it is trained again")
+    say(f"tokenizer: training for {config.vocab_size:,} tokens")
     learned = train_tokenizer((d["text"] for d in documents(folder, "train")), config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(learned.to_json(), encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, learned.to_json())
     return path
 
 
 def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
     """Tokenise the splits of a prepared folder, unless that is cached; returns the shard folder."""
-    fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
+    fingerprint = manifest_of(folder)["fingerprint"]
     name = hashlib.sha256((fingerprint + tokenizer.hash).encode()).hexdigest()
     shards = folder.parent.parent / "tokens" / name[:16]
-    if (shards / "manifest.json").exists():
+    if sealed(shards):
         say(f"tokens: cached in {shards}")
         return shards
-    aside = shards.with_name(f"{shards.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    counts: dict[str, dict[str, int]] = {}
-    separator = np.array([tokenizer.separator_id], dtype)
-    try:
-        for split in SPLITS:
-            starts, position, size = [], 0, 0
-            with open(aside / f"{split}.bin", "wb") as file:
-                for batch in _batches(track(documents(folder, split), f"tokenising {split}")):
-                    for row, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
-                        starts.append(position)
-                        position += 1 + len(ids)
-                        size += len(row.encode())
-                        separator.tofile(file)
-                        np.array(ids, dtype).tofile(file)
-                separator.tofile(file)
-            np.save(aside / f"{split}.documents.npy", np.array(starts, np.int64))
-            tokens = position + 1
-            counts[split] = {"tokens": tokens, "documents": len(starts), "bytes": size}
-        manifest = {
-            "fingerprint": name,
-            "tokenizer": tokenizer.hash,
-            "dtype": dtype.str,
-            "splits": counts,
-        }
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        if not (shards / "manifest.json").exists():  # else another process was faster
-            shutil.rmtree(shards, ignore_errors=True)
-            aside.rename(shards)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    if shards.exists():
+        say(f"tokens: {shards} is damaged and is made again")
+    with whole_folder(shards, stays=lambda other: sealed(other) is not None) as aside:
+        counts = {split: _write_split(folder, split, tokenizer, aside) for split in SPLITS}
+        about = {"fingerprint": name, "tokenizer": tokenizer.hash, "splits": counts}
+        seal(aside, about | {"dtype": _dtype(tokenizer).str})
     return shards
+
+
+def _write_split(folder: Path, split: str, tokenizer: Tokenizer, aside: Path) -> dict[str, int]:
+    dtype, starts, position, size = _dtype(tokenizer), [], 0, 0
+    separator = np.array([tokenizer.separator_id], dtype)
+    with open(aside / f"{split}.bin", "wb") as file:
+        for batch in _batches(track(documents(folder, split), f"tokenising {split}")):
+            for row, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+                starts.append(position)
+                position += 1 + len(ids)
+                size += len(row.encode())
+                separator.tofile(file)
+                np.array(ids, dtype).tofile(file)
+        separator.tofile(file)
+    np.save(aside / f"{split}.documents.npy", np.array(starts, np.int64))
+    return {"tokens": position + 1, "documents": len(starts), "bytes": size}
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
 class Windows:
@@ -103,7 +97,7 @@ class Windows:
 
     def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer, most: int = 0):
         """The first `most` windows, or all; UserError if the train split is shorter than one."""
-        manifest = json.loads((shards / "manifest.json").read_text())
+        manifest = manifest_of(shards)
         self.fingerprint = f"{manifest['fingerprint']}:{split}:{seq_len}"
         self.seq_len = seq_len
         self.ids: np.ndarray = np.memmap(shards / f"{split}.bin", manifest["dtype"], mode="r")

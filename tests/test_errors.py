@@ -1,6 +1,7 @@
 """Every mistake a user is likely to make: one line on stderr, exit status 2, nothing lost."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -81,9 +82,23 @@ def test_unknown_key_and_wrong_type(refused, recipe, tmp_path):
 
 def test_vocabulary_larger_than_the_corpus_supports(refused, recipe, tmp_path):
     folder = tmp_path / "run"
-    said = refused("train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size", "60000")
+    said = refused("train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size", "60000",
+                   "--tokenizer.strict", "true")  # fmt: skip
     assert "tokenizer.vocab_size = 60000 is more than the corpus supports" in said
     assert not folder.exists()
+
+
+def test_a_vocabulary_that_the_corpus_does_not_support_is_reduced(command, recipe, tmp_path):
+    folder = tmp_path / "run"
+    done = command("train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size", "60000")
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"vocab_size = 60000 is .* reduced to ([\d,]+) tokens", done.stderr)
+    tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert len(tokens) == int(said[1].replace(",", "")) < 60000
+    assert (folder / "sample.txt").exists()
+    again = command("train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size",
+                    "60000", "--resume")  # fmt: skip
+    assert again.returncode == 0, again.stderr
 
 
 def test_sequence_longer_than_the_corpus(refused, recipe, tmp_path):

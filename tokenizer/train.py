@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from configs.cli import Parser, UserError, parse, run_command
-from configs.console import console
+from configs.console import console, say
 from configs.schema import Recipe, TokenizerConfig
 from tokenizer.bpe import Tokenizer
 
@@ -33,9 +33,10 @@ def pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Learn a tokenizer of exactly `config.vocab_size` entries from `texts`.
+    """Learn a tokenizer of `config.vocab_size` entries from `texts`.
 
-    Raises UserError if the texts do not hold enough different pairs for that many merges.
+    Texts that do not hold enough different pairs for that many merges give a smaller vocabulary,
+    which is said; with `config.strict` they raise UserError.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizer(config)
@@ -49,10 +50,12 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     backend.train_from_iterator(texts, trainer)
     learned = backend.get_vocab_size()
     if learned < config.vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size = {config.vocab_size} is more than the corpus supports: it "
-            f"yields {learned} tokens; set it to {learned} or less, or add text"
-        )
+        reason = f"tokenizer.vocab_size = {config.vocab_size} is more than the corpus supports"
+        if config.strict:
+            raise UserError(
+                f"{reason}: it yields {learned} tokens; set it to {learned} or less, or add text"
+            )
+        say(f"WARNING: {reason}: the vocabulary is reduced to {learned:,} tokens")
     return Tokenizer(backend, config.special_tokens[0])
 
 

@@ -81,9 +81,14 @@ def test_training_is_deterministic():
     assert len(hashes) == 1
 
 
-def test_more_tokens_than_the_corpus_supports_are_refused_with_the_number():
+def test_more_tokens_than_the_corpus_supports_are_refused_or_reduced_with_the_number(capsys):
+    texts = ["a small text, " * 5]
     with pytest.raises(UserError, match=r"vocab_size = 5000 is more than .* yields \d+ tokens"):
-        train_tokenizer(["a small text, " * 5], TokenizerConfig(vocab_size=5000))
+        train_tokenizer(texts, TokenizerConfig(vocab_size=5000, strict=True))
+    tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=5000))
+    assert 257 < tokenizer.vocab_size < 300
+    said = capsys.readouterr().err
+    assert f"is reduced to {tokenizer.vocab_size} tokens" in said
 
 
 def test_inspect_counts_and_colours(variant):

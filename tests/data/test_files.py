@@ -1,0 +1,302 @@
+"""Whatever a newcomer's files are called and hold: the right text, or one clear line."""
+
+import gzip
+import io
+import json
+import os
+
+import pytest
+import zstandard
+from texts import words
+
+from configs.cli import UserError
+from configs.schema import DataConfig
+from data.corpora import open_corpus
+from data.files import list_files
+from data.prepare import clean
+
+NAMES = (
+    "notes [1].txt", "q[ab].txt", "a*b.txt", "what?.txt", "{x,y}.txt", "!important.txt",
+    "two words.txt", "a::b.txt", "https:.txt", "line\nbreak.txt", "tab\there.txt", "#1 100%.txt",
+    "café 北京.txt", "-rf.txt",
+)  # fmt: skip
+
+
+def read(path, **settings):
+    return list(open_corpus(DataConfig(corpus=str(path), **settings)).read())
+
+
+def joined(path, **settings):
+    return "".join(document.text for document in read(path, **settings))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_read_whatever_it_is_called(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(f"the text of {name!r}\n" * 30)
+    # What a pattern would match instead.
+    for other in ("qa.txt", "qb.txt", "aXb.txt", "whatX.txt", "x.txt", "y.txt", "notes 1.txt"):
+        (tmp_path / other).write_text("another file\n" * 30)
+    assert joined(path) == path.read_text()
+    assert {d.id.rpartition(":")[0] for d in read(path)} == {name}
+    of_folder = [d for d in read(tmp_path) if d.id.startswith(f"{name}:")]
+    assert "".join(d.text for d in of_folder) == path.read_text()
+
+
+@pytest.mark.parametrize("name", NAMES[:4])
+def test_tables_are_read_whatever_they_are_called(tmp_path, name):
+    rows = [{"text": f"row {n}"} for n in range(3)]
+    path = tmp_path / name.replace(".txt", ".jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [d.text for d in read(path)] == ["row 0", "row 1", "row 2"]
+
+
+def test_a_name_that_is_not_utf8_is_read_in_a_folder(tmp_path):
+    folder = os.fsencode(tmp_path)
+    with open(folder + b"/caf\xe9.txt", "w") as file:
+        file.write("latin name\n" * 40)
+    (document, *_) = read(tmp_path)
+    assert "latin name" in document.text
+    json.loads(json.dumps(document.id))
+
+
+def test_two_files_of_one_name_are_two(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "notes.txt").write_text(f"in {folder}\n" * 20)
+    found = read(tmp_path, group_field="file", document="file")
+    assert [(d.id, d.group) for d in found] == [
+        ("a/notes.txt:0", "a/notes.txt"),
+        ("b/notes.txt:0", "b/notes.txt"),
+    ]
+
+
+def test_links_are_followed_once_and_a_broken_one_is_named(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (tmp_path / "away.txt").write_text("from far away\n" * 30)
+    (folder / "link.txt").symlink_to(tmp_path / "away.txt")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.txt").write_text("in a linked folder\n" * 30)
+    (folder / "more").symlink_to(tmp_path / "more")
+    (folder / "loop").symlink_to(folder)
+    names = [p.relative_to(folder).as_posix() for p in list_files(folder)]
+    assert names == ["link.txt", "more/b.txt"]
+    assert joined(folder / "link.txt") == "from far away\n" * 30
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(UserError, match=r"gone\.txt: is a link to a file that does not exist"):
+        read(folder)
+
+
+def test_an_unreadable_file_is_named_and_not_skipped(command, recipe, tmp_path):
+    (tmp_path / "good.txt").write_text(words(0, 3000))
+    bad = tmp_path / "bad.txt"
+    if os.geteuid() == 0:  # whom no permission stops: a file whose reading fails
+        bad.symlink_to("/proc/self/mem")
+    else:
+        bad.write_text("secret")
+        bad.chmod(0)
+    done = command("data.prepare", recipe, "--data.corpus", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+
+
+def test_an_empty_file_among_others_is_no_document(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "full.txt").write_text("some text\n" * 30)
+    assert {d.id.partition(":")[0] for d in read(tmp_path)} == {"full.txt"}
+
+
+def test_a_name_with_a_line_break_stays_on_one_line_of_an_error(command, recipe, tmp_path):
+    path = tmp_path / "evil\n\x1b[31mred.txt"
+    path.write_bytes(b"\0" * 99)
+    done = command("data.prepare", recipe, "--data.corpus", path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr
+    assert "evil\\n\\x1b[31mred.txt: is a binary file" in done.stderr
+
+
+def test_what_one_document_is(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("first line\nsecond line\n\nfourth line")
+    assert [d.text for d in read(path, document="file")] == [path.read_text()]
+    lines = [d.text for d in read(path, document="line")]
+    assert lines == path.read_text().splitlines(keepends=True)
+    path.write_text("eleven char\n" * 100)
+    assert {len(d.text) for d in read(path, section_chars=30)} == {36, 12}
+    table = tmp_path / "a.jsonl"
+    table.write_text('{"text": "x"}\n')
+    with pytest.raises(UserError, match=r"data\.document = \"line\" is for text"):
+        read(table, document="line")
+    with pytest.raises(UserError, match=r"data\.document = \"file\": folk-tunes knows"):
+        read("folk-tunes", document="file")
+
+
+def test_small_files_of_a_folder_stay_whole(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.md").write_text(f"# Note {number}\n\n{words(number, 100)}\n")
+    assert len(read(tmp_path)) == 40  # each is shorter than a section
+
+
+ROWS = [{"text": 'with "quotes",\ncommas, and lines', "who": "ann"}, {"text": "two", "who": "bob"}]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_tables_of_fields(tmp_path, suffix, ending):
+    import csv
+
+    path = tmp_path / f"a{suffix}"
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        separator = "," if suffix == ".csv" else "\t"
+        writer = csv.DictWriter(file, ["text", "who"], delimiter=separator, lineterminator=ending)
+        writer.writeheader()
+        writer.writerows(ROWS)
+    found = read(path, group_field="who")
+    assert [(d.text, d.group) for d in found] == [(row["text"], row["who"]) for row in ROWS]
+
+
+def test_a_malformed_table_is_named_with_its_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,who\n"fine",1\n"never closed,2\nmore,3\n')
+    with pytest.raises(UserError, match=r"a\.csv: line \d: malformed CSV"):
+        read(path)
+    path.write_text("review,stars\ngood,5\n")
+    with pytest.raises(UserError, match=r'no column "text"; known: review, stars; name it with'):
+        read(path)
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n")
+    with pytest.raises(UserError, match=r"line 1: malformed JSON"):
+        read(tmp_path / "deep.jsonl")
+
+
+PACK = {".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a"])
+def test_packed_files_hold_the_same(tmp_path, packed, name):
+    text = {"a.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
+            "a.csv": "text,who\none,1\n"}.get(name, words(0, 900))  # fmt: skip
+    plain = tmp_path / (name if "." in name else "a.txt")
+    plain.write_text(text)
+    path = tmp_path / f"packed-{name}{packed}"
+    path.write_bytes(PACK[packed](text.encode()))
+    assert [d.text for d in read(path)] == [d.text for d in read(plain)]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="is damaged or cut off"):
+        read(path)
+
+
+def test_several_frames_of_a_packed_file_are_all_read(tmp_path):
+    for packed, compress in PACK.items():
+        path = tmp_path / f"a.txt{packed}"
+        path.write_bytes(compress(b"first line\n" * 50) + compress(b"second line\n" * 50))
+        assert joined(path) == "first line\n" * 50 + "second line\n" * 50
+
+
+def test_a_source_tree_is_its_text_files(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "main.rs").write_text("fn main() {}\n" * 20)
+    (tmp_path / "Makefile").write_text("all:\n\ttrue\n" * 20)
+    (tmp_path / "package.json").write_text('{"name": "x"}\n' * 20)
+    (tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("ref: refs/heads/main\n" * 20)
+    found = {d.id.partition(":")[0] for d in read(tmp_path)}
+    assert found == {"src/main.rs", "Makefile", "package.json"}
+    assert "2 files are not text and are left out: logo.png, paper.pdf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("paper.txt", b"%PDF-1.7\n" + b"text without a zero byte\n" * 40, "is a PDF; convert it"),
+        ("paper.pdf", b"%PDF-1.7\n", r"cannot read \.pdf: it is a PDF"),
+        ("wide.txt", "some text\n".encode("utf-16") * 40, "is UTF-16; convert it: iconv"),
+        ("cyrillic.txt", ("привет мир\n" * 40).encode("cp1251"), "is not UTF-8; convert it: iconv"),
+        ("letter.docx", b"PK\x03\x04", r"cannot read \.docx: it is a Word document"),
+        ("rows.json", b'[{"text": "a"}]', r"cannot read \.json: .* write one object per line"),
+        ("a.parquet.gz", gzip.compress(b"PAR1"), "Parquet is packed already"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_name(tmp_path, name, data, said):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        read(path)
+
+
+def test_windows_line_ends_are_line_ends(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "one\r\ntwo\r\n".encode() * 200)
+    assert joined(path) == "one\ntwo\n" * 200
+
+
+def test_chinese_without_spaces_is_cut_and_near_duplicates_are_found(tmp_path):
+    import random
+
+    from data.prepare import documents, prepare
+
+    draw = random.Random(0)
+    signs = [chr(c) for c in range(0x4E00, 0x4E00 + 900)]
+    rows = ["".join(draw.choices(signs, k=200)) for _ in range(60)]
+    near = rows[0][:100] + "变" + rows[0][101:]
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join([*rows, near]))
+    config = DataConfig(corpus=str(path), document="line", cache_dir=str(tmp_path / "cache"))
+    folder = prepare(config)
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    assert counts["dropped_near_duplicate"] == 1
+    kept = {d["text"] for split in ("train", "validation", "test")
+            for d in documents(folder, split)}  # fmt: skip
+    assert kept == set(rows)
+    path.write_text("".join(rows))  # one line
+    assert max(len(text.text) for text in read(path)) <= 2 * len("".join(rows)) // 20
+
+
+def test_a_long_line_is_read_in_parts(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text(" ".join(words(0, 40_000).split()))
+    asked = []
+    real = io.TextIOWrapper.readline
+
+    class Watched(io.TextIOWrapper):
+        def readline(self, size=-1):
+            asked.append(size)
+            return real(self, size)
+
+    monkeypatch.setattr("data.files.io.TextIOWrapper", Watched)
+    assert joined(path) == path.read_text()
+    assert asked
+    assert all(0 < size <= 1 << 20 for size in asked)
+
+
+def test_held_out_splits_are_capped(tmp_path):
+    from data.prepare import prepare
+
+    path = tmp_path / "a.txt"
+    path.write_text(words(0, 40_000))
+    config = DataConfig(corpus=str(path), cache_dir=str(tmp_path / "c"), section_chars=500)
+    sizes = {}
+    for most in (2_000_000, 4000):
+        folder = prepare(config.model_copy(update={"held_out_chars": most}))
+        splits = json.loads((folder / "manifest.json").read_text())["splits"]
+        sizes[most] = {name: split["characters"] for name, split in splits.items()}
+    assert sizes[2_000_000]["test"] > 8000
+    for split in ("test", "validation"):
+        assert 3000 < sizes[4000][split] < 5000
+    assert sizes[4000]["train"] > sizes[2_000_000]["train"]
+
+
+def test_a_corpus_is_another_when_a_file_is_renamed(tmp_path):
+    (tmp_path / "a.txt").write_text("text,who\nx,y\n" * 30)
+    before = open_corpus(DataConfig(corpus=str(tmp_path))).fingerprint
+    (tmp_path / "a.txt").rename(tmp_path / "a.csv")
+    assert open_corpus(DataConfig(corpus=str(tmp_path))).fingerprint != before
+
+
+def test_cleaning_drops_escape_sequences():
+    assert clean("a\x1b[31mred\x9b0m") == "a[31mred0m"
