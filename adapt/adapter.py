@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from adapt.lora import add_lora, lora_layers
 from adapt.soft_prompt import with_soft_prompt
 from configs.cli import UserError
+from configs.files import to_json, write_whole
 from configs.schema import LoraConfig
 from model.formats.llama import LAYER_NAMES
+from model.load import is_commit
 from model.soft_prompt import SoftPrompt
 from model.transformer import Transformer
 from train.foresight import frozen_hash
@@ -31,8 +33,12 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
     LoRA in peft's LORA format; vectors before the text as PROMPT_TUNING, those of a prompt encoder
     as what it gives. Raises UserError for a model that `peft` has no names for.
     """
+    name, _, revision = base.partition("@")
+    if not is_commit(revision):
+        name, revision = base, ""
     config: dict[str, Any] = {
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision or None,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
@@ -70,7 +76,7 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
     tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
     about = {"format": "pt", "base_sha256": frozen_hash(model), "base": base}
     save_file(tensors, folder / "adapter_model.safetensors", metadata=about)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_whole(folder / "adapter_config.json", to_json(config, 2) + "\n")
 
 
 def load_adapter(model: Transformer, folder: Path) -> Transformer:
@@ -81,7 +87,7 @@ def load_adapter(model: Transformer, folder: Path) -> Transformer:
     """
     path = folder / "adapter_model.safetensors"
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adapt.features import Classifier, extract
 from configs.cli import Parser, load, run_command
+from configs.console import show
 from configs.schema import FinetuneRecipe
 from data.metrics import mean_with_interval
 from data.tasks import load_task
@@ -36,11 +37,11 @@ def main() -> None:
     found = [(head.labels[row.argmax()], row.max()) for row in shares]
     if args.texts:
         for label, share in found:
-            print(f"{label}\t{share:.3f}")
+            show(f"{label}\t{share:.3f}")
         return
     right = [float(label == item.label) for (label, _), item in zip(found, items, strict=True)]
     value, low, high = mean_with_interval(right)
-    print(f"{value:.3f} [{low:.3f}, {high:.3f}] right, {len(items)} test items")
+    show(f"{value:.3f} [{low:.3f}, {high:.3f}] right, {len(items)} test items")
 
 
 if __name__ == "__main__":

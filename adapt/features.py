@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs.cli import UserError
 from configs.console import track
+from configs.files import to_json, write_whole
 from configs.schema import FeaturesConfig
 from data.tasks import Task
 from model.transformer import Transformer
@@ -53,7 +54,7 @@ class Classifier(NamedTuple):
                   for name in ("mean", "scale", "weight", "bias")}  # fmt: skip
         save_file(arrays, folder / "classifier.safetensors")
         about = {"labels": self.labels, "pooling": self.pooling, "layers": self.layers}
-        (folder / "classifier.json").write_text(json.dumps(about) + "\n")
+        write_whole(folder / "classifier.json", to_json(about) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":

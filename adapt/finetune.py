@@ -11,7 +11,6 @@ holds
     summary.json   loss before and after, a sample before and after, forgetting, memory
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +24,16 @@ from adapt.lora import add_lora, merge_lora
 from adapt.soft_prompt import add_soft_prompt, settle
 from adapt.top_layers import tune_top_layers
 from configs.cli import UserError, parse, run_command
-from configs.console import say
+from configs.console import say, show
+from configs.files import to_json, write_whole
 from configs.schema import FinetuneRecipe, MergedModel
+from data.corpora import pinned_corpus
 from data.examples import Examples, Row, completions, read_examples
 from data.prepare import prepare, shuffled
 from data.shards import Windows, write_shards
 from data.tasks import Item, Task, load_task
 from model.formats.native import best_checkpoint, read_file, read_manifest, write_checkpoint
-from model.load import load_model
+from model.load import load_model, pinned
 from model.sample import prompt_ids, sample
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
@@ -40,7 +41,16 @@ from train.distributed import Ranks
 from train.evaluate import evaluate
 from train.foresight import uses_bfloat16
 from train.pretrain import DataSet, train
-from train.run import RunResult, check_run, finish, goes_on, run_directory_arguments, start_run
+from train.run import (
+    RunResult,
+    check_run,
+    finish,
+    goes_on,
+    resumed_revision,
+    run_directory_arguments,
+    saved_config,
+    start_run,
+)
 
 GENERAL = 32  # documents that forgetting is measured on, of at most so many tokens:
 GENERAL_TOKENS = 256
@@ -134,6 +144,7 @@ def main() -> int:
     with Ranks(recipe.train.device) as ranks:
         resume = bool(ranks.sum(ranks.first and goes_on(run, own.resume))[0])
         with ranks.first_goes_first():
+            recipe = pinned_recipe(recipe, saved_config(run, FinetuneRecipe, resume))
             if ranks.first:
                 check_run(run, recipe, resume, own.overwrite)
             model, tokenizer = load_model(recipe.base)
@@ -171,6 +182,14 @@ def main() -> int:
         return finish(result, run)
 
 
+def pinned_recipe(recipe: FinetuneRecipe, saved: FinetuneRecipe | None) -> FinetuneRecipe:
+    """`recipe` with the commits of what is on the hub, those of the `saved` one if resumed."""
+    base = resumed_revision(recipe.base, saved.base if saved else "")
+    corpus = resumed_revision(recipe.data.corpus, saved.data.corpus if saved else "")
+    data = pinned_corpus(recipe.data.model_copy(update={"corpus": corpus}))
+    return recipe.model_copy(update={"base": pinned(base), "data": data})
+
+
 def classify(
     recipe: FinetuneRecipe, run: Path, model: Transformer, tokenizer: Tokenizer, overwrite: bool
 ) -> int:
@@ -198,7 +217,7 @@ def classify(
         "validation_accuracy": score,
         "validation_majority": count / len(task.validation),
     }
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(run / "summary.json", to_json(summary, 2) + "\n")
     say(
         f"{summary['trained_parameters']:,} parameters trained, {model.num_parameters():,} frozen; "
         f'"{common}" alone would be {summary["validation_majority"]:.3f} of the validation items'
@@ -305,7 +324,7 @@ def _conclude(
         "training_flops": result.progress.flops,
     }
     for folder in (run, run / "merged"):
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_whole(folder / "summary.json", to_json(summary, 2) + "\n")
     forgotten = after["general_bits_per_byte"] - before["general_bits_per_byte"]
     say(
         f"best step {step}: validation loss {before['loss']:.4f} -> {after['loss']:.4f}; general "
@@ -313,7 +332,7 @@ def _conclude(
         f"{after['general_bits_per_byte']:.4f} bits per byte ({forgotten:+.4f})"
     )
     for when, measured in (("before", before), ("after", after)):
-        print(f"--- {when} ---\n{shown}{measured['sample']}")
+        show(f"--- {when} ---\n{shown}{measured['sample']}")
     say(f"sample from it: python -m model.sample {run / 'merged'}")
 
 

@@ -159,7 +159,7 @@ def step_seconds(
 
 def done(path: Path) -> list[Cell]:
     """The rows of a ledger."""
-    return [json.loads(line) for line in path.open()] if path.exists() else []
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
 
 
 def run(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes: float) -> None:
@@ -184,7 +184,7 @@ def run(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes
                 return False
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(output.splitlines()[-1] + "\n")
         return True
 

@@ -27,7 +27,7 @@ POINTS += [(1024, vocabulary) for vocabulary in (8192, 16384, 32768, 65536)]
 
 def resident(field: str) -> int:
     """Bytes of this process: VmRSS now, VmHWM at its peak."""
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(text.split(f"{field}:")[1].split()[0]) * 1024
 
 

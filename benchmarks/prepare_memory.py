@@ -35,7 +35,7 @@ def write_text(path: Path, megabytes: int) -> int:
     weights = 1 / np.arange(1, len(stock) + 1)
     weights /= weights.sum()
     written = 0
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         while written < megabytes * 10**6:
             words = [stock[i] for i in draw.choice(len(stock), 100_000, p=weights)]
             lines = (" ".join(words[i : i + 12]) for i in range(0, len(words), 12))

@@ -7,9 +7,7 @@ On the first seed every setting of the arm is tried and validation chooses; othe
 was chosen. The test split is read once, with the choice made.
 """
 
-import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -21,6 +19,7 @@ from compare.arm import Learned, Setting
 from compare.arms import ARMS, FLOORS
 from compare.study import Cell, Study
 from configs.cli import UserError, run_command
+from configs.files import read_json, to_json, write_whole
 from data.prepare import shuffled
 from train.metrics import peak_memory, reset_peak_memory
 
@@ -37,7 +36,10 @@ def measure(study: Study, cell: Cell) -> dict:
         first = study.folder / "cells" / f"{cell._replace(seed=study.recipe.seeds[0]).name}.json"
         if not first.exists():
             raise UserError(f"{first.name} is missing: its first seed chooses an arm's setting")
-        settings = [json.loads(first.read_text())["setting"]]
+        chosen = read_json(first)
+        if chosen is None:
+            raise UserError(f"{first}: is damaged; delete it and run the study with --resume")
+        settings = [chosen["setting"]]
     device = torch.device("cpu") if cell.arm in FLOORS else study.device
     best: tuple[float, Setting, Learned] | None = None
     for setting in settings:
@@ -146,14 +148,16 @@ def main() -> None:
         end_with_parent()
     study = Study(Path(folder), cell.seed)
     row = measure(study, cell)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    load = None
+    if sys.platform != "win32":
+        load = os.getloadavg()[0]
     row |= {
         "left_out": study.left_out,
         "wall_seconds": time.perf_counter() - started,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "load_average": os.getloadavg()[0],
+        "cpu_seconds": time.process_time(),
+        "load_average": load,
     }
-    Path(result).write_text(json.dumps(row))
+    write_whole(Path(result), to_json(row))
 
 
 if __name__ == "__main__":

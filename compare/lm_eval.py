@@ -18,7 +18,8 @@ import torch
 
 from compare.score import document_bits
 from configs.cli import Parser, UserError, run_command
-from configs.console import say, track
+from configs.console import say, show, track
+from configs.files import write_whole
 from model.load import load_model
 from model.sample import sample
 from model.transformer import IGNORE, Transformer
@@ -148,10 +149,10 @@ def main() -> None:
         task_manager=manager, log_samples=False,
     )  # fmt: skip
     assert results is not None
-    print(make_table(results))
+    show(make_table(results))
     if args.out:
         shown = {key: results[key] for key in ("results", "n-shot", "versions", "n-samples")}
-        args.out.write_text(json.dumps(shown, indent=2, default=str) + "\n")
+        write_whole(args.out, json.dumps(shown, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

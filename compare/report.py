@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from compare.analysis.costs import needed
@@ -22,6 +23,8 @@ from compare.arms import ARMS, FLOORS
 from compare.leaks import RUN, SAME
 from compare.study import LEAST
 from configs.cli import Parser, UserError, load, run_command
+from configs.console import printable, show
+from configs.files import to_json, write_whole
 from configs.study import StudyRecipe
 
 COLUMNS = ("arm", "learns from", "bits/byte", "task score", "ECE", "training s", "training FLOPs",
@@ -158,7 +161,7 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
         "rows": flat([shown(row) for row in ledger.rows]),
     }
     template = files("compare").joinpath("report.html").read_text(encoding="utf-8")
-    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
+    text = to_json(content).replace("<", "\\u003c")
     return template.replace("__DATA__", text)
 
 
@@ -250,22 +253,22 @@ def report(folder: Path) -> None:
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
     said = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label)
-    (folder / "table.md").write_text(markdown(ledger), encoding="utf-8")
+    write_whole(folder / "table.md", markdown(ledger))
     text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(said, 1))
-    (folder / "verdict.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(page(ledger, recipe, said), encoding="utf-8")
+    write_whole(folder / "verdict.md", text)
+    write_whole(folder / "report.html", page(ledger, recipe, said))
     plot(ledger, folder / "plots" / "curves.png")
     row = ledger.rows[0]
-    table = Table(title=f"{row['corpus']}: from scratch, fine-tune or prompt?")
+    table = Table(title=f"{escape(printable(row['corpus']))}: from scratch, fine-tune or prompt?")
     for number, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if number > 1 else "left", no_wrap=number == 0)
     for cells in table_rows(ledger):
-        table.add_row(*cells)
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     screen = Console()
     if not screen.is_terminal:
         screen = Console(width=180)
     screen.print(table)
-    screen.print(text, markup=False, highlight=False)
+    screen.print(printable(text), markup=False, highlight=False)
 
 
 def main() -> None:
@@ -275,7 +278,7 @@ def main() -> None:
     named = parser.parse_args().folder
     folder = named.parent if named.is_file() else named
     report(folder)
-    print(f"written: {folder / 'report.html'}, table.md, verdict.md, plots/curves.png")
+    show(f"written: {folder / 'report.html'}, table.md, verdict.md, plots/curves.png")
 
 
 if __name__ == "__main__":

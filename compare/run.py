@@ -17,17 +17,16 @@ finished study run again only draws its report. Fills the run directory:
 Ray cluster, each with cores of its own (pip install -e '.[cluster]').
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -39,15 +38,26 @@ from compare.arms import ARMS
 from compare.report import report
 from compare.study import Cell, task_of
 from configs.cli import Parser, UserError, nearest, parse, run_command
-from configs.console import say
+from configs.console import say, show
+from configs.files import read_json, to_json, write_whole
 from configs.study import StudyRecipe
-from data.prepare import prepare
-from train.run import check_run, lock_run, new_folder, run_directory_arguments, write_config
+from data.corpora import pinned_corpus
+from data.prepare import manifest_of, prepare
+from model.load import pinned, version_of
+from train.run import (
+    check_run,
+    lock_run,
+    new_run_folder,
+    resumed_revision,
+    run_directory_arguments,
+    saved_config,
+    write_config,
+)
 
 AXES = ("text", "task")
 ASIDE = 25.0  # seconds that a cell takes beside training, before any has been measured
 SPEED = 2e11  # FLOPs per second, where the budget is in FLOPs, before any has been measured
-EVERY = ("data", "task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents",
+EVERY = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents",
          "seq_len")  # fmt: skip
 About = dict[Cell, dict]
 
@@ -103,12 +113,12 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
     model = Path(study.foundation)
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
              for path in sorted((model, *model.rglob("*"))) if path.is_file()]  # fmt: skip
-    data = [prepare(study.data).name, prepare(general).name, items, study.foundation, files]
+    texts = [manifest_of(prepare(data))["fingerprint"] for data in (study.data, general)]
+    data = [texts, items, version_of(study.foundation), files]
 
     def digest(cell: Cell) -> str:
         arm = ARMS[cell.arm]
         settings = study.model_dump(mode="json", include={*EVERY, *arm.reads})
-        settings["data"].pop("cache_dir")
         for axis in set(AXES) - {cell.axis, "text" if arm.needs else cell.axis}:
             for table in arm.reads:  # how it is trained on the other axis does not matter
                 settings[table].pop(axis, None)
@@ -135,7 +145,7 @@ def provenance(study: StudyRecipe, cells: Sequence[Cell]) -> About:
         if torch.cuda.is_available()
         else f"{os.cpu_count()} cores, {_cpu()}",
         "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")}
-        | {"python": platform.python_version()},
+        | {"python": platform.python_version(), "foundation": version_of(study.foundation)},
         "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
     }
     return {cell: every | {"config_hash": what} for cell, what in contents(study, cells).items()}
@@ -143,8 +153,9 @@ def provenance(study: StudyRecipe, cells: Sequence[Cell]) -> About:
 
 def measured(folder: Path, cell: Cell, about: About) -> dict | None:
     """The row of a cell that has been measured with the same settings and data."""
-    path = folder / "cells" / f"{cell.name}.json"
-    row = json.loads(path.read_text()) if path.exists() else {}
+    row = read_json(folder / "cells" / f"{cell.name}.json")
+    if not isinstance(row, dict) or row.get("id") != cell.name:  # none, or cut off
+        return None
     return row if row.get("config_hash") == about[cell]["config_hash"] else None
 
 
@@ -167,8 +178,8 @@ def run_cell(folder: Path, cell: Cell, about: About) -> dict | None:
         say(f"=== {cell.name} failed with status {status} (see above); the others go on")
         return None
     row = {"id": cell.name, **cell._asdict(), **about[cell], **json.loads(result.read_text())}
-    result.write_text(json.dumps(row))
-    result.rename(path)
+    write_whole(path, to_json(row))
+    result.unlink()
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
     return row
 
@@ -209,12 +220,15 @@ def on_ray(folder: Path, cells: list[Cell], about: About) -> Iterator[dict]:
 
 
 def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
-    # Ray counts cores without saying which: the first one of this machine that no cell has locked.
+    # Ray counts cores without saying which: the first one of this machine that no cell has taken.
     os.environ["OMP_NUM_THREADS"] = "1"
-    for core in range(os.cpu_count() or 1) if hasattr(os, "sched_setaffinity") else ():
-        with open(Path(tempfile.gettempdir()) / f"homegrown-core-{core}", "w") as file:
+    if sys.platform != "linux":
+        return run_cell(folder, cell, about)
+    for core in sorted(os.sched_getaffinity(0)):
+        # A name in memory that goes with the process: there is no file for others to put a link at.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken.bind(f"\0homegrown-core-{core}")
                 os.sched_setaffinity(0, {core})
             except OSError:  # in use, or not ours
                 continue
@@ -224,9 +238,7 @@ def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
 
 def write_ledger(folder: Path, rows: list[dict]) -> None:
     """One JSON object per line, replaced as a whole."""
-    aside = folder / "ledger.tmp"
-    aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    aside.replace(folder / "ledger.jsonl")
+    write_whole(folder / "ledger.jsonl", "".join(to_json(row) + "\n" for row in rows))
 
 
 def make_folder(
@@ -237,7 +249,7 @@ def make_folder(
     Raises UserError if it may not, or if cells in it were measured with other settings or data.
     """
     if resume and (folder / "config.toml").exists():
-        stale = [cell.name for cell in about if (folder / "cells" / f"{cell.name}.json").exists()
+        stale = [cell.name for cell in about if read_json(folder / "cells" / f"{cell.name}.json")
                  and not measured(folder, cell, about)]  # fmt: skip
         if stale:
             raise UserError(
@@ -247,7 +259,7 @@ def make_folder(
             )
         return
     check_run(folder, study, resume, overwrite)
-    with new_folder(folder, overwrite) as aside:
+    with new_run_folder(folder, overwrite) as aside:
         (aside / "cells").mkdir()
         write_config(aside, study)
 
@@ -265,13 +277,21 @@ def quick(study: StudyRecipe) -> StudyRecipe:
     )
 
 
+def pinned_study(study: StudyRecipe, saved: StudyRecipe | None) -> StudyRecipe:
+    """`study` with the commits of what is on the hub, those of the `saved` one if there is one."""
+    foundation = resumed_revision(study.foundation, saved.foundation if saved else "")
+    corpus = resumed_revision(study.data.corpus, saved.data.corpus if saved else "")
+    data = pinned_corpus(study.data.model_copy(update={"corpus": corpus}))
+    return study.model_copy(update={"foundation": pinned(foundation), "data": data})
+
+
 def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) -> None:
     """The grid and about how long it takes."""
     task = task_of(study)
     found = {cell: measured(folder, cell, about) for cell in cells}
     left, rows = [c for c in cells if not found[c]], [row for row in found.values() if row]
     minutes = sum(expected_seconds(study, cell, rows) for cell in left) / 60
-    print(f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; "
+    show(f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; "
           f"about {minutes:.0f} minutes")  # fmt: skip
     for axis in AXES:
         for name in ARMS:
@@ -280,7 +300,7 @@ def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) 
             if sizes:
                 shown = " ".join(f"{size:g}" for size in sizes)
                 tried = len(ARMS[name].settings(study, axis))
-                print(f"  {axis} {name:20} sizes {shown:18} {seeds} seeds, {tried} settings tried")
+                show(f"  {axis} {name:20} sizes {shown:18} {seeds} seeds, {tried} settings tried")
 
 
 def main() -> int:
@@ -294,6 +314,7 @@ def main() -> int:
     if own.quick:
         study = quick(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
+    study = pinned_study(study, saved_config(folder, StudyRecipe, not own.overwrite))
     cells, every = plan(study, own.arms), plan(study)
     about = provenance(study, [*cells, *every])
     say_plan(study, cells, folder, about)
@@ -320,16 +341,16 @@ def main() -> int:
         report(folder)
     if failed:
         raise UserError(f"{', '.join(failed)} failed (see above); --resume tries them again")
-    print(f"Written to {folder}/:")
+    show(f"Written to {folder}/:")
     for path in sorted(p for p in folder.iterdir()):
-        print(f"  {path}{'/' if path.is_dir() else ''}")
+        show(f"  {path}{'/' if path.is_dir() else ''}")
     return 0
 
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":")[1].strip()
     return platform.processor() or platform.machine()

@@ -7,6 +7,7 @@ Mistakes raise `UserError`; `run_command` turns it into one line and exit status
 
 import argparse
 import difflib
+import io
 import os
 import signal
 import sys
@@ -138,6 +139,11 @@ def run_command(main: Callable[[], int | None]) -> None:
     SIGTERM ends it like Ctrl-C, so that half-written files are cleared away.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # whatever the locale: what it lacks is written out
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
         sys.stdout.flush()

@@ -7,7 +7,7 @@ shipped recipe sets is not here.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -170,7 +170,7 @@ class TrainConfig(Section):
     """Optimiser steps."""
     max_seconds: float = Field(0.0, ge=0)
     """If not 0: train for this many seconds instead of `steps`; the schedule follows the clock.
-    Evaluation and saving do not count."""
+    Evaluation (5 % at most) and saving do not count; how long it takes in all is said first."""
     max_flops: float = Field(0.0, ge=0)
     """If not 0 (and max_seconds is): train for this many FLOPs, as the model counts them, instead
     of `steps`; never compiled."""
@@ -216,11 +216,20 @@ class TrainConfig(Section):
     """Arithmetic of the matrix products (weights stay float32); auto is bfloat16 where the device
     computes in it and the model is wide enough for it to pay, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is CUDA where there is a GPU."""
+    """auto is CUDA where there is a GPU, else the CPU; Apple's MPS is not supported."""
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _no_mps(cls, value: object) -> object:
+        if value == "mps":
+            raise ValueError('Apple\'s GPU (MPS) is not supported; use "cpu"')
+        return value
+
     log_every: int = Field(10, ge=1)
     """Steps between printed lines; metrics.jsonl gets every step."""
     eval_every: int = Field(100, ge=1)
-    """Steps between evaluations on the whole validation split."""
+    """Steps between evaluations on a fixed subset of the validation split, which take about 1 % of
+    the time; the last step is evaluated too, and all of the split is scored once at the end."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     patience: int = Field(0, ge=0)

@@ -5,6 +5,8 @@ on the Hugging Face hub, which the `datasets` library reads. Nothing is read int
 """
 
 import hashlib
+import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +64,16 @@ def open_corpus(config: DataConfig) -> Corpus:
         return _file_corpus(config, path, [path])
     if path.is_dir():
         return _file_corpus(config, path, list_files(path))
-    looks_like_a_path = config.corpus.startswith((".", "/", "~")) or config.corpus.count("/") > 1
-    if kind_of(path) in (*TABLES, *CONVERT, ".txt", ".md") or looks_like_a_path:
+    if not _on_hub(config.corpus):
         raise UserError(f"data.corpus: {path}: no such file or folder")
-    return _hub_corpus(config, list(BUILTIN))
+    return _hub_corpus(config)
+
+
+def pinned_corpus(config: DataConfig) -> DataConfig:
+    """`config` with the commit of its hub dataset in its name; else itself. Raises UserError."""
+    if not _on_hub(config.corpus):
+        return config
+    return config.model_copy(update={"corpus": _resolved(config.corpus)})
 
 
 def fingerprint_files(files: list[Path]) -> str:
@@ -77,13 +85,20 @@ def fingerprint_files(files: list[Path]) -> str:
     return total.hexdigest()
 
 
+def utf8_name(path: Path) -> str:
+    """A path as text that can be encoded; bytes of it that are not UTF-8 are written out."""
+    return os.fsencode(path.as_posix()).decode("utf-8", errors="backslashreplace")
+
+
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     for path in files:
         check_file(path, config)
-    names = [path.relative_to(root).as_posix() if path != root else path.name for path in files]
+    names = [
+        utf8_name(path.relative_to(root) if path != root else Path(path.name)) for path in files
+    ]
     digests = hashlib.sha256()
     for name, path in zip(names, files, strict=True):
-        digests.update(f"{name!a}:{fingerprint_files([path])}".encode())
+        digests.update(f"{name}:{fingerprint_files([path])}".encode())
     target = section_target(files, config)
 
     def read() -> Iterator[Document]:
@@ -95,16 +110,36 @@ def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     return Corpus(root.name, digests.hexdigest(), read)
 
 
-def _hub_corpus(config: DataConfig, builtin: list[str]) -> Corpus:
+def _on_hub(corpus: str) -> bool:
+    from data.builtin import BUILTIN  # it imports this module
+
+    path = Path(corpus)
+    is_path = corpus.startswith((".", "/", "~")) or corpus.count("/") > 1 or path.exists()
+    return not (corpus in BUILTIN or is_path or kind_of(path) in (*TABLES, *CONVERT, ".txt", ".md"))
+
+
+def _resolved(corpus: str) -> str:
+    # NAME, NAME@BRANCH or NAME@COMMIT as NAME@COMMIT: what a branch holds may change.
     from huggingface_hub import HfApi
 
-    name, _, revision = config.corpus.partition("@")
+    from data.builtin import BUILTIN  # it imports this module
+
+    name, _, revision = corpus.partition("@")
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return corpus
     try:
-        revision = revision or HfApi().dataset_info(name, timeout=10).sha or ""
+        found = HfApi().dataset_info(name, revision=revision or None, timeout=10).sha
     except Exception as error:  # the hub, its client and the network each have their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f'data.corpus = "{name}" is no file, folder or built-in{nearest(name, builtin)}'
+        hint = nearest(name, list(BUILTIN))
+        message = f'data.corpus = "{name}" is no file, folder or built-in{hint}'
         raise UserError(f"{message}; as a hub dataset: {reason}") from None
+    return f"{name}@{found}"
+
+
+def _hub_corpus(config: DataConfig) -> Corpus:
+    resolved = _resolved(config.corpus)
+    name, _, revision = resolved.partition("@")
 
     def read() -> Iterator[Document]:
         from datasets import load_dataset
@@ -119,4 +154,4 @@ def _hub_corpus(config: DataConfig, builtin: list[str]) -> Corpus:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f'hub dataset "{name}": {reason}') from None
 
-    return Corpus(name, f"{name}@{revision}", read)
+    return Corpus(name, resolved, read)

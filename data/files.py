@@ -61,7 +61,8 @@ def list_files(root: Path) -> list[Path]:
             continue
         visited.add(real)
         found += [Path(folder, name) for name in names if not name.startswith(".")]
-    kept, skipped = [], []
+    kept: list[Path] = []
+    skipped: list[Path] = []
     for path in sorted(found):
         if path.is_symlink() and not path.exists():
             raise UserError(f"{path}: is a link to a file that does not exist; remove it")

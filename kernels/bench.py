@@ -121,9 +121,12 @@ def _peak(device: torch.device, work: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is needed
 
     def resident(field: str) -> int:
-        return int(Path("/proc/self/status").read_text().split(field)[1].split()[0]) * 1024
+        return (
+            int(Path("/proc/self/status").read_text(encoding="utf-8").split(field)[1].split()[0])
+            * 1024
+        )
 
-    clear.write_text("5")  # the peak starts again from here
+    clear.write_text("5", encoding="utf-8")  # the peak starts again from here
     before = resident("VmRSS:")
     work()
     return resident("VmHWM:") - before
@@ -251,6 +254,9 @@ def main() -> None:
             found = run(case, device, dtype, rounds, roof)
             show(found)
             results += found
+    load = None
+    if sys.platform != "win32":
+        load = os.getloadavg()[0]
     about = {
         "date": date.today().isoformat(),
         "device": name,
@@ -260,7 +266,7 @@ def main() -> None:
         "command": f"python -m kernels.bench {' '.join(sys.argv[1:])}".strip(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "triton": version("triton") if cuda else "not used"},
-        "load_average": os.getloadavg()[0],
+        "load_average": load,
         "results": [vars(r) for r in results],
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,8 @@ def _training(run: Path) -> list[tuple[str, str]]:
             ("Training tokens", f"{progress['tokens']:,}"),
             ("Training FLOPs", f"{progress['flops']:.3g}"),
         ]
-    score = read_manifest(checkpoint)["bits_per_byte"]
+    scores = read_manifest(checkpoint)
+    score = scores.get("whole_bits_per_byte", scores["bits_per_byte"])
     if score is not None:
         facts.append(("Validation bits per byte", f"{score:.4f}"))
     summary = run / "summary.json"

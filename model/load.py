@@ -1,6 +1,9 @@
 """Opens a model by name: a foundation model, a .gguf file, a run, a Hugging Face folder or name."""
 
 import importlib.util
+import re
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from configs.cli import UserError, nearest
@@ -26,18 +29,50 @@ def load_model(name: str | Path) -> tuple[Transformer, Tokenizer]:
     Raises UserError if `name` is none of these, or what it names cannot be read.
     """
     path = Path(name)
+    load: Callable[[Path], tuple[Transformer, Tokenizer]] = load_run
     if str(name) in FOUNDATIONS:
-        return load_gguf(foundation_file(str(name)))
-    if path.suffix == ".gguf":
-        return load_gguf(path)
-    if (path / "config.json").exists():
-        return load_huggingface(path)
-    if path.is_dir():
-        return load_run(path)
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return load_huggingface(_from_hub(str(name)))
-    hint = nearest(str(name), list(FOUNDATIONS))
-    raise UserError(f'"{name}": no such run, folder, .gguf file or foundation model{hint}')
+        path, load = foundation_file(str(name)), load_gguf
+    elif path.suffix == ".gguf":
+        load = load_gguf
+    elif (path / "config.json").exists():
+        load = load_huggingface
+    elif not path.is_dir() and _on_hub(name):
+        path, load = _from_hub(str(name)), load_huggingface
+    elif not path.is_dir():
+        hint = nearest(str(name), list(FOUNDATIONS))
+        raise UserError(f'"{name}": no such run, folder, .gguf file or foundation model{hint}')
+    try:
+        return load(path)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # a file of others may be malformed in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path}: is malformed: {reason}") from None
+
+
+def pinned(name: str) -> str:
+    """`name` with the commit of its model on the hub, as OWNER/MODEL@COMMIT; else itself."""
+    if Path(name).exists() or not _on_hub(name):
+        return name
+    found = _from_hub(name).name
+    return f"{name.partition('@')[0]}@{found}" if is_commit(found) else name
+
+
+def version_of(name: str) -> str:
+    """What tells apart two states of a bundled foundation model, or of one on the hub."""
+    if name in FOUNDATIONS:
+        package = FOUNDATIONS[name][0].replace("_", "-")
+        return f"{name} of {package} {version(package)}"
+    return pinned(name)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit and not a branch or tag, which may come to mean another."""
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def _on_hub(name: str | Path) -> bool:
+    return str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
 
 
 def _from_hub(name: str) -> Path:

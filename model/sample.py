@@ -7,13 +7,13 @@ One sample is streamed as it is written; several are generated as one batch and 
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from configs.cli import Parser, UserError, run_command
+from configs.console import show
+from configs.files import to_json
 from configs.schema import ModelConfig
 from model.cache import KVCache
 from model.generate import generate
@@ -167,7 +167,7 @@ def main() -> None:
         return args.num_samples == 1 and not args.json
 
     if live():
-        print(args.prompt, end="", flush=True)
+        show(args.prompt, end="")
     for streams in sample(
         model,
         tokenizer,
@@ -182,17 +182,18 @@ def main() -> None:
         min_p=args.min_p,
     ):
         if live():
-            print(streams[0].fresh(), end="", flush=True)
+            show(streams[0].fresh(), end="")
     if live():
-        print()
+        show()
         return
     for number, stream in enumerate(streams):
         if args.json:
             row = {"prompt": args.prompt, "text": stream.text, "tokens": len(stream.ids)}
-            print(json.dumps(row | {"stopped": stream.stopped}))
+            print(to_json(row | {"stopped": stream.stopped}))
         else:
-            sys.stdout.write(f"{'' if number == 0 else chr(10)}--- {number + 1} ---\n")
-            print(args.prompt + stream.text)
+            show(
+                f"{'' if number == 0 else chr(10)}--- {number + 1} ---\n{args.prompt + stream.text}"
+            )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ Passages that do not fit the context are left out, the worst first; nothing is c
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from configs.cli import Parser, UserError, run_command
-from configs.console import say
+from configs.console import say, show
+from configs.files import to_json
 from model.load import load_model
 from prompting.score import write_answer
 from prompting.store import WAYS, Passage, Store
@@ -65,12 +65,12 @@ def main() -> None:
     answer = write_answer(model, tokenizer, prompt, "\n", args.max_new_tokens)
     if args.json:
         sources = [passage._asdict() for passage in kept]
-        print(json.dumps({"question": args.question, "answer": answer, "sources": sources}))
+        show(to_json({"question": args.question, "answer": answer, "sources": sources}))
         return
-    print(answer)
+    show(answer)
     for number, passage in enumerate(kept, 1):
         start = " ".join(passage.text.split())[:100]
-        print(f"  [{number}] {passage.document} ({passage.score:.3f}): {start}")
+        show(f"  [{number}] {passage.document} ({passage.score:.3f}): {start}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@
 No weight is changed. Shots that do not fit the context are left out, the first ones first.
 """
 
-import json
 from collections import Counter
 
 import torch
 
 from configs.cli import Parser, parse, run_command
-from configs.console import say
+from configs.console import say, show
+from configs.files import to_json
 from configs.prompting import PromptRecipe
 from data.metrics import mean_with_interval
 from data.tasks import Task, load_task
@@ -50,13 +50,13 @@ def main() -> None:
     value, low, high = mean_with_interval(found["correct"])
     common, count = Counter(item.label for item in task.test).most_common(1)[0]
     if own.json:
-        print(json.dumps({"score": value, "low": low, "high": high, **found}))
+        show(to_json({"score": value, "low": low, "high": high, **found}))
         return
     kind = "mean F1 of the words" if task.kind == "completion" else "right"
-    print(f"{value:.3f} [{low:.3f}, {high:.3f}] {kind}, {len(task.test)} test items")
+    show(f"{value:.3f} [{low:.3f}, {high:.3f}] {kind}, {len(task.test)} test items")
     if task.labels:
-        print(f'{count / len(task.test):.3f} have the commonest label, "{common}"')
-    print(
+        show(f'{count / len(task.test):.3f} have the commonest label, "{common}"')
+    show(
         f"{found['prompt_tokens']:.0f} tokens and {found['seconds_per_request']:.3f} s per "
         f"request; {found['shots_left_out']} shots left out"
     )

@@ -4,7 +4,6 @@ The work is done by the `tokenizers` library; the file format is its JSON.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import tokenizers
 
 from configs.cli import UserError
+from configs.files import read_json, to_json, write_whole
 
 ABOUT = "tokenizer_about.json"  # beside tokenizer.json: what that file has no place for
 
@@ -68,19 +68,22 @@ class Tokenizer:
         if not special:
             raise UserError(f"{path}: has no special token to separate documents with")
         beside = Path(path).with_name(ABOUT)
-        about = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-        chat = about.get("chat")
-        separator = about.get("separator", special[0])
-        if backend.token_to_id(separator) is None:  # of another tokenizer: hashes will tell
-            separator = special[0]
-        return cls(backend, separator, ChatTemplate(**chat) if chat else None)
+        about = read_json(beside) if beside.exists() else {}
+        try:
+            chat, separator = about.get("chat"), about.get("separator", special[0])
+            template = ChatTemplate(**chat) if chat else None
+            if backend.token_to_id(separator) is None:  # of another tokenizer: hashes will tell
+                separator = special[0]
+        except (AttributeError, TypeError):
+            raise UserError(f"{beside}: is damaged; restore it, or delete it") from None
+        return cls(backend, separator, template)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, and the separator and chat template beside it."""
-        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        write_whole(folder / "tokenizer.json", self.to_json())
         chat = self.chat._asdict() if self.chat else None
         about = {"separator": self.backend.id_to_token(self.separator_id), "chat": chat}
-        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / ABOUT, to_json(about, 1) + "\n")
 
     def to_json(self) -> str:
         """The file format; `hash` is the SHA-256 of exactly this text."""

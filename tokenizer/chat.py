@@ -2,12 +2,17 @@
 
 import json
 import re
+import sys
+import time
+from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from configs.cli import UserError
 from tokenizer.bpe import ChatTemplate, Tokenizer
 
+TEMPLATE_SECONDS = 5.0
 _MARK = re.compile("\ue000(\\d+)\ue001")  # where a message's text will stand
 
 
@@ -69,11 +74,28 @@ def _as_written(text: str, around: list[str], messages: list[dict], place: str) 
 
 def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
     try:
-        from jinja2 import TemplateError
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2 import Template
     except ImportError:
         raise UserError("chat messages need: pip install jinja2") from None
+    values = {"bos_token": chat.bos_token, "eos_token": chat.eos_token,
+              "messages": messages, "add_generation_prompt": False}  # fmt: skip
+
+    def render() -> str:
+        template: Template = _compiled(chat.template)
+        return template.render(values)
+
+    try:
+        return _within(TEMPLATE_SECONDS, render)
+    except Exception as error:  # a template is a program of others: it may fail in any way
+        reason = " ".join(f"{error}".split())[:200] or type(error).__name__
+        raise UserError(f"{place}: the model's chat template: {reason}") from None
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """{% generation %} marks what the model says; here the messages' roles tell."""
@@ -84,20 +106,38 @@ def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    class Bounded(ImmutableSandboxedEnvironment):
+        """No product or power that takes minutes or gigabytes in one operation."""
+
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context, operator, left, right):
+            if operator == "**" or not all(isinstance(x, int | float) for x in (left, right)):
+                raise TemplateError(f"{operator} is not supported")
+            return left * right
+
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = Bounded(trim_blocks=True, lstrip_blocks=True,
+                          extensions=[Generation, loopcontrols])  # fmt: skip
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _within(seconds: float, call: Callable[[], str]) -> str:
+    # Raises TimeoutError. Templates are compiled to Python: every line of them is traced.
+    end = time.monotonic() + seconds
+
+    def check(frame, event, argument):
+        if time.monotonic() > end:
+            raise TimeoutError(f"takes more than {seconds:g} s")
+        return check
+
+    before = sys.gettrace()
+    sys.settrace(check)
     try:
-        return environment.from_string(chat.template).render(
-            messages=messages,
-            bos_token=chat.bos_token,
-            eos_token=chat.eos_token,
-            add_generation_prompt=False,
-        )
-    except TemplateError as error:
-        raise UserError(f"{place}: the model's chat template: {error}") from None
+        return call()
+    finally:
+        sys.settrace(before)

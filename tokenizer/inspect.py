@@ -9,11 +9,12 @@ from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from configs.cli import Parser, UserError, load, run_command
-from configs.console import say
+from configs.console import printable, say
 from configs.schema import Recipe
 from tokenizer.bpe import Tokenizer
 
@@ -30,7 +31,7 @@ def coloured(tokenizer: Tokenizer, text: str) -> Text:
     """`text` with every token on a colour other than its neighbours'; line breaks are shown."""
     line = Text()
     for number, i in enumerate(tokenizer.encode(text)):
-        piece = tokenizer.decode([i])
+        piece = printable(tokenizer.decode([i]))
         line.append(piece.replace("\n", "⏎"), COLOURS[number % len(COLOURS)])
         line.append("\n" * piece.count("\n"))
     return line
@@ -59,7 +60,7 @@ def main() -> None:
     except UserError as error:
         say(f"{args.beside} is not shown: {error}")
 
-    table = Table(title=f"bytes per token, {recipe.data.corpus}")
+    table = Table(title=f"bytes per token, {escape(printable(recipe.data.corpus))}")
     table.add_column("split")
     for name, tokenizer in columns.items():
         table.add_column(f"{name} ({tokenizer.vocab_size:,} tokens)", justify="right")

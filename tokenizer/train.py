@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from configs.cli import Parser, UserError, parse, run_command
-from configs.console import console, say
+from configs.console import console, say, show
 from configs.schema import Recipe, TokenizerConfig
 from tokenizer.bpe import Tokenizer
 
@@ -67,7 +67,7 @@ def main() -> None:
     from data.shards import cached_tokenizer
 
     path = cached_tokenizer(prepare(recipe.data), recipe.tokenizer)
-    print(f"{path} ({Tokenizer.load(path).vocab_size:,} tokens)")
+    show(f"{path} ({Tokenizer.load(path).vocab_size:,} tokens)")
 
 
 if __name__ == "__main__":

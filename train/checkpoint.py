@@ -51,15 +51,15 @@ class Progress:
     """Times that a loss spike sent the run back to a checkpoint."""
     recent: list[float] = field(default_factory=list)
     """The last losses per token, which a spike is measured against."""
-    best: float = math.inf
+    best: float | None = None
     """The best evaluation so far, in bits per byte."""
     stale: int = 0
     """Evaluations since then."""
 
     def judge(self, bits_per_byte: float) -> bool:
         """Whether this evaluation is the best so far."""
-        better = bits_per_byte < self.best
-        self.best = min(self.best, bits_per_byte)
+        better = math.isfinite(bits_per_byte) and (self.best is None or bits_per_byte < self.best)
+        self.best = bits_per_byte if better else self.best
         self.stale = 0 if better else self.stale + 1
         return better
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import time
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from configs.console import say
+from configs.files import read_json, to_json, write_whole
 from configs.schema import TrainConfig
 from model.transformer import Transformer
 from train.distributed import Ranks
@@ -32,19 +32,21 @@ def compile_where_it_pays(
     autocast: torch.autocast,
     bfloat16: bool,
     run: Path,
-) -> None:
+) -> float | None:
     """Compile the blocks of `model` in place if that makes a pass at least 1.05 times as fast.
+
+    Returns how many times as fast, 1 if that was not measured, None if nothing is compiled.
 
     Every rank calls it and does what the first one remembers, or what all find out together. Runs
     of less than ten minutes are left alone, as they are where the compiler does not work (on a CPU
     it needs g++). A run that is resumed does what it did before (`run`/compiled.json): compiled
-    blocks round differently. Evaluation never uses compiled blocks.
+    blocks round differently.
     """
     if config.compile == "never":
-        return
+        return None
     if config.compile == "always":
         compile_blocks(model)
-        return
+        return 1.0
     inputs, targets = (x.to(ranks.device) for x in train_set.batch(train_set.longest(
         config.micro_batch_size
     )))  # fmt: skip
@@ -64,11 +66,14 @@ def compile_where_it_pays(
     identity = _identity(model, ranks, about)
     chosen = ranks.gather(_read(run / "compiled.json"))[0]
     if chosen.get("identity") != identity:
-        chosen = {"identity": identity, "used": _pays(model, once, config, ranks, identity)}
+        speedup = _speedup(model, once, config, ranks, identity)
+        chosen = {"identity": identity, "used": speedup >= WORTH, "speedup": speedup}
         if ranks.first:
             _write(run / "compiled.json", chosen)
-    if chosen["used"]:
-        compile_blocks(model)
+    if not chosen["used"]:
+        return None
+    compile_blocks(model)
+    return chosen.get("speedup", 1.0)
 
 
 def compile_blocks(model: Transformer) -> None:
@@ -77,11 +82,12 @@ def compile_blocks(model: Transformer) -> None:
         layer.forward = torch.compile(layer.forward)
 
 
-def _pays(
+def _speedup(
     model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks, identity: str
-) -> bool:
+) -> float:
+    # 0 where it is not tried.
     if config.max_flops:  # such a run is to give the same numbers wherever it is run again
-        return False
+        return 0.0
     expected = config.max_seconds
     if not expected:
         once()
@@ -89,17 +95,16 @@ def _pays(
         passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
         expected = config.steps * passes * seconds
     if expected < LONG:
-        return False
+        return 0.0
     path = TRIED / f"{identity}.json"
     answer = ranks.gather(_read(path))[0]
     if not answer:
         answer = _measure(model, once, ranks)
         if ranks.first:
             _write(path, answer)
-    pays = answer["speedup"] >= WORTH
-    used = "used" if pays else "not used"
+    used = "used" if answer["speedup"] >= WORTH else "not used"
     say(f"torch.compile: {answer['speedup']:.2f} times as fast{answer['why']}; {used} ({path})")
-    return pays
+    return answer["speedup"]
 
 
 def _measure(model: Transformer, once: Callable[[], float], ranks: Ranks) -> dict:
@@ -124,14 +129,13 @@ def _measure(model: Transformer, once: Callable[[], float], ranks: Ranks) -> dic
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")  # a process that is killed leaves no half of it
-    aside.write_text(json.dumps(value) + "\n")
-    aside.replace(path)
+    write_whole(path, to_json(value) + "\n")
 
 
 def _identity(model: Transformer, ranks: Ranks, about: list) -> str:

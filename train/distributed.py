@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.cli import UserError
+from configs.console import say
 from model.transformer import Transformer
 
 
@@ -39,10 +41,12 @@ def share_cores(local_rank: int, local_ranks: int) -> None:
     torchrun leaves a single thread to each, and the system may put two on one core. Where there are
     fewer cores than ranks, or the system cannot bind processes, each just has one thread.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    count = len(cores) // local_ranks
-    if count:
-        os.sched_setaffinity(0, cores[local_rank * count : (local_rank + 1) * count])
+    count = 0
+    if sys.platform == "linux":
+        cores = sorted(os.sched_getaffinity(0))
+        count = len(cores) // local_ranks
+        if count:
+            os.sched_setaffinity(0, cores[local_rank * count : (local_rank + 1) * count])
     torch.set_num_threads(max(1, count))
 
 
@@ -66,7 +70,10 @@ class Ranks:
     """
 
     def __init__(self, device: str):
-        """`device` is auto, cpu or cuda. Raises UserError if there is no such device."""
+        """`device` is auto, cpu or cuda. Raises UserError if there is no such device.
+
+        Apple's GPUs ("mps") are not used: auto is the CPU there, which says so.
+        """
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.beats, self.last_beat = 0, time.monotonic()
@@ -76,6 +83,8 @@ class Ranks:
             raise UserError('train.device = "cuda": no GPU is visible to torch; use "auto"')
         if device == "cpu" or not cuda:
             self.device = torch.device("cpu")
+            if device == "auto" and torch.backends.mps.is_available():
+                say("note: Apple's GPU (MPS) is not supported; training runs on the CPU")
         else:
             if local_rank >= torch.cuda.device_count():
                 raise UserError(

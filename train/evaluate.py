@@ -1,6 +1,7 @@
-"""Scores a model on a whole held-out split."""
+"""Scores a model on held-out windows: a fixed subset while it trains, all of them at the end."""
 
 import math
+import time
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -12,6 +13,21 @@ from configs.schema import TrainConfig
 from model.transformer import IGNORE, Transformer
 from train.distributed import Ranks
 
+SHARE = 0.01  # of the training time between two evaluations that one of them takes
+FORWARD = 1 / 3  # of a training step's time that a forward pass takes
+LEAST_TOKENS = 16_384  # fewer tell too little
+
+
+def evaluation_subset(dataset, config: TrainConfig) -> np.ndarray:
+    """Sorted int64 indices of the windows that every periodic evaluation of a run scores.
+
+    They follow from the settings alone, so that a resumed run scores the same, and are drawn by one
+    seed for all runs. At most `SHARE` of the time, or LEAST_TOKENS if that is more, or all windows.
+    """
+    affordable = int(SHARE / FORWARD * config.eval_every * config.batch_size)
+    count = max(affordable, LEAST_TOKENS // dataset.seq_len, 1)
+    return np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
+
 
 @torch.no_grad()
 def evaluate(
@@ -21,27 +37,32 @@ def evaluate(
     config: TrainConfig,
     ranks: Ranks,
     autocast: AbstractContextManager,
+    windows: np.ndarray | None = None,
+    compiled: bool = False,
 ) -> dict[str, float]:
-    """Loss (nats per token), perplexity and bits per byte of text.
+    """Loss (nats per token), perplexity and bits per byte of text; the seconds that it took.
 
-    Every rank scores its share of the fixed, ordered split, and the sums are added; special tokens
-    stand for no text and are not scored. Every rank must call it, and computes as many batches as
-    the others, if need be without a target: sharded layers are put together by all.
+    `windows` are indices of `dataset`, all of it by default. Every rank scores its share of them,
+    and the sums are added; special tokens stand for no text and are not scored. Every rank must
+    call it, and computes as many batches as the others, if need be without a target: sharded
+    layers are gathered by all. `compiled` says that the model's blocks are.
     """
+    started = time.perf_counter()
+    windows = np.arange(len(dataset)) if windows is None else windows
     nats, tokens, size = 0.0, 0.0, 0.0
-    mine = np.arange(len(dataset))[ranks.rank :: ranks.world_size]
-    most = -(-len(dataset) // ranks.world_size)
+    mine, most = windows[ranks.rank :: ranks.world_size], -(-len(windows) // ranks.world_size)
     whole = wrapped if config.parallel == "fsdp" else model
     model.eval()
     for start in range(0, most, config.micro_batch_size):
         chosen = mine[start : start + config.micro_batch_size]
-        inputs, targets = dataset.batch(chosen if len(chosen) else np.zeros(1, np.int64))
-        if not len(chosen):
-            targets = torch.full_like(targets, IGNORE)
+        # A compiled model has code for one shape: the last batch is filled up, unscored.
+        rows = config.micro_batch_size if compiled else max(1, len(chosen))
+        filled = np.pad(chosen, (0, rows - len(chosen)), constant_values=windows[0])
+        inputs, targets = dataset.batch(filled)
+        targets[len(chosen) :] = IGNORE
         lengths = dataset.token_bytes[targets.clamp(min=0)] * (targets != IGNORE)
         targets = targets.masked_fill(lengths == 0, IGNORE)
-        # Compiled code serves training's one shape.
-        with autocast, torch.compiler.set_stance("force_eager"):
+        with autocast, torch.compiler.set_stance("default" if compiled else "force_eager"):
             loss = whole(inputs.to(ranks.device), targets=targets.to(ranks.device))
         nats += loss.item()
         tokens += int((targets != IGNORE).sum())
@@ -56,4 +77,5 @@ def evaluate(
         "validation_loss": loss,
         "perplexity": math.exp(min(loss, 700)),
         "bits_per_byte": nats / max(1, size) / math.log(2),
+        "evaluation_seconds": time.perf_counter() - started,
     }

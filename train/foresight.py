@@ -1,6 +1,8 @@
 """What a run will need, found out and said before its first step."""
 
 import hashlib
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,11 @@ from configs.console import say
 from configs.schema import TrainConfig
 from model.transformer import Transformer
 from train.distributed import Ranks, local
+from train.evaluate import FORWARD, evaluation_subset
+from train.metrics import clock
 
 SHARE = 0.7  # of free memory that a found micro-batch may fill: what is kept is not all there is
+SLOW = 10.0  # seconds of a first pass that is not repeated to be timed
 TOKENS_PER_PARAMETER = 20  # of a compute-optimal run (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
@@ -66,36 +71,93 @@ def describe(
     )
 
 
+def describe_time(
+    model: Transformer,
+    sets: tuple,
+    config: TrainConfig,
+    ranks: Ranks,
+    pass_seconds: float,
+    left: float,
+) -> None:
+    """Say about how long the run will take in all, evaluation included.
+
+    `pass_seconds` is what one forward and backward pass of a micro-batch takes; `left` is the share
+    of the run that is still to be trained.
+    """
+    train_set, validation_set = sets
+    windows = min(config.micro_batch_size, config.batch_size // ranks.world_size)
+    step = pass_seconds * -(-config.batch_size // ranks.world_size // windows)
+    training = config.steps * step
+    if config.max_seconds:
+        training = config.max_seconds
+    elif config.max_flops:
+        tokens = config.batch_size * train_set.seq_len
+        training = step * config.max_flops / model.training_flops(tokens, tokens, train_set.seq_len)
+    training *= left
+    window = FORWARD * pass_seconds / windows / ranks.world_size
+    subset, every = len(evaluation_subset(validation_set, config)), len(validation_set)
+    count = 2 + int(training / step / config.eval_every)
+    periodic, final = count * subset * window, every * window * (subset < every)
+    total = training + periodic + final
+    say(
+        f"time: about {clock(total)} in all: training {clock(training)}; {count} evaluations of "
+        f"{subset:,} windows {clock(periodic)} ({periodic / total:.1%})"
+        + (f"; at the end all {every:,} {clock(final)} ({final / total:.1%})" if final else "")
+    )
+
+
 def find_micro_batch(
     model: nn.Module, train_set, config: TrainConfig, ranks: Ranks, autocast: torch.autocast
-) -> int:
-    """The micro-batch size: the one asked for, else the largest power of two that fits.
+) -> tuple[int, float]:
+    """The micro-batch size, and the seconds that a forward and backward pass of it takes.
 
-    Tries it, so that too little memory is met before step 1, and says what is needed. Every rank
-    calls it and gets the same. Raises UserError, naming what to lower, if there is too little.
+    The size is the one asked for, else the largest power of two that fits. Tries it, so that too
+    little memory is met before step 1, and says what is needed. Every rank calls it and gets the
+    same size. Raises UserError, naming what to lower, if there is too little memory.
     """
     most = config.batch_size // ranks.world_size
-    if config.micro_batch_size:
-        dry_run(model, train_set, min(config.micro_batch_size, most), ranks, autocast)
-        return config.micro_batch_size
-    needs = dry_run(model, train_set, 1, ranks, autocast)
+    size = config.micro_batch_size
+    if not size:
+        needs = dry_run(model, train_set, 1, ranks, autocast)
+        size = min(ranks.gather(rows_that_fit(needs, most)))
+    needs = dry_run(model, train_set, min(size, most), ranks, autocast)
+    total = needs.fixed + needs.activations
+    say(
+        f"memory: weights {_size(needs.weights)}, gradients and moments "
+        f"{_size(needs.fixed - needs.weights)}, activations {_size(needs.activations)} "
+        f"({needs.rows} windows) = {_size(total)} of {_size(needs.free)} free"
+    )
+    if total > needs.free:
+        message = (
+            f"this run needs {_size(total)} of memory and {_size(needs.free)} are free: lower "
+            "train.micro_batch_size, model.max_seq_len or model.dim"
+        )
+        if ranks.device.type == "cuda":
+            raise UserError(message)
+        say(f"WARNING: {message}, or end other programs; the system may kill it")
+    if needs.seconds < SLOW:
+        needs = dry_run(model, train_set, min(size, most), ranks, autocast)
+    return size, needs.seconds
+
+
+def rows_that_fit(needs: "Needs", most: int) -> int:
+    """The largest power of two of windows that fit beside `needs.fixed`; 1 if none does."""
     room = (SHARE * needs.free - needs.fixed) / max(1, needs.activations)
-    size = 1 << max(0, int(min(room, most)).bit_length() - 1)
-    size = min(ranks.gather(size))
-    if size > 1:
-        dry_run(model, train_set, size, ranks, autocast)
-    return size
+    return 1 << (max(1, int(min(room, most))).bit_length() - 1)
 
 
 @dataclass
 class Needs:
-    """Bytes on one device."""
+    """Bytes on one device, of a pass of some rows, and how long it took."""
 
     free: int
     """What there is for all of the below."""
+    weights: int
     fixed: int
     """Weights, gradients and moments."""
     activations: int
+    rows: int = 1
+    seconds: float = 0.0
 
 
 def dry_run(
@@ -116,13 +178,15 @@ def dry_run(
         return x
 
     trained = [p for p in model.parameters() if p.requires_grad]
-    weights = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
-    weight, gradient = (sum(map(_bytes, ps)) for ps in (model.parameters(), trained))
-    free = free_memory(ranks.device) + weight  # which is there already
+    places = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
+    weights, gradients = (sum(map(_bytes, ps)) for ps in (model.parameters(), trained))
+    free = free_memory(ranks.device) + weights  # which are there already
+    started = time.perf_counter()
     try:
         with autocast, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             loss = model(inputs.to(ranks.device), targets=targets.to(ranks.device))
         loss.backward()
+        loss.item()  # waits for the device
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
@@ -131,32 +195,30 @@ def dry_run(
             "train.micro_batch_size first (the result stays the same), then model.max_seq_len or "
             "model.dim"
         ) from None
+    seconds = time.perf_counter() - started
     for parameter in trained:
         parameter.grad = None
-    activations = sum(size for start, size in saved.items() if start not in weights)
-    fixed = weight + 3 * gradient  # AdamW keeps two moments of each weight
-    say(
-        f"memory: weights {_size(weight)}, gradients {_size(gradient)}, moments "
-        f"{_size(2 * gradient)}, activations {_size(activations)} ({len(inputs)} windows) = "
-        f"{_size(fixed + activations)} of {_size(free)} free"
-    )
-    return Needs(free, fixed, activations)
+    activations = sum(size for start, size in saved.items() if start not in places)
+    # AdamW keeps two moments of each weight.
+    return Needs(free, weights, weights + 3 * gradients, activations, len(inputs), seconds)
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a run may still take: of the GPU, or of the machine and of its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [int(_field("/proc/meminfo", "MemAvailable:")) * 1024]
-    maximum, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if maximum.exists() and maximum.read_text().strip() != "max":
-        limits.append(int(maximum.read_text()) - int(used.read_text()))
+    import psutil
+
+    limits = [psutil.virtual_memory().available]
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        # Files that the system has cached are given up when a program asks for memory.
+        cached = re.search(r"(?m)^inactive_file (\d+)", (group / "memory.stat").read_text())
+        limits.append(most - used + int(cached[1] if cached else 0))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        pass
     return min(limits)
-
-
-def _field(path: str, name: str) -> str:
-    text = Path(path).read_text() if Path(path).exists() else f"{name} 0"
-    return text.split(name)[1].split()[0]
 
 
 def _bytes(parameter: nn.Parameter) -> int:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import resource
 import secrets
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.progress import TextColumn
 
 from configs.cli import UserError
 from configs.console import bar, console, say
+from configs.files import to_json, write_whole
 from configs.schema import TrainConfig
 
 
@@ -43,11 +43,9 @@ class Metrics:
 
     def _open(self, last_step: int) -> None:
         rows = read_metrics(self.path.parent)
-        kept = [json.dumps(row) for row in rows if row["step"] <= last_step]
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        aside.replace(self.path)
-        self.file = open(self.path, "a", buffering=1)
+        kept = [to_json(row) for row in rows if row["step"] <= last_step]
+        write_whole(self.path, "".join(f"{line}\n" for line in kept))
+        self.file = open(self.path, "a", encoding="utf-8", buffering=1)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -87,6 +85,16 @@ class Metrics:
             f"loss {row['validation_loss']:.4f}, perplexity {row['perplexity']:.2f}"
         )
 
+    def final_evaluation(self, step: int, windows: int, scores: dict[str, float]) -> None:
+        """Record the scores of the whole validation split, under names of their own."""
+        if not self.first:
+            return
+        self._write({"step": step} | {f"whole_{name}": value for name, value in scores.items()})
+        say(
+            f"step {step}  all {windows:,} windows of the validation split: "
+            f"{scores['bits_per_byte']:.4f} bits per byte, loss {scores['validation_loss']:.4f}"
+        )
+
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`: the run has gone back to it."""
         if self.first:
@@ -105,8 +113,8 @@ class Metrics:
             self.tensorboard.close()
 
     def _write(self, row: dict) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        known = {k: v for k, v in row.items() if k != "step" and v is not None}
+        self.file.write(to_json(row) + "\n")
+        known = {k: v for k, v in row.items() if k != "step" and v is not None and v == v}
         if self.wandb:
             self.wandb.log(known, step=row["step"])
         if self.tensorboard:
@@ -122,7 +130,10 @@ def clock(seconds: float) -> str:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl; a last line that was cut off is left out."""
+    """The rows of a run's metrics.jsonl; a last line that was cut off is left out.
+
+    A loss or gradient norm that was not finite is None.
+    """
     rows = []
     if (run / "metrics.jsonl").exists():
         for line in (run / "metrics.jsonl").read_text().splitlines():
@@ -139,7 +150,13 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss would start from the peak of the process that started this one
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+        return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -150,7 +167,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def plot_run(run: Path) -> Path | None:
@@ -161,7 +178,7 @@ def plot_run(run: Path) -> Path | None:
         say("no picture: drawing needs pip install -e '.[compare]'")
         return None
     rows = read_metrics(run)
-    steps = [row for row in rows if "loss" in row]
+    steps = [row for row in rows if row.get("loss") is not None]
     tokens = {0: 0} | {row["step"]: row["tokens"] for row in steps}
     scores = [row for row in rows if "bits_per_byte" in row and row["step"] in tokens]
     figure = Figure(figsize=(8, 4.5), layout="constrained")

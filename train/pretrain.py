@@ -13,13 +13,15 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from configs.cli import UserError, parse, run_command
-from configs.console import say
+from configs.console import say, show
 from configs.schema import Recipe, TrainConfig
+from data.corpora import pinned_corpus
 from data.examples import Examples
 from data.loader import Loader
 from data.prepare import prepare
@@ -32,8 +34,14 @@ from train.average import averaged, start_average, update_average
 from train.checkpoint import Progress, TrainState, restore, rewind, seed_generators
 from train.compilation import compile_where_it_pays
 from train.distributed import Ranks, gradients_summed
-from train.evaluate import evaluate
-from train.foresight import describe, find_micro_batch, frozen_hash, uses_bfloat16
+from train.evaluate import evaluate, evaluation_subset
+from train.foresight import (
+    describe,
+    describe_time,
+    find_micro_batch,
+    frozen_hash,
+    uses_bfloat16,
+)
 from train.guard import Guard
 from train.metrics import Metrics, peak_memory, plot_run
 from train.optim import learning_rate, optimizers, step_flops
@@ -44,7 +52,9 @@ from train.run import (
     check_run,
     finish,
     goes_on,
+    resumed_revision,
     run_directory_arguments,
+    saved_config,
     start_run,
 )
 from train.saver import Saver
@@ -86,10 +96,12 @@ def train(
     bfloat16 = uses_bfloat16(config.precision, model, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
     wrapped = ranks.wrap(model, config.parallel, bfloat16)
-    micro = find_micro_batch(wrapped, train_set, config, ranks, autocast)
+    micro, pass_seconds = find_micro_batch(wrapped, train_set, config, ranks, autocast)
     config = config.model_copy(update={"micro_batch_size": micro})
     describe(model, train_set, config, ranks, bfloat16)
-    compile_where_it_pays(model, wrapped, train_set, config, ranks, autocast, bfloat16, run)
+    speedup = compile_where_it_pays(
+        model, wrapped, train_set, config, ranks, autocast, bfloat16, run
+    )
     seed_generators(config.seed + ranks.rank)
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -105,9 +117,18 @@ def train(
         restore(run, state, ranks)
     progress = state.progress
     started_at, score = progress.step, math.nan
+    done, _ = position(progress, progress.seconds, config)
+    sets = train_set, validation_set
+    describe_time(model, sets, config, ranks, pass_seconds / (speedup or 1), max(0.0, 1 - done))
+    subset = evaluation_subset(validation_set, config)
     profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
     peak = peak_flops(device, bfloat16)
     saver, guard = Saver(run, config.keep_last, ranks), Guard(run, ranks.rank, progress)
+
+    def scored(windows: np.ndarray | None) -> dict[str, float]:
+        return evaluate(
+            wrapped, model, validation_set, config, ranks, autocast, windows, speedup is not None
+        )
 
     with (
         Signals() as signals,
@@ -129,18 +150,23 @@ def train(
             last = done >= 1
 
             fresh = progress.step > started_at or not resume  # not what the resumed run has done
-            bits_per_byte, better = None, False
+            info: dict[str, float | None] = {"bits_per_byte": None}
+            better = False
             if not stop and (last or (fresh and progress.step % config.eval_every == 0)):
                 with averaged(average, parameters):
-                    result = evaluate(wrapped, model, validation_set, config, ranks, autocast)
-                score = bits_per_byte = result["bits_per_byte"]
-                metrics.evaluation({"step": progress.step, **result})
-                better = progress.judge(score)
-                last = last or 0 < config.patience <= progress.stale
+                    result = scored(subset)
+                    metrics.evaluation({"step": progress.step, **result})
+                    score = info["bits_per_byte"] = result["bits_per_byte"]
+                    better = progress.judge(score)
+                    last = last or 0 < config.patience <= progress.stale
+                    if last and len(subset) < len(validation_set):
+                        result = scored(None)
+                        metrics.final_evaluation(progress.step, len(validation_set), result)
+                        score = info["whole_bits_per_byte"] = result["bits_per_byte"]
             save_due = progress.step % config.save_every == 0 and progress.step > 0
             save_due = save_due or (better and (keep_best or config.patience > 0))
             if (save_due or last or stop or save_now) and fresh:
-                saver.save(state, bits_per_byte)
+                saver.save(state, info)
             if last or stop:
                 profiler.close()
                 saver.finish()
@@ -262,6 +288,7 @@ def main() -> int:
     with Ranks(recipe.train.device) as ranks:
         resume = bool(ranks.sum(ranks.first and goes_on(run, own.resume))[0])
         with ranks.first_goes_first():
+            recipe = pinned_recipe(recipe, saved_config(run, Recipe, resume))
             if ranks.first:
                 check_run(run, recipe, resume, own.overwrite)
             tokenizer, train_set, validation_set = prepared(recipe)
@@ -288,6 +315,13 @@ def main() -> int:
         return finish(result, run)
 
 
+def pinned_recipe(recipe: Recipe, saved: Recipe | None) -> Recipe:
+    """`recipe` with the commit of a hub dataset, that of the `saved` one if it is resumed."""
+    corpus = resumed_revision(recipe.data.corpus, saved.data.corpus if saved else "")
+    data = pinned_corpus(recipe.data.model_copy(update={"corpus": corpus}))
+    return recipe.model_copy(update={"data": data})
+
+
 def write_samples(run: Path, recipe: Recipe) -> None:
     """Generate what [sample] asks for from what was saved; print it and keep it in sample.txt."""
     model, tokenizer = load_run(run)
@@ -296,7 +330,7 @@ def write_samples(run: Path, recipe: Recipe) -> None:
     texts = [recipe.sample.prompt + stream.text for stream in streams]
     (run / "sample.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     for number, text in enumerate(texts):
-        print(f"--- sample {number + 1} ---\n{text}")
+        show(f"--- sample {number + 1} ---\n{text}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.cli import UserError, run_command
-from configs.console import say
+from configs.console import say, show
+from configs.files import write_whole
 from train.metrics import read_metrics
 
 PANELS = {
@@ -47,7 +48,7 @@ class Curves:
 
     def summary(self) -> dict[str, str]:
         """A row of the table."""
-        steps = [row for row in self.rows if "loss" in row]
+        steps = [row for row in self.rows if row.get("loss") is not None]
         scores = self.points("bits_per_byte")[1]
         return {
             "run": self.name,
@@ -64,7 +65,7 @@ class Curves:
 def load_curves(run: Path) -> Curves:
     """Raises UserError if there is no run, or none of its steps is recorded."""
     rows = read_metrics(run)
-    if not any("loss" in row for row in rows):
+    if not any(row.get("loss") is not None for row in rows):
         raise UserError(f"{run}: holds no metrics.jsonl with a training step")
     return Curves(run.name, rows)
 
@@ -139,11 +140,9 @@ def main() -> None:
     except ImportError:
         raise UserError("drawing needs: pip install -e '.[compare]'") from None
     content = picture if args.out.suffix == ".png" else page(runs, picture).encode()
-    aside = args.out.with_suffix(".tmp")
-    aside.write_bytes(content)
-    aside.replace(args.out)
+    write_whole(args.out, content)
     for run in runs:
-        print("  ".join(f"{key} {value}" for key, value in run.summary().items()))
+        show("  ".join(f"{key} {value}" for key, value in run.summary().items()))
     say(f"written: {args.out}")
 
 

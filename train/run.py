@@ -1,23 +1,25 @@
 """A run directory: whether it may be written to, how a run starts in it and how it ends."""
 
-import fcntl
 import os
 import platform
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from configs.cli import Parser, UserError, load, to_toml
 from configs.console import say
+from configs.files import try_lock, whole_folder, write_whole
 from configs.schema import Section
 from tokenizer.bpe import Tokenizer
 from train.checkpoint import Progress
+
+T = TypeVar("T", bound=Section)
+MARKER = ".homegrown"  # a file in every folder that --overwrite may delete
 
 
 def run_directory_arguments() -> Parser:
@@ -50,8 +52,26 @@ def check_run(run: Path, config: Section, resume: bool, overwrite: bool) -> None
     elif run.exists() and any(run.iterdir()):
         if not overwrite:
             raise UserError(f"{run}: exists; go on with --resume, or replace it with --overwrite")
-        if not (run / "config.toml").exists():
-            raise UserError(f"{run}: is not a run directory, so --overwrite will not delete it")
+        check_marker(run)
+
+
+def check_marker(folder: Path) -> None:
+    """Raises UserError if a folder is not empty and none of ours: it is not deleted."""
+    if any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise UserError(
+            f"{folder}: is not a run directory (it holds no file {MARKER}), so --overwrite will "
+            "not delete it; use another --run-dir"
+        )
+
+
+def resumed_revision(given: str, saved: str) -> str:
+    """The hub name to go on with: the saved one, with its commit, unless another was asked for."""
+    return saved if saved.partition("@")[0] == given else given
+
+
+def saved_config(run: Path, kind: type[T], resume: bool) -> T | None:
+    """The recipe that a run was started with, where there is one to resume."""
+    return load(kind, run / "config.toml") if resume and (run / "config.toml").exists() else None
 
 
 def goes_on(run: Path, resume: bool) -> bool:
@@ -82,7 +102,7 @@ def start_run(
         lock = lock_run(run)
         write_config(run, config)
         return lock
-    with new_folder(run, overwrite) as aside:
+    with new_run_folder(run, overwrite) as aside:
         tokenizer.save(aside)
         write_config(aside, config)
         lock = lock_run(aside)
@@ -90,57 +110,43 @@ def start_run(
 
 
 @contextmanager
-def new_folder(run: Path, overwrite: bool) -> Iterator[Path]:
+def new_run_folder(run: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to be filled, which then stands at `run` as a whole at once, or not at all.
 
-    With `overwrite` what is there is deleted. Raises UserError if another process is at work there.
+    With `overwrite` what is there is deleted. Raises UserError if it is not ours, or another
+    process is at work there.
     """
-    aside = run.with_name(f".{run.name}.{os.getpid()}")
-    old = aside.with_suffix(".old")
-    aside.mkdir(parents=True)
-    try:
+
+    def stays(there: Path) -> bool:
+        if not overwrite and any(there.iterdir()):
+            raise UserError(f"{run}: another process has started a run here")
+        check_marker(there)
+        lock_run(there).close()
+        return False
+
+    with whole_folder(run, stays) as aside:
+        (aside / MARKER).write_text("A folder that homegrown has made; --overwrite deletes it.\n")
         yield aside
-        if overwrite and run.exists():
-            lock_run(run).close()
-            run.rename(old)
-        try:
-            aside.rename(run)
-        except OSError:
-            raise UserError(f"{run}: another process has started a run here") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_config(run: Path, config: Section) -> None:
     """The recipe of a run, replaced as a whole."""
-    aside = run / "config.toml.new"
-    _write(aside, to_toml(config))
-    aside.replace(run / "config.toml")
+    write_whole(run / "config.toml", to_toml(config))
 
 
 def lock_run(run: Path) -> IO[str]:
     """Lock a run directory until what is returned is closed. Raises UserError if it is in use."""
-    file = open(run / "lock", "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    file = open(run / "lock", "a+", encoding="utf-8")
+    if not try_lock(file):
         file.seek(0)
         raise UserError(
             f"{run}: is in use by {file.read().strip() or 'another process'}; wait for it, or use "
             "another --run-dir"
-        ) from None
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
     return file
-
-
-def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,9 @@ class Signals:
         self.save = False
 
     def __enter__(self) -> "Signals":
-        noted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        self._before = {s: signal.signal(s, self._note) for s in noted}
+        names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows has no SIGUSR1
+        noted = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *_) -> None:
@@ -176,7 +183,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame) -> None:
-        if number == signal.SIGUSR1:
+        if signal.Signals(number).name == "SIGUSR1":
             self.save = True
             return
         self.received = number

@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -41,13 +42,15 @@ def compressor_bits(stream: Stream, train: Sequence[str], test: Sequence[str]) -
 def _rest(stream: Stream, data: bytes) -> int:
     # Bytes that are still to be written if `data` ends the archive: found out in a child process,
     # since no such library copies the state of a compressor.
+    if sys.platform == "win32":
+        raise UserError("the floors xz and zstd need a system that can fork a process")
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.write(writer, str(len(stream.compress(data)) + len(stream.flush())).encode())
         os._exit(0)
     os.close(writer)
-    with open(reader) as pipe:
+    with open(reader, encoding="utf-8") as pipe:
         size = int(pipe.read())
     os.waitpid(child, 0)
     return size

@@ -78,7 +78,7 @@ def as_large_as_fits(texts: list[str], config: TokenizerConfig) -> Tokenizer:
     Raises UserError if they support none.
     """
     try:
-        return train_tokenizer(texts, config)
+        return train_tokenizer(texts, config.model_copy(update={"strict": True}))
     except UserError:
         smaller = config.vocab_size // 2
         if smaller < LEAST:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from configs.cli import UserError, nearest
+from configs.files import inside, to_json
 from configs.schema import ModelConfig
 from model.formats import gpt2, llama
 from model.transformer import Transformer
@@ -88,7 +89,7 @@ def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, car
         about |= {k: v for k, v in tokenizer.chat._asdict().items() if v and k != "template"}
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     for file, values in (("config", settings), ("tokenizer_config", about)):
-        (folder / f"{file}.json").write_text(json.dumps(values, indent=2) + "\n")
+        (folder / f"{file}.json").write_text(to_json(values, 2) + "\n")
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -126,7 +127,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for file in files:
         try:
-            found |= load_file(folder / file)
+            found |= load_file(inside(folder, file))
         except FileNotFoundError:
             raise UserError(f"{folder / file}: no such file of weights") from None
         except SafetensorError as error:
@@ -162,11 +163,14 @@ def _tokenizer(folder: Path, settings: dict) -> Tokenizer:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return found
 
 
 def _shown(value: object) -> str:

@@ -16,7 +16,6 @@ and renamed, so a folder with a number is complete.
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from safetensors.torch import load, save_file
 
 from configs.cli import UserError, read_toml, validate
 from configs.console import say
+from configs.files import inside, sync_file, sync_folder, to_json
 from configs.schema import ModelConfig
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
@@ -49,9 +49,9 @@ def write_file(aside: Path, name: str, content: dict) -> str:
         except SafetensorError as error:  # a full disk comes as one of these
             raise OSError(f"{path}: {error}") from None
     else:
-        path.write_text(json.dumps(content))
+        path.write_text(to_json(content))
+    sync_file(path)
     with open(path, "rb") as file:
-        os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -60,11 +60,11 @@ def commit_checkpoint(aside: Path, checksums: dict[str, str], info: dict) -> Pat
     manifest = {"step": int(aside.stem), "files": checksums, **info}
     manifest["checksum"] = _manifest_checksum(manifest)
     write_file(aside, "manifest.json", manifest)
-    _sync_folder(aside)
+    sync_folder(aside)
     final = aside.with_suffix("")
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     return final
 
 
@@ -124,7 +124,9 @@ def read_manifest(checkpoint: Path) -> dict:
             raise ValueError("does not match its checksum")
         if manifest["step"] != int(checkpoint.name):
             raise ValueError(f"is of step {manifest['step']}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        for name in manifest["files"]:
+            inside(checkpoint, name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{checkpoint}: corrupted checkpoint: manifest.json: {error}") from None
     return manifest
 
@@ -204,11 +206,3 @@ def _checked_bytes(checkpoint: Path, name: str, manifest: dict) -> bytes:
 
 def _manifest_checksum(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -231,7 +231,7 @@ def test_what_is_not_text_is_refused_by_name(tmp_path, name, data, said):
 
 def test_windows_line_ends_are_line_ends(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + "one\r\ntwo\r\n".encode() * 200)
+    path.write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\r\n" * 200)
     assert joined(path) == "one\ntwo\n" * 200
 
 
