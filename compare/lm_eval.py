@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from compare.score import document_bits
 from configs.cli import Parser, UserError, run_command
 from configs.console import say, show, track
 from configs.files import write_whole
 from model.load import load_model
 from model.sample import sample
+from model.score import document_bits
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 

@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "prompting": {"model", "data", "tokenizer"},
     "compare": {"model", "train", "data", "tokenizer", "adapt", "prompting"},
 }
-# Two commands open a corpus inside their main(); the room behind them stays free of it.
-COMMANDS = {"tokenizer/train.py": {"data"}, "tokenizer/inspect.py": {"data", "model"}}
+# These commands open a corpus inside their main(); the package behind them stays free of it.
+COMMANDS = {"tokenizer/train.py": {"data"}, "tokenizer/inspect.py": {"data", "model"},
+            "model/score.py": {"data"}}  # fmt: skip
 OPTIONAL = {
     "triton", "wandb", "transformers", "peft", "lancedb", "matplotlib", "sklearn", "scipy", "gguf",
     "zstandard", "wordllama", "jinja2", "lm_eval", "ray",

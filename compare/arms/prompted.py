@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from compare.arm import Learned, Setting
-from compare.score import document_bits
 from compare.study import Cell, Study, inference
 from configs.study import StudyRecipe
 from data.tasks import Task
+from model.score import document_bits
 from model.transformer import Transformer
 from prompting.answers import task_answers, write_prompts
 from prompting.score import write_answer

@@ -8,11 +8,11 @@ from adapt.finetune import save_merged, text_sets
 from compare.arm import Learned, Setting
 from compare.arms.prompted import WRITTEN
 from compare.arms.tuned import VALIDATED, fit, replace, tuned
-from compare.score import document_bits
 from compare.study import Cell, Study, inference
 from configs.cli import UserError
 from configs.schema import TokenizerConfig
 from model.load import load_model
+from model.score import document_bits
 from model.transformer import Transformer
 from prompting.score import write_answer
 from tokenizer.bpe import Tokenizer

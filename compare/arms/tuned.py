@@ -14,11 +14,11 @@ from adapt.soft_prompt import add_soft_prompt
 from adapt.top_layers import tune_top_layers
 from compare.arm import Learned, Setting
 from compare.arms.prompted import WRITTEN, asked, text_bytes
-from compare.score import document_bits
 from compare.study import Cell, Study, inference
 from configs.schema import FinetuneRecipe
 from configs.study import StudyRecipe, TunedArm
 from model.formats.native import best_checkpoint, read_file, read_manifest
+from model.score import document_bits
 from model.transformer import Transformer
 from prompting.score import write_answer
 from prompting.shots import Choose, fixed_shots, neighbour_shots, no_shots

@@ -10,13 +10,13 @@ from texts import words
 from adapt.adapter import load_adapter
 from adapt.features import Classifier, extract, fit
 from adapt.finetune import adapt
-from compare.score import document_bits
 from configs.cli import UserError, load
 from configs.schema import FeaturesConfig, FinetuneRecipe
 from data.examples import Examples, completions, read_examples
 from data.tasks import Item, Task
 from model.formats.native import checkpoints, load_run, read_file
 from model.load import load_model
+from model.score import document_bits
 from prompting.answers import task_answers
 from prompting.shots import fixed_shots
 from train.metrics import read_metrics

@@ -9,10 +9,10 @@ from texts import words
 
 from compare.arms.floors import compressor_bits, tfidf_logistic, xz, zstd
 from compare.ngram import NGram
-from compare.score import document_bits
 from configs.cli import UserError
 from configs.schema import ModelConfig, TokenizerConfig
 from data.tasks import Item, Task
+from model.score import document_bits
 from model.transformer import Transformer
 from tokenizer.train import train_tokenizer
 

@@ -12,11 +12,11 @@ from compare.analysis.ledger import Ledger, cost_of
 from compare.arms import ARMS
 from compare.cells import measure
 from compare.run import contents, plan, quick
-from compare.score import document_bits
 from compare.study import Cell, Study, inference
 from configs.cli import UserError, load, to_toml
 from configs.study import StudyRecipe
 from model.load import load_model
+from model.score import document_bits
 
 DEMO = "configs/study/demo.toml"
 SMALL = (

@@ -1,14 +1,25 @@
-"""Scores an arm on the study's held-out documents, the same for every arm."""
+"""How well a model predicts text: bits per byte, perplexity and tokens of any corpus.
+
+    python -m model.score RUN|FOUNDATION FILE [FILE …] [--document line] [--json]
+
+A FILE is whatever `data.corpus` may be: text, source code, a table, a folder, packed or not. Every
+document follows the separator; one longer than the context is scored in overlapping windows. Bits
+per byte compare models of any tokenizer; perplexity, per token, only those of the same one.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from configs.cli import UserError
-from configs.console import track
+from configs.cli import Parser, UserError, run_command
+from configs.console import show, track
+from configs.files import to_json
+from configs.schema import DataConfig
 from model.cache import KVCache
 from model.fused import project_and_score
+from model.load import load_model
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
@@ -77,3 +88,64 @@ def _batches(pieces: Sequence[tuple[int, list[int], int]]) -> Iterator[list]:
         batch.append(piece)
     if batch:
         yield batch
+
+
+def score_texts(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]
+) -> dict[str, float | int]:
+    """What `document_bits` says of all texts together. Raises UserError as it does."""
+    bits = sum(document_bits(model, tokenizer, texts))
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    size = sum(len(text.encode()) for text in texts)
+    return {
+        "bits_per_byte": bits / max(1, size),
+        "perplexity": 2 ** min(bits / max(1, tokens), 1000),
+        "tokens": tokens,
+        "bytes": size,
+        "documents": len(texts),
+    }
+
+
+def main() -> None:
+    """Entry point of `python -m model.score`."""
+    parser = Parser(__doc__)
+    parser.add_argument("model", metavar="RUN|FOUNDATION")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a file, a folder or a corpus")
+    parser.add_argument("--document", choices=("file", "line", "section"),
+                        help="what one document of a text file is; default: file")  # fmt: skip
+    parser.add_argument("--text-field", default="text", help="column of a table")
+    parser.add_argument("--json", action="store_true", help="one JSON object per FILE")
+    args = parser.parse_args()
+    # Only the command opens a corpus; what scores texts knows nothing of files.
+    from data.corpora import open_corpus
+    from data.files import TABLES, kind_of
+    from data.prepare import clean
+
+    corpora = []
+    for name in args.files:
+        path = Path(name)
+        document = args.document or (
+            "file" if path.exists() and kind_of(path) not in TABLES else "section"
+        )
+        config = DataConfig(corpus=name, document=document, text_field=args.text_field)
+        texts = [text for document in open_corpus(config).read() if (text := clean(document.text))]
+        if not texts:
+            raise UserError(f"{name}: holds no text")
+        corpora.append((name, texts))
+    model, tokenizer = load_model(args.model)
+    if torch.cuda.is_available():
+        model = model.to("cuda", torch.bfloat16)
+    for name, texts in corpora:
+        found = score_texts(model, tokenizer, texts)
+        if args.json:
+            show(to_json({"file": name, **found}))
+            continue
+        show(
+            f"{name}: {found['bits_per_byte']:.4f} bits per byte, perplexity "
+            f"{found['perplexity']:.2f}, {found['tokens']:,} tokens, {found['bytes']:,} bytes, "
+            f"{found['documents']:,} documents"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
