@@ -9,11 +9,11 @@ from texts import words
 
 from adapt.adapter import load_adapter
 from adapt.features import Classifier, extract, fit
-from adapt.finetune import adapt
+from adapt.finetune import adapt, task_sets
 from configs.cli import UserError, load
-from configs.schema import FeaturesConfig, FinetuneRecipe
-from data.examples import Examples, completions, read_examples
-from data.tasks import Item, Task
+from configs.schema import DataConfig, FeaturesConfig, FinetuneRecipe, TaskConfig
+from data.examples import read_examples
+from data.tasks import Item, Task, load_task
 from model.formats.native import checkpoints, load_run, read_file
 from model.load import load_model
 from model.score import document_bits
@@ -123,11 +123,13 @@ def test_every_way_learns_a_task_and_leaves_a_whole_model(way, tune, rows):
     assert (run / "adapter").exists() == (way in ("lora", "soft_prompt"))
     model, tokenizer = load_run(run / "merged")
     assert not any("lora" in name for name, _ in model.named_parameters())
-    task = Task("Text", "Label", ["cold", "warm"], [], [], [])
-    pair = (task.prompt("red x"), task.completion("warm"))
-    x, y = Examples(completions([pair], tokenizer), 64, tokenizer).batch(np.zeros(1, int))
+    # What is kept is what was measured: the merged model has the loss of the tuned one.
+    task = load_task(TaskConfig(name=str(rows)), DataConfig())
+    _, held_out = task_sets(task, model, tokenizer)
+    x, y = held_out.batch(np.arange(len(held_out)))
     with torch.no_grad():
-        assert torch.isfinite(model(x, targets=y))
+        loss = model(x, targets=y).item() / (y >= 0).sum().item()
+    assert loss == pytest.approx(summary["loss_after"], rel=1e-3)
 
 
 def test_a_tuned_model_is_exported_with_what_it_was_tuned_on(command, tune, rows, base, tmp_path):

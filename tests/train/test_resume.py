@@ -1,14 +1,17 @@
 """Runs that are cut off, resumed, and moved to another number of ranks: real processes."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.formats.native import latest_checkpoint
+from model.formats.native import checkpoints, latest_checkpoint
 from train.metrics import read_metrics
 
 
@@ -41,18 +44,35 @@ def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(
     command, recipe, whole, tmp_path, step
 ):
     run = tmp_path / "run"
-    # The run is killed for real: nothing after the last checkpoint survives, but its metrics do.
-    first = command.start(
-        "train.pretrain", recipe, "--run-dir", run, "--train.save-every", step,
-        "--train.eval-every", "1",
+    # The run is killed for real, at a point that it cannot pass: nothing after the last checkpoint
+    # survives, but its metrics do.
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import runpy, time\n"
+        "from data.loader import Loader\n"
+        "following = Loader.next\n"
+        "def waiting(self, *ranks):\n"
+        f"    while self.cursor >= {8 * (step + 1)}:\n"
+        "        time.sleep(1)\n"
+        "    return following(self, *ranks)\n"
+        "Loader.next = waiting\n"
+        "runpy.run_module('train.pretrain', run_name='__main__', alter_sys=True)\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, script, recipe, "--run-dir", run, "--train.save-every", str(step),
+         "--train.eval-every", "1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
     )  # fmt: skip
     deadline = time.time() + 120
-    while not (run / "checkpoints" / f"{step:06d}").exists():
+    while not (run / "checkpoints" / f"{step:06d}").exists() or max(losses(run)) <= step:
         assert time.time() < deadline
-        assert first.poll() in (None, 0), first.stderr.read()
-        time.sleep(0.002)
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.01)
     first.kill()
-    first.wait()
+    assert first.wait() == -signal.SIGKILL
+    assert max(losses(run)) == step + 1
+    assert [path.name for path in checkpoints(run)][-1] == f"{step:06d}"
     later = command("train.pretrain", recipe, "--run-dir", run, "--resume")
     assert later.returncode == 0, later.stderr
     assert_same(tensors(run), tensors(whole))
