@@ -47,7 +47,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.throughput --rounds 3
 	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16
 	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench-tiny --overwrite \
-		--model.activation swiglu --model.qk-norm false  # which transformers has too
+		--model.hidden-dim 512 --model.qk-norm false
 	$(BIN)/python -m benchmarks.generate --model runs/bench-tiny
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.memory

@@ -1,6 +1,5 @@
 """Where a benchmark's result goes, with what is needed to read it later."""
 
-import json
 import os
 import platform
 import subprocess
@@ -12,6 +11,10 @@ from pathlib import Path
 
 import torch
 
+from configs.files import to_json, write_whole
+
+PACKAGES = ("torch", "triton", "numpy", "tokenizers", "transformers", "litgpt", "peft", "lancedb",
+            "wordllama", "psutil")  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,10 +46,11 @@ def record(name: str, result: dict) -> Path:
         "command": " ".join(["python -m", module, *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "load_average": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES if name in sys.modules},
     }
     path = folder() / f"{name}.json"
-    path.write_text(json.dumps(about | result, indent=2) + "\n")
+    write_whole(path, to_json(about | result, 2) + "\n")
     return path
 
 

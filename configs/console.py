@@ -57,9 +57,9 @@ def bar(*extra: TextColumn) -> Progress:
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield `items` under a bar; off a terminal, a line every 15 s and one at the end."""
     started = said = time.perf_counter()
-    count = 0
+    count, description = 0, one_line(description)
     with bar() as progress:
-        task = progress.add_task(one_line(description), total=total)
+        task = progress.add_task(description, total=total)
         for item in items:
             yield item
             count += 1

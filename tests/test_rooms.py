@@ -149,6 +149,7 @@ for name in {all_modules()!r}:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_types_hold_on_other_systems(platform):
     done = subprocess.run([sys.executable, "-m", "mypy", "--platform", platform,

@@ -13,9 +13,10 @@ from compare.arms import ARMS
 from compare.leaks import RUN, SAME, HeldOut
 from compare.study import Cell, Study
 from configs.cli import UserError, to_toml
+from configs.files import seal
 from configs.schema import DataConfig, TaskConfig
 from configs.study import StudyRecipe
-from data.prepare import documents, prepare
+from data.prepare import documents, manifest_of, prepare
 from data.tasks import load_task
 
 
@@ -76,12 +77,14 @@ def test_what_is_planted_is_refused_in_text_labels_shots_and_store(study, tmp_pa
             study.labelled(1000, place)
     study.task = task
     path = study.part(0.2) / "train.jsonl"  # which other tests use too
-    before = path.read_text()
+    before, manifest = path.read_text(), manifest_of(path.parent)
     path.write_text(before + json.dumps({"id": "planted", "text": text}) + "\n")
+    seal(path.parent, manifest)  # else it would be noticed as damaged, and made again
     for place in ("scratch", "retrieval", "xz"):
         with pytest.raises(UserError, match=f"{place} holds what is held out"):
             study.texts(0.2, place)
     path.write_text(before)
+    seal(path.parent, manifest)
 
 
 def planted(study, tmp_path):
@@ -90,6 +93,7 @@ def planted(study, tmp_path):
     shutil.copytree(study.documents, folder)
     with open(folder / "train.jsonl", "a") as file:
         file.write(json.dumps({"id": "planted", "text": study.test[0]}) + "\n")
+    seal(folder, manifest_of(study.documents))
     study.documents = folder
     study.task = study.task._replace(train=study.task.test)
     return study

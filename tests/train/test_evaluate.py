@@ -1,0 +1,166 @@
+"""Evaluation is cheap while a run trains, whole at its end, and the same when it is resumed."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import train.evaluate as module
+from configs.cli import load
+from configs.schema import Recipe, TrainConfig
+from model.export import _training
+from model.formats.native import checkpoints, read_manifest
+from model.transformer import Transformer
+from train.distributed import Ranks
+from train.evaluate import FORWARD, LEAST_TOKENS, SHARE, evaluate, evaluation_subset
+from train.foresight import Needs, find_micro_batch, free_memory, rows_that_fit
+from train.metrics import read_metrics
+from train.pretrain import prepared
+
+
+class Data:
+    """As many windows as are wanted."""
+
+    def __init__(self, count, seq_len):
+        self.count, self.seq_len = count, seq_len
+
+    def __len__(self):
+        return self.count
+
+
+@pytest.mark.parametrize(("every", "batch", "length"), [(250, 8, 512), (100, 8, 256), (10, 2, 64),
+                                                        (1000, 512, 1024)])  # fmt: skip
+@pytest.mark.parametrize("windows", [1, 37, 2000, 10**6])
+def test_a_periodic_evaluation_costs_a_hundredth(every, batch, length, windows):
+    config = TrainConfig(eval_every=every, batch_size=batch)
+    chosen = evaluation_subset(Data(windows, length), config)
+    assert (np.diff(chosen) > 0).all()
+    assert 0 <= chosen[0] <= chosen[-1] < windows
+    cost = FORWARD * len(chosen) / (every * batch)
+    few = len(chosen) * length <= LEAST_TOKENS
+    assert cost <= SHARE or few or len(chosen) == 1
+    if len(chosen) < windows:  # and not less than it may cost
+        assert FORWARD * (len(chosen) + 1) / (every * batch) > SHARE
+    again = evaluation_subset(Data(windows, length), config)
+    assert (chosen == again).all()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A subset that is smaller than the validation split of the small corpus."""
+    monkeypatch.setattr(module, "LEAST_TOKENS", 640)
+
+
+def test_the_whole_split_is_scored_once_at_the_end(few, fit, recipe):
+    result, run, model = fit(steps=6, eval_every=2, save_every=2, keep_last=9)
+    rows = read_metrics(run)
+    periodic = [row for row in rows if "bits_per_byte" in row]
+    (whole,) = [row for row in rows if "whole_bits_per_byte" in row]
+    assert [row["step"] for row in periodic] == [0, 2, 4, 6]
+    assert whole["step"] == 6
+    _, _, validation = prepared(load(Recipe, recipe))
+    config = TrainConfig(micro_batch_size=4, eval_every=2, batch_size=8)
+    with Ranks("cpu") as ranks:
+        plain = torch.autocast("cpu", enabled=False)
+        every = evaluate(model, model, validation, config, ranks, plain)
+        subset = evaluation_subset(validation, config)
+        some = evaluate(model, model, validation, config, ranks, plain, subset)
+    assert 0 < len(subset) < len(validation)
+    assert whole["whole_bits_per_byte"] == pytest.approx(every["bits_per_byte"], rel=1e-6)
+    assert periodic[-1]["bits_per_byte"] == pytest.approx(some["bits_per_byte"], rel=1e-6)
+    assert result.bits_per_byte == whole["whole_bits_per_byte"] != periodic[-1]["bits_per_byte"]
+    # Checkpoints are compared on the same windows; the last one also has the score of all.
+    scores = [read_manifest(path)["bits_per_byte"] for path in checkpoints(run)]
+    assert scores == [row["bits_per_byte"] for row in periodic[1:]]
+    last = read_manifest(checkpoints(run)[-1])
+    assert last["whole_bits_per_byte"] == whole["whole_bits_per_byte"]
+    card = dict(_training(run))
+    assert card["Validation bits per byte"] == f"{whole['whole_bits_per_byte']:.4f}"
+
+
+def test_a_resumed_run_scores_the_same_windows(few, fit):
+    _, whole, _ = fit(steps=6, eval_every=2, save_every=2, name="whole")
+    fit(steps=4, eval_every=2, save_every=2, name="cut")
+    _, cut, _ = fit(steps=6, eval_every=2, save_every=2, name="cut", resume=True)
+
+    def scores(run):
+        return {row["step"]: row["bits_per_byte"] for row in read_metrics(run)
+                if "bits_per_byte" in row}  # fmt: skip
+
+    # (The rate of a run of 4 steps is another one, so only its first evaluation is the same.)
+    assert scores(whole)[0] == scores(cut)[0]
+    assert scores(whole).keys() == scores(cut).keys()
+
+
+def test_a_batch_that_is_filled_up_scores_the_same(recipe):
+    config = load(Recipe, recipe)
+    tokenizer, _, validation = prepared(config)
+    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    plain = torch.autocast("cpu", enabled=False)
+    found = []
+    with Ranks("cpu") as ranks:
+        for rows, compiled in ((4, False), (7, False), (7, True), (64, True)):
+            settings = config.train.model_copy(update={"micro_batch_size": rows})
+            shapes: set[tuple] = set()
+
+            def note(module, inputs, shapes=shapes):
+                shapes.add(tuple(inputs[0].shape))
+
+            hook = model.register_forward_pre_hook(note)
+            score = evaluate(model, model, validation, settings, ranks, plain, None, compiled)
+            hook.remove()
+            found.append(score["bits_per_byte"])
+            if compiled:
+                assert shapes == {(rows, 64)}
+    assert found == pytest.approx([found[0]] * 4, rel=1e-6)
+
+
+def test_how_long_a_run_takes_is_said_before_it_starts(command, recipe, tmp_path):
+    done = command("train.pretrain", recipe, "--run-dir", tmp_path / "run", "--train.steps", "20")
+    assert done.returncode == 0, done.stderr
+    said = re.search(
+        r"time: about (\d+:\d\d) in all: training \d+:\d\d; 6 evaluations of ([\d,]+) windows "
+        r"\d+:\d\d \(\d+\.\d%\)", done.stderr,
+    )  # fmt: skip
+    assert said, done.stderr
+    assert done.stderr.index("time: about") < done.stderr.index("step 1 ")
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("free", "fixed", "activations", "most", "rows"),
+    [
+        (2 * GIB, 8 * GIB, GIB, 128, 1),  # what once chose 128
+        (0, GIB, GIB, 64, 1),
+        (10 * GIB, 8 * GIB, GIB, 64, 1),
+        (100 * GIB, GIB, GIB, 64, 64),
+        (100 * GIB, GIB, GIB, 500, 64),  # 69 fit
+        (100 * GIB, GIB, 2 * GIB, 33, 32),
+        (100 * GIB, GIB, GIB, 1, 1),
+        (100 * GIB, GIB, 0, 48, 32),
+    ],
+)
+def test_the_micro_batch_shrinks_when_memory_is_short(free, fixed, activations, most, rows):
+    assert rows_that_fit(Needs(free, 0, fixed, activations), most) == rows
+
+
+def test_too_little_memory_is_said_with_what_to_lower(recipe, monkeypatch, capsys):
+    config = load(Recipe, recipe)
+    tokenizer, train_set, _ = prepared(config)
+    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    monkeypatch.setattr("train.foresight.free_memory", lambda device: 1000)
+    settings = config.train.model_copy(update={"micro_batch_size": 0})
+    with Ranks("cpu") as ranks:
+        plain = torch.autocast("cpu", enabled=False)
+        size, seconds = find_micro_batch(model, train_set, settings, ranks, plain)
+    assert size == 1
+    assert seconds > 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"WARNING: this run needs \d+ MiB of memory and \d+ MiB are free: lower", said)
+
+
+def test_free_memory_is_read_on_this_system():
+    assert 2**28 < free_memory(torch.device("cpu")) < 2**45
