@@ -160,7 +160,8 @@ def _remove_abandoned(path: Path) -> None:
 
 def seal(folder: Path, values: dict) -> None:
     """Write a folder's manifest.json: `values`, and the size of every other file in it."""
-    sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.name != _FILLING}
+    others = (p for p in sorted(folder.iterdir()) if p.name not in (_FILLING, "manifest.json"))
+    sizes = {path.name: path.stat().st_size for path in others}
     write_whole(folder / "manifest.json", to_json(values | {"files": sizes}, 2) + "\n")
 
 

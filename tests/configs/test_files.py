@@ -108,6 +108,8 @@ def test_a_sealed_folder_notices_what_is_missing_cut_off_or_empty(tmp_path):
     (folder / "train.bin").write_bytes(b"x" * 100)
     seal(folder, {"fingerprint": "abc"})
     assert sealed(folder)["fingerprint"] == "abc"
+    seal(folder, {"fingerprint": "a longer one"})
+    assert sealed(folder)["fingerprint"] == "a longer one"
     whole = (folder / "manifest.json").read_bytes()
     (folder / "train.bin").write_bytes(b"x" * 99)
     assert sealed(folder) is None
