@@ -190,6 +190,20 @@ def test_a_locale_that_is_not_utf8_changes_nothing(command, recipe, tmp_path):
     assert fingerprints[0] == fingerprints[1]
 
 
+PRINTS = {"configs/console.py": 1, "configs/cli.py": 5, "model/sample.py": 1}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_printed_is_cleaned_first(path):
+    # `show` and `say` write control characters out; only JSON and text of ours may go around them.
+    name = str(path.relative_to(ROOT))
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+             and isinstance(node.func, ast.Name) and node.func.id == "print"]  # fmt: skip
+    if name.startswith("kernels/"):  # its benchmarks print what they have measured
+        return
+    assert len(calls) <= PRINTS.get(name, 0)
+
+
 RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
 KINDS = {
     "study": study.StudyRecipe,

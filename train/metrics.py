@@ -180,7 +180,7 @@ def plot_run(run: Path) -> Path | None:
     rows = read_metrics(run)
     steps = [row for row in rows if row.get("loss") is not None]
     tokens = {0: 0} | {row["step"]: row["tokens"] for row in steps}
-    scores = [row for row in rows if "bits_per_byte" in row and row["step"] in tokens]
+    scores = [row for row in rows if row.get("bits_per_byte") is not None and row["step"] in tokens]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     left.plot(

@@ -1,5 +1,6 @@
 """The loop called as a function."""
 
+import json
 import math
 import shutil
 from itertools import pairwise
@@ -62,6 +63,25 @@ def test_text_training_beats_the_unigram_entropy(fit, recipe):
     assert final["validation_loss"] < unigram
     assert final["perplexity"] == pytest.approx(math.exp(final["validation_loss"]))
     assert result.bits_per_byte == final["bits_per_byte"]
+
+
+def test_a_run_without_a_finite_loss_writes_json_that_every_parser_reads(fit, recipe):
+    config = load(Recipe, recipe)
+    tokenizer, *_ = prepared(config)
+    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    with torch.no_grad():
+        model.tok_embeddings.weight[5:] = float("nan")
+    result, run, _ = fit(model=model, steps=3, eval_every=2, save_every=2)
+    assert result.progress.skipped == 3
+    files = [run / "metrics.jsonl", *run.glob("checkpoints/*/*.json")]
+    assert len(files) >= 4
+    for path in files:
+        for line in path.read_text().splitlines():
+            json.loads(line, parse_constant=lambda word, path=path: pytest.fail(f"{path}: {word}"))
+    rows = read_metrics(run)
+    assert [row["loss"] for row in rows if "loss" in row] == [None] * 3
+    again, _, _ = fit(model=model, steps=4, eval_every=2, save_every=2, resume=True)
+    assert again.progress.step == 4
 
 
 def test_bits_per_byte_is_nats_over_bytes_of_text(fit, recipe):

@@ -1,0 +1,116 @@
+"""Caches that a crash has damaged are made again, and what a killed process left is no obstacle."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from configs.cli import load
+from configs.schema import Recipe
+from data.prepare import prepare
+from train.metrics import read_metrics
+
+
+def losses(run):
+    return [row["loss"] for row in read_metrics(run) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def first(command, recipe, tmp_path_factory):
+    """A cache of its own, the arguments that use it, and the losses of a run."""
+    cache = tmp_path_factory.mktemp("own") / "cache"
+    args = ("train.pretrain", recipe, "--data.cache-dir", cache, "--train.steps", "2")
+    run = cache.parent / "run"
+    done = command(*args, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    return cache, args, losses(run)
+
+
+DAMAGE = {
+    "documents/*/manifest.json": "documents: .* is damaged and is made again",
+    "documents/*/train.jsonl": "documents: .* is damaged and is made again",
+    "tokenizers/*.json": "not a tokenizer: .*; it is trained again",
+    "tokens/*/manifest.json": "tokens: .* is damaged and is made again",
+    "tokens/*/train.bin": "tokens: .* is damaged and is made again",
+    "tokens/*/validation.documents.npy": "tokens: .* is damaged and is made again",
+}
+
+
+@pytest.mark.parametrize("pattern", DAMAGE)
+@pytest.mark.parametrize("left", [0.0, 0.7])
+def test_what_is_cut_off_is_made_again_and_not_believed(command, first, tmp_path, pattern, left):
+    import re
+
+    cache, args, expected = first
+    (path,) = cache.glob(pattern)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole))])
+    done = command(*args, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(DAMAGE[pattern], done.stderr)
+    assert path.read_bytes() == whole
+    assert losses(tmp_path / "run") == expected
+
+
+def test_a_killed_preparation_leaves_nothing_that_stops_the_next(command, recipe, tmp_path):
+    cache, draw = tmp_path / "cache", random.Random(0)
+    args = ("data.prepare", recipe, "--data.cache-dir", cache)
+    killed = 0
+    for _ in range(8):
+        process = command.start(*args)
+        deadline = time.monotonic() + 60
+        while not list(cache.glob("documents/.*.tmp")) and time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+        time.sleep(draw.random() * 0.02)
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 4
+    for left in cache.glob("documents/.*"):
+        os.utime(left, (1, 1))  # long ago
+    done = command(*args)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (cache / "documents").iterdir()  # and nothing else is left
+    settings = load(Recipe, recipe).data
+    other = settings.model_copy(update={"cache_dir": str(tmp_path / "other")})
+    for path in prepare(other).iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def test_only_what_is_ours_is_overwritten(command, recipe, tmp_path):
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "config.toml").write_text("[data]\n")  # as other programs have
+    (precious / "thesis.tex").write_text("years of work")
+    done = command("train.pretrain", recipe, "--run-dir", precious, "--overwrite")
+    assert done.returncode == 2
+    assert "holds no file .homegrown" in done.stderr
+    assert (precious / "thesis.tex").read_text() == "years of work"
+    run = tmp_path / "run"
+    for _ in range(2):
+        done = command("train.pretrain", recipe, "--run-dir", run, "--overwrite", "--train.steps",
+                       "1")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"thesis", "run"}
+
+
+def test_a_run_that_a_kill_has_left_aside_does_not_stop_the_next(command, recipe, tmp_path):
+    run = tmp_path / "run"
+    old = tmp_path / ".run.0123abcd.tmp"  # as a kill between two renames leaves it
+    (old / "checkpoints").mkdir(parents=True)
+    os.utime(old, (1, 1))
+    done = command("train.pretrain", recipe, "--run-dir", run, "--train.steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_manifest_names_the_size_of_every_file(first):
+    cache, _, _ = first
+    for path in (*cache.glob("documents/*/manifest.json"), *cache.glob("tokens/*/manifest.json")):
+        sizes = json.loads(path.read_text())["files"]
+        others = {p.name: p.stat().st_size for p in path.parent.iterdir() if p != path}
+        assert sizes == others
