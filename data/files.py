@@ -230,11 +230,12 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Row]:
 
     try:
         with ParquetFile(path) as file:
-            names = {config.text_field, config.group_field} & set(file.schema_arrow.names)
-            for batch in file.iter_batches(1024, columns=sorted(names)):
+            known = dict.fromkeys(file.schema_arrow.names)
+            fields(known, config, str(path))  # refuses a column that is not there
+            names = sorted({config.text_field, config.group_field} & known.keys())
+            for batch in file.iter_batches(1024, columns=names):
                 for row in batch.to_pylist():
-                    known = dict.fromkeys(file.schema_arrow.names) if len(names) < 2 else {}
-                    yield fields(row if config.text_field in row else known, config, str(path))
+                    yield fields(row, config, str(path))
     except pyarrow.ArrowException as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not readable as parquet: {reason}") from None

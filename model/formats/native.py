@@ -58,6 +58,7 @@ def write_file(aside: Path, name: str, content: dict) -> str:
 def commit_checkpoint(aside: Path, checksums: dict[str, str], info: dict) -> Path:
     """Add the manifest, with `info` in it, and give the folder its name."""
     manifest = {"step": int(aside.stem), "files": checksums, **info}
+    manifest = json.loads(to_json(manifest))  # a score that is not finite is null in the file
     manifest["checksum"] = _manifest_checksum(manifest)
     write_file(aside, "manifest.json", manifest)
     sync_folder(aside)

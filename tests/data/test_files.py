@@ -12,7 +12,7 @@ from texts import words
 from configs.cli import UserError
 from configs.schema import DataConfig
 from data.corpora import open_corpus
-from data.files import list_files
+from data.files import list_files, section_target
 from data.prepare import clean
 
 NAMES = (
@@ -203,11 +203,18 @@ def test_a_source_tree_is_its_text_files(tmp_path, capsys):
     (tmp_path / "package.json").write_text('{"name": "x"}\n' * 20)
     (tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7")
+    (tmp_path / "q.bin").write_bytes(b"\0")
+    (tmp_path / "r.bin").write_bytes(b"\0")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text("ref: refs/heads/main\n" * 20)
     found = {d.id.partition(":")[0] for d in read(tmp_path)}
     assert found == {"src/main.rs", "Makefile", "package.json"}
-    assert "2 files are not text and are left out: logo.png, paper.pdf" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "4 files are not text and are left out: logo.png, paper.pdf, q.bin, …" in said
+    (tmp_path / "r.bin").unlink()
+    read(tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("3 files are not text and are left out: logo.png, paper.pdf, q.bin")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +262,28 @@ def test_chinese_without_spaces_is_cut_and_near_duplicates_are_found(tmp_path):
     assert kept == set(rows)
     path.write_text("".join(rows))  # one line
     assert max(len(text.text) for text in read(path)) <= 2 * len("".join(rows)) // 20
+
+
+def test_a_parquet_file_without_a_column_is_named(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "a.parquet"
+    write_table(pyarrow.table({"body": ["one", "two"], "who": ["x", "y"], "n": [1, 2]}), path)
+    with pytest.raises(UserError, match=r'a\.parquet: no column "text"; known: body, who, n; name'):
+        read(path)
+    with pytest.raises(UserError, match=r'no column "whom"; did you mean "who"\?; name it with'):
+        read(path, text_field="body", group_field="whom")
+    found = read(path, text_field="body", group_field="n")
+    assert [(d.text, d.group) for d in found] == [("one", "1"), ("two", "2")]
+
+
+def test_a_small_corpus_is_cut_into_twenty_and_a_large_one_into_sections(tmp_path):
+    path = tmp_path / "a.txt"
+    for size, target in ((200, 10), (1000, 50), (40_000, 2000), (400_000, 2000)):
+        path.write_text("x" * size)
+        assert section_target([path], DataConfig(corpus=str(path))) == target
+    assert section_target([], DataConfig()) == 1
 
 
 def test_a_long_line_is_read_in_parts(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from texts import words
 from configs.cli import UserError
 from configs.schema import DataConfig
 from data.builtin import abc_body, melody
-from data.prepare import SPLITS, clean, documents, prepare
+from data.prepare import SPLITS, clean, documents, part_of, prepare
 
 
 @given(st.text())
@@ -106,6 +106,28 @@ def test_a_second_run_uses_the_cache_until_a_byte_changes(tmp_path):
     assert (first / "manifest.json").stat().st_mtime_ns == stamp
     path.write_text(words(0, 3000) + "more")
     assert prepare(config) != first
+
+
+def test_a_share_of_the_training_documents_is_that_large_and_grows(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(words(0, 20_000))
+    config = DataConfig(corpus=str(path), cache_dir=str(tmp_path / "cache"), section_chars=400)
+    folder, before = prepare(config), set()
+    whole = json.loads((folder / "manifest.json").read_text())["splits"]
+    for share in (0.001, 0.1, 0.5, 0.9):
+        part = part_of(folder, share, seed=1)
+        rows = {d["id"]: d["text"] for d in documents(part, "train")}
+        size = sum(len(text.encode()) for text in rows.values())
+        if share > 0.001:  # at least one document is in it
+            assert share * whole["train"]["bytes"] - 600 < size <= share * whole["train"]["bytes"]
+        assert len(rows) >= 1
+        assert before < rows.keys()
+        before = set(rows)
+        assert json.loads((part / "manifest.json").read_text())["splits"] == whole | {
+            "train": {"documents": len(rows), "characters": size, "bytes": size}
+        }
+    assert part_of(folder, 1.0, seed=1) == folder
+    assert part_of(folder, 0.5, seed=2) != part_of(folder, 0.5, seed=1)
 
 
 def test_folk_tunes_hold_no_melody_in_two_splits(cache):
