@@ -46,6 +46,7 @@ from train.run import (
     check_run,
     finish,
     goes_on,
+    resumable,
     resumed_revision,
     run_directory_arguments,
     saved_config,
@@ -144,8 +145,10 @@ def main() -> int:
     with Ranks(recipe.train.device) as ranks:
         resume = bool(ranks.sum(ranks.first and goes_on(run, own.resume))[0])
         with ranks.first_goes_first():
-            recipe = pinned_recipe(recipe, saved_config(run, FinetuneRecipe, resume))
+            if not ranks.first:  # what the first one has found on the hub and written down
+                recipe = saved_config(run, FinetuneRecipe, True) or recipe
             if ranks.first:
+                recipe = pinned_recipe(recipe, saved_config(run, FinetuneRecipe, resume))
                 check_run(run, recipe, resume, own.overwrite)
             model, tokenizer = load_model(recipe.base)
             if recipe.way == "features":  # which no one helps with
@@ -155,39 +158,43 @@ def main() -> int:
             train_set, validation_set, prompt = _sets(recipe, model, tokenizer)
             if ranks.first:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
-                before = _measure(
-                    model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt
-                )
-                say(
-                    f"before: validation loss {before['loss']:.4f}; general text "
-                    f"({recipe.general}) {before['general_bits_per_byte']:.4f} bits per byte"
-                )
-        result = train(
-            model,
-            train_set,
-            validation_set,
-            tokenizer,
-            recipe.train,
-            run,
-            ranks,
-            resume=resume,
-            profile=own.profile,
-            keep_best=True,
-        )
-        if not ranks.first:
-            return 128 * bool(result.signal) + result.signal
-        if not result.signal:
-            _conclude(recipe, run, result, ranks, before, validation_set, prompt)
-        lock.close()
-        return finish(result, run)
+                with resumable():
+                    before = _measure(
+                        model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt
+                    )
+                    say(
+                        f"before: validation loss {before['loss']:.4f}; general text "
+                        f"({recipe.general}) {before['general_bits_per_byte']:.4f} bits per byte"
+                    )
+        with resumable():
+            result = train(
+                model,
+                train_set,
+                validation_set,
+                tokenizer,
+                recipe.train,
+                run,
+                ranks,
+                resume=resume,
+                profile=own.profile,
+                keep_best=True,
+            )
+            if not ranks.first:
+                return 128 * bool(result.signal) + result.signal
+            if not result.signal:
+                _conclude(recipe, run, result, ranks, before, validation_set, prompt)
+            lock.close()
+            return finish(result, run)
 
 
 def pinned_recipe(recipe: FinetuneRecipe, saved: FinetuneRecipe | None) -> FinetuneRecipe:
     """`recipe` with the commits of what is on the hub, those of the `saved` one if resumed."""
     base = resumed_revision(recipe.base, saved.base if saved else "")
     corpus = resumed_revision(recipe.data.corpus, saved.data.corpus if saved else "")
-    data = pinned_corpus(recipe.data.model_copy(update={"corpus": corpus}))
-    return recipe.model_copy(update={"base": pinned(base), "data": data})
+    general = resumed_revision(recipe.general, saved.general if saved else "")
+    data = recipe.data.model_copy(update={"corpus": pinned_corpus(corpus)})
+    changes = {"base": pinned(base), "data": data, "general": pinned_corpus(general)}
+    return recipe.model_copy(update=changes)
 
 
 def classify(

@@ -224,7 +224,8 @@ def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
     os.environ["OMP_NUM_THREADS"] = "1"
     if sys.platform != "linux":
         return run_cell(folder, cell, about)
-    for core in sorted(os.sched_getaffinity(0)):
+    cores = os.sched_getaffinity(0)
+    for core in sorted(cores):
         # A name in memory that goes with the process: there is no file for others to put a link at.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
             try:
@@ -232,7 +233,10 @@ def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
                 os.sched_setaffinity(0, {core})
             except OSError:  # in use, or not ours
                 continue
-            return run_cell(folder, cell, about)
+            try:
+                return run_cell(folder, cell, about)
+            finally:
+                os.sched_setaffinity(0, cores)  # the worker serves other cells too
     return run_cell(folder, cell, about)
 
 
@@ -281,8 +285,10 @@ def pinned_study(study: StudyRecipe, saved: StudyRecipe | None) -> StudyRecipe:
     """`study` with the commits of what is on the hub, those of the `saved` one if there is one."""
     foundation = resumed_revision(study.foundation, saved.foundation if saved else "")
     corpus = resumed_revision(study.data.corpus, saved.data.corpus if saved else "")
-    data = pinned_corpus(study.data.model_copy(update={"corpus": corpus}))
-    return study.model_copy(update={"foundation": pinned(foundation), "data": data})
+    general = resumed_revision(study.general, saved.general if saved else "")
+    data = study.data.model_copy(update={"corpus": pinned_corpus(corpus)})
+    changes = {"foundation": pinned(foundation), "data": data, "general": pinned_corpus(general)}
+    return study.model_copy(update=changes)
 
 
 def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) -> None:

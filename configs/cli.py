@@ -20,7 +20,7 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ValidationError
 
-from configs.console import one_line
+from configs.console import one_line, show
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -128,7 +128,7 @@ def parse(schema: type[T], arguments: Parser) -> tuple[T, argparse.Namespace]:
         raise UserError("no recipe given: give a .toml file first, such as configs/tiny.toml")
     config = load(schema, own.config, overrides)
     if own.print_config:
-        print(to_toml(config), end="")
+        show(to_toml(config), end="")
         raise SystemExit(0)
     return config, own
 

@@ -37,7 +37,7 @@ def say(message: str) -> None:
     """Print one line to stderr, never wrapped when piped; of several ranks only the first does."""
     if os.environ.get("RANK", "0") == "0":
         wrap = console.is_terminal
-        console.print(printable(message), markup=False, soft_wrap=not wrap)
+        console.print(printable(message), markup=False, emoji=False, soft_wrap=not wrap)
 
 
 def bar(*extra: TextColumn) -> Progress:

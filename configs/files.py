@@ -5,10 +5,11 @@ process that writes to the same place removes it.
 """
 
 import contextlib
-import glob
+import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -28,13 +29,16 @@ def try_lock(file: IO) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
+            file.seek(1 << 30)  # a byte that is there for nothing else: Windows locks bytes
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            file.seek(0)
         else:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        # A file system that has no locks says so: then nothing can be locked there.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
     return True
 
 
@@ -69,14 +73,17 @@ def whole_folder(path: Path, stays: Callable[[Path], bool]) -> Iterator[Path]:
         with open(aside / _FILLING, "xb") as lock:
             try_lock(lock)
             yield aside
+            for file in aside.rglob("*"):
+                if file.is_file() and file.name != _FILLING:
+                    sync_file(file)
+            for part in (*filter(Path.is_dir, aside.rglob("*")), aside):
+                sync_folder(part)
         (aside / _FILLING).unlink()
-        for file in aside.rglob("*"):
-            if file.is_file():
-                sync_file(file)
         for last in (False, True):
             if path.exists():
                 if stays(path):
                     return
+                os.utime(path)  # young: no other process takes it for a leftover
                 path.rename(old)
             try:
                 aside.rename(path)
@@ -146,7 +153,11 @@ def _aside(path: Path) -> Path:
 
 
 def _remove_abandoned(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    # In a cache, whose names are hashes, those of other contents too: none may be asked for again.
+    names = "[0-9a-f]{16}" if re.fullmatch("[0-9a-f]{16}", path.name) else re.escape(path.name)
+    for left in list(path.parent.glob(".*.tmp")):
+        if not re.fullmatch(rf"\.{names}\.[0-9a-f]{{8}}\.tmp", left.name):
+            continue
         lock = left / _FILLING if left.is_dir() else left
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime < _SETTLED:

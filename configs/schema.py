@@ -19,7 +19,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the text comes from, how it is cleaned and how it is split."""
 
-    corpus: str = "folk-tunes"
+    corpus: str = Field("folk-tunes", min_length=1)
     """A built-in (folk-tunes, aws-api, python-stdlib), a file, a folder of files, or the name of a
     dataset on the Hugging Face hub, also as name@revision. Files are text or source code, .jsonl,
     .csv, .tsv or .parquet; all but the last may be packed (.gz, .zst)."""
@@ -170,7 +170,7 @@ class TrainConfig(Section):
     """Optimiser steps."""
     max_seconds: float = Field(0.0, ge=0)
     """If not 0: train for this many seconds instead of `steps`; the schedule follows the clock.
-    Evaluation (5 % at most) and saving do not count; how long it takes in all is said first."""
+    Evaluation and saving do not count; how long it takes in all is said first."""
     max_flops: float = Field(0.0, ge=0)
     """If not 0 (and max_seconds is): train for this many FLOPs, as the model counts them, instead
     of `steps`; never compiled."""
@@ -228,8 +228,8 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1)
     """Steps between printed lines; metrics.jsonl gets every step."""
     eval_every: int = Field(100, ge=1)
-    """Steps between evaluations on a fixed subset of the validation split, which take about 1 % of
-    the time; the last step is evaluated too, and all of the split is scored once at the end."""
+    """Steps between evaluations on a fixed subset of the validation split: about 1 % of the time,
+    but 16,384 tokens at least. The last step is evaluated too, and at the end all of the split."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     patience: int = Field(0, ge=0)

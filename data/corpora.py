@@ -65,15 +65,13 @@ def open_corpus(config: DataConfig) -> Corpus:
     if path.is_dir():
         return _file_corpus(config, path, list_files(path))
     if not _on_hub(config.corpus):
-        raise UserError(f"data.corpus: {path}: no such file or folder")
+        raise UserError(f"data.corpus: {path}: no such file or folder; check the path")
     return _hub_corpus(config)
 
 
-def pinned_corpus(config: DataConfig) -> DataConfig:
-    """`config` with the commit of its hub dataset in its name; else itself. Raises UserError."""
-    if not _on_hub(config.corpus):
-        return config
-    return config.model_copy(update={"corpus": _resolved(config.corpus)})
+def pinned_corpus(corpus: str) -> str:
+    """The name of a hub dataset with its commit; any other name as it is. Raises UserError."""
+    return _resolved(corpus) if _on_hub(corpus) else corpus
 
 
 def fingerprint_files(files: list[Path]) -> str:
@@ -92,7 +90,7 @@ def utf8_name(path: Path) -> str:
 
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     for path in files:
-        check_file(path, config)
+        check_file(path, config, named=path == root)
     names = [
         utf8_name(path.relative_to(root) if path != root else Path(path.name)) for path in files
     ]
@@ -114,7 +112,8 @@ def _on_hub(corpus: str) -> bool:
     from data.builtin import BUILTIN  # it imports this module
 
     path = Path(corpus)
-    is_path = corpus.startswith((".", "/", "~")) or corpus.count("/") > 1 or path.exists()
+    name = corpus.partition("@")[0]  # a revision may have slashes
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     return not (corpus in BUILTIN or is_path or kind_of(path) in (*TABLES, *CONVERT, ".txt", ".md"))
 
 
@@ -140,6 +139,8 @@ def _resolved(corpus: str) -> str:
 def _hub_corpus(config: DataConfig) -> Corpus:
     resolved = _resolved(config.corpus)
     name, _, revision = resolved.partition("@")
+    if Path(name).exists():  # `datasets` would read that instead
+        raise UserError(f"data.corpus: {name} is a folder here too; give it as ./{name}")
 
     def read() -> Iterator[Document]:
         from datasets import load_dataset

@@ -33,6 +33,7 @@ CONVERT = {
 }
 _HEAD = 1 << 16  # bytes that tell what a file is
 _INVALID = 0.2  # share of a text's characters that are not UTF-8 from which on it is not UTF-8
+_WARN = 0.001  # share of them from which on it is said
 _PART = 1 << 20  # characters of a long line that are read at a time
 _SECTIONS = 20  # that a small corpus is cut into at least, so that some can be held out
 _FIELD = 2**31 - 1  # characters in a field of a CSV file, at most
@@ -55,7 +56,11 @@ def list_files(root: Path) -> list[Path]:
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # In one order, whatever the disk's, and a folder before the links to it.
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".")),
+            key=lambda name: (Path(folder, name).is_symlink(), name),
+        )
         if real in visited:  # a link back up, or to a folder that is read already
             folders.clear()
             continue
@@ -81,7 +86,8 @@ def list_files(root: Path) -> list[Path]:
 def kind_of(path: Path) -> str:
     """The suffix that tells how a file is read: that of what is packed in it, in lower case."""
     suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+    suffix = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+    return ".jsonl" if suffix == ".ndjson" else suffix
 
 
 def why_not_text(path: Path) -> str:
@@ -97,14 +103,21 @@ def why_not_text(path: Path) -> str:
         return "UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
     if b"\0" in head:
         return "a binary file (it holds NUL bytes); give text"
-    text = head.decode("utf-8", errors="replace")
-    if text.count("\ufffd") > _INVALID * len(text):
+    if _invalid_share(head) > _INVALID:
         return "not UTF-8; convert it: iconv -f ENCODING -t UTF-8"
     return ""
 
 
-def check_file(path: Path, config: DataConfig) -> None:
-    """Raises UserError, naming the file and the fix, if it cannot be read as what it is called."""
+def _invalid_share(head: bytes) -> float:
+    text = head.decode("utf-8", errors="replace")
+    return text.count("\ufffd") / max(1, len(text))
+
+
+def check_file(path: Path, config: DataConfig, named: bool) -> None:
+    """Raises UserError, naming the file and the fix, if it cannot be read as what it is called.
+
+    `named`: the user has named this very file, and not a folder that it is in.
+    """
     suffix = kind_of(path)
     if suffix == ".parquet" and path.suffix.lower() in PACKED:
         raise UserError(f"{path}: Parquet is packed already; unpack it")
@@ -112,10 +125,19 @@ def check_file(path: Path, config: DataConfig) -> None:
         raise UserError(
             f'{path}: data.document = "{config.document}" is for text; here each row is a document'
         )
-    if suffix in CONVERT and not (suffix == ".json" and str(path) != config.corpus):
+    if suffix in CONVERT and (named or suffix != ".json"):
         raise UserError(f"{path}: cannot read {suffix}: it is {CONVERT[suffix]}")
-    if suffix != ".parquet" and (reason := why_not_text(path)):
+    if suffix == ".parquet":
+        return
+    if reason := why_not_text(path):
         raise UserError(f"{path}: is {reason}")
+    with _unpacked(path) as file:
+        share = _invalid_share(file.read(_HEAD))
+    if share > _WARN:
+        say(
+            f"WARNING: {path}: {share:.1%} of its characters are not UTF-8 and are dropped; if it "
+            "is in another encoding, convert it: iconv -f ISO-8859-1 -t UTF-8"
+        )
 
 
 def section_target(files: Iterable[Path], config: DataConfig) -> int:
@@ -154,8 +176,11 @@ def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
             raise UserError(f'{place}: no column "{field}"{hint}')
     text = row[config.text_field]
     if text is not None and not isinstance(text, str):
-        raise UserError(f'{place}: column "{config.text_field}" holds {text!r}, not text')
-    return text or "", str(row[group_field]) if group_field else ""
+        shown = repr(text)[:60]
+        raise UserError(f'{place}: column "{config.text_field}" holds {shown}, not text')
+    group = row[group_field] if group_field else None
+    group = "" if group is None else str(group)
+    return text or "", group.encode("utf-8", "backslashreplace").decode()
 
 
 def _reading(path: Path, exact: bool, read: Callable[[IO[str]], Iterator[Row]]) -> Iterator[Row]:
@@ -236,7 +261,7 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Row]:
             for batch in file.iter_batches(1024, columns=names):
                 for row in batch.to_pylist():
                     yield fields(row, config, str(path))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not readable as parquet: {reason}") from None
 

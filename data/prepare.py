@@ -13,6 +13,7 @@ Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} 
 named by content; a second run returns at once. Memory holds one signature per document, not text.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -230,7 +231,7 @@ def _assign(groups: list[str], sizes: array, config: DataConfig) -> list[str]:
         split_of[group] = "train"
         for split, size in wanted.items():
             # A group of more than twice the share would make the split mostly that group.
-            if filled[split] < size and size_of[group] <= 2 * size:
+            if filled[split] < size and size_of[group] <= 2 * fractions[split] * total:
                 split_of[group] = split
                 break
         filled[split_of[group]] += size_of[group]
@@ -268,8 +269,12 @@ def _write_splits(
 ) -> dict:
     splits = {split: Counter(documents=0, characters=0, bytes=0) for split in SPLITS}
     digests = {split: hashlib.sha256() for split in SPLITS}
-    files = {split: open(folder / f"{split}.jsonl", "w", encoding="utf-8") for split in SPLITS}
-    with open(everything, encoding="utf-8") as lines:
+    with contextlib.ExitStack() as opened:
+        lines = opened.enter_context(open(everything, encoding="utf-8"))
+        files = {
+            split: opened.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8"))
+            for split in SPLITS
+        }
         for number, line in enumerate(lines):
             if number in dropped:
                 continue
@@ -278,8 +283,6 @@ def _write_splits(
             files[split].write(line)
             digests[split].update(line.encode())
             splits[split].update(documents=1, characters=len(text), bytes=len(text.encode()))
-    for file in files.values():
-        file.close()
     everything.unlink()
     for split in SPLITS:
         if not splits[split]["documents"]:

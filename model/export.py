@@ -69,8 +69,11 @@ def _training(run: Path) -> list[tuple[str, str]]:
             ("Training tokens", f"{progress['tokens']:,}"),
             ("Training FLOPs", f"{progress['flops']:.3g}"),
         ]
-    scores = read_manifest(checkpoint)
-    score = scores.get("whole_bits_per_byte", scores["bits_per_byte"])
+    score = read_manifest(checkpoint)["bits_per_byte"]
+    metrics = run / "metrics.jsonl"
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
+        if '"whole_bits_per_byte"' in line:  # of all of the split: better than that of a subset
+            score = json.loads(line)["whole_bits_per_byte"]
     if score is not None:
         facts.append(("Validation bits per byte", f"{score:.4f}"))
     summary = run / "summary.json"

@@ -43,7 +43,7 @@ def load_model(name: str | Path) -> tuple[Transformer, Tokenizer]:
         raise UserError(f'"{name}": no such run, folder, .gguf file or foundation model{hint}')
     try:
         return load(path)
-    except (UserError, OSError):
+    except (UserError, OSError, MemoryError):
         raise
     except Exception as error:  # a file of others may be malformed in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -61,6 +61,7 @@ def pinned(name: str) -> str:
 def version_of(name: str) -> str:
     """What tells apart two states of a bundled foundation model, or of one on the hub."""
     if name in FOUNDATIONS:
+        foundation_file(name)  # says what installs it, where it is not installed
         package = FOUNDATIONS[name][0].replace("_", "-")
         return f"{name} of {package} {version(package)}"
     return pinned(name)
@@ -72,7 +73,8 @@ def is_commit(revision: str) -> bool:
 
 
 def _on_hub(name: str | Path) -> bool:
-    return str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    repository = str(name).partition("@")[0]  # a revision may have slashes
+    return repository.count("/") == 1 and not repository.startswith((".", "/", "~"))
 
 
 def _from_hub(name: str) -> Path:
@@ -83,8 +85,8 @@ def _from_hub(name: str) -> Path:
     files = ["*.json", "*.safetensors", "*.jinja"]
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except Exception as error:  # the hub, its client and the network each have their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f'"{name}": neither a folder here nor a model on the Hugging Face hub: {reason}'
         ) from None

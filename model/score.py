@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from configs.cli import Parser, UserError, run_command
+from configs.cli import Parser, UserError, run_command, validate
 from configs.console import show, track
 from configs.files import to_json
 from configs.schema import DataConfig
@@ -118,19 +118,20 @@ def main() -> None:
     args = parser.parse_args()
     # Only the command opens a corpus; what scores texts knows nothing of files.
     from data.corpora import open_corpus
-    from data.files import TABLES, kind_of
+    from data.files import TABLES, kind_of, list_files
     from data.prepare import clean
 
     corpora = []
     for name in args.files:
-        path = Path(name)
-        document = args.document or (
-            "file" if path.exists() and kind_of(path) not in TABLES else "section"
-        )
-        config = DataConfig(corpus=name, document=document, text_field=args.text_field)
-        texts = [text for document in open_corpus(config).read() if (text := clean(document.text))]
+        path, texts = Path(name), []
+        for part in list_files(path) if path.is_dir() else [path]:
+            whole = part.exists() and kind_of(part) not in TABLES
+            document = args.document or ("file" if whole else "section")
+            values = {"corpus": name if part == path else str(part), "document": document}
+            config = validate(DataConfig, values | {"text_field": args.text_field}, name)
+            texts += [text for row in open_corpus(config).read() if (text := clean(row.text))]
         if not texts:
-            raise UserError(f"{name}: holds no text")
+            raise UserError(f"{name}: holds no text; give another file")
         corpora.append((name, texts))
     model, tokenizer = load_model(args.model)
     if torch.cuda.is_available():
@@ -142,7 +143,7 @@ def main() -> None:
             continue
         show(
             f"{name}: {found['bits_per_byte']:.4f} bits per byte, perplexity "
-            f"{found['perplexity']:.2f}, {found['tokens']:,} tokens, {found['bytes']:,} bytes, "
+            f"{found['perplexity']:.4g}, {found['tokens']:,} tokens, {found['bytes']:,} bytes, "
             f"{found['documents']:,} documents"
         )
 

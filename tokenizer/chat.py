@@ -13,6 +13,7 @@ from configs.cli import UserError
 from tokenizer.bpe import ChatTemplate, Tokenizer
 
 TEMPLATE_SECONDS = 5.0
+LARGE = 2**63
 _MARK = re.compile("\ue000(\\d+)\ue001")  # where a message's text will stand
 
 
@@ -107,14 +108,15 @@ def _compiled(template: str) -> Any:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Bounded(ImmutableSandboxedEnvironment):
-        """No product or power that takes minutes or gigabytes in one operation."""
+        """No power, no repeated or formatted text, no large product: one could take minutes."""
 
-        intercepted_binops = frozenset(("*", "**"))
+        intercepted_binops = frozenset(("*", "**", "%"))
 
         def call_binop(self, context, operator, left, right):
-            if operator == "**" or not all(isinstance(x, int | float) for x in (left, right)):
-                raise TemplateError(f"{operator} is not supported")
-            return left * right
+            numbers = all(isinstance(x, int | float) for x in (left, right))
+            if operator == "**" or not numbers or abs(left) > LARGE or abs(right) > LARGE:
+                raise TemplateError(f"{operator} is not supported for these values")
+            return left * right if operator == "*" else left % right
 
     def refuse(message: str) -> None:
         raise TemplateError(message)

@@ -55,6 +55,8 @@ class Progress:
     """The best evaluation so far, in bits per byte."""
     stale: int = 0
     """Evaluations since then."""
+    evaluated_windows: int = 0
+    """Windows that each periodic evaluation scores, so that all scores of a run compare."""
 
     def judge(self, bits_per_byte: float) -> bool:
         """Whether this evaluation is the best so far."""

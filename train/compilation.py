@@ -99,6 +99,7 @@ def _speedup(
     path = TRIED / f"{identity}.json"
     answer = ranks.gather(_read(path))[0]
     if not answer:
+        say("torch.compile: trying whether it pays, which takes a minute or two …")
         answer = _measure(model, once, ranks)
         if ranks.first:
             _write(path, answer)

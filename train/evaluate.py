@@ -18,14 +18,14 @@ FORWARD = 1 / 3  # of a training step's time that a forward pass takes
 LEAST_TOKENS = 16_384  # fewer tell too little
 
 
-def evaluation_subset(dataset, config: TrainConfig) -> np.ndarray:
+def evaluation_subset(dataset, config: TrainConfig, count: int = 0) -> np.ndarray:
     """Sorted int64 indices of the windows that every periodic evaluation of a run scores.
 
-    They follow from the settings alone, so that a resumed run scores the same, and are drawn by one
-    seed for all runs. At most `SHARE` of the time, or LEAST_TOKENS if that is more, or all windows.
+    They are drawn by one seed for all runs: `count` of them, as the run had before it was resumed,
+    or so many that scoring them takes SHARE of the time, but LEAST_TOKENS at least.
     """
     affordable = int(SHARE / FORWARD * config.eval_every * config.batch_size)
-    count = max(affordable, LEAST_TOKENS // dataset.seq_len, 1)
+    count = count or max(affordable, LEAST_TOKENS // dataset.seq_len, 1)
     return np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
 
 

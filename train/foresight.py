@@ -77,12 +77,13 @@ def describe_time(
     config: TrainConfig,
     ranks: Ranks,
     pass_seconds: float,
+    begin: int,
     left: float,
 ) -> None:
-    """Say about how long the run will take in all, evaluation included.
+    """Say about how long the run will take from step `begin` on, evaluation included.
 
     `pass_seconds` is what one forward and backward pass of a micro-batch takes; `left` is the share
-    of the run that is still to be trained.
+    of the run that is still to be trained. Saving and sampling are not in it.
     """
     train_set, validation_set = sets
     windows = min(config.micro_batch_size, config.batch_size // ranks.world_size)
@@ -96,7 +97,9 @@ def describe_time(
     training *= left
     window = FORWARD * pass_seconds / windows / ranks.world_size
     subset, every = len(evaluation_subset(validation_set, config)), len(validation_set)
-    count = 2 + int(training / step / config.eval_every)
+    end = begin + max(1, round(training / step))
+    count = end // config.eval_every - begin // config.eval_every
+    count += (begin == 0) + (end % config.eval_every > 0)
     periodic, final = count * subset * window, every * window * (subset < every)
     total = training + periodic + final
     say(
@@ -120,7 +123,8 @@ def find_micro_batch(
     if not size:
         needs = dry_run(model, train_set, 1, ranks, autocast)
         size = min(ranks.gather(rows_that_fit(needs, most)))
-    needs = dry_run(model, train_set, min(size, most), ranks, autocast)
+    size = min(size, most)
+    needs = dry_run(model, train_set, size, ranks, autocast)
     total = needs.fixed + needs.activations
     say(
         f"memory: weights {_size(needs.weights)}, gradients and moments "
@@ -128,16 +132,13 @@ def find_micro_batch(
         f"({needs.rows} windows) = {_size(total)} of {_size(needs.free)} free"
     )
     if total > needs.free:
-        message = (
-            f"this run needs {_size(total)} of memory and {_size(needs.free)} are free: lower "
-            "train.micro_batch_size, model.max_seq_len or model.dim"
+        say(
+            f"WARNING: this run needs {_size(total)} of memory and {_size(needs.free)} are free: "
+            "lower train.micro_batch_size, model.max_seq_len or model.dim, or end other programs"
         )
-        if ranks.device.type == "cuda":
-            raise UserError(message)
-        say(f"WARNING: {message}, or end other programs; the system may kill it")
-    if needs.seconds < SLOW:
-        needs = dry_run(model, train_set, min(size, most), ranks, autocast)
-    return size, needs.seconds
+    if max(ranks.gather(needs.seconds)) < SLOW:  # else the first pass, which warms up, must do
+        needs = dry_run(model, train_set, size, ranks, autocast)
+    return size, max(ranks.gather(needs.seconds))
 
 
 def rows_that_fit(needs: "Needs", most: int) -> int:

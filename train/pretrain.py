@@ -52,6 +52,7 @@ from train.run import (
     check_run,
     finish,
     goes_on,
+    resumable,
     resumed_revision,
     run_directory_arguments,
     saved_config,
@@ -119,16 +120,19 @@ def train(
     started_at, score = progress.step, math.nan
     done, _ = position(progress, progress.seconds, config)
     sets = train_set, validation_set
-    describe_time(model, sets, config, ranks, pass_seconds / (speedup or 1), max(0.0, 1 - done))
-    subset = evaluation_subset(validation_set, config)
+    describe_time(
+        model, sets, config, ranks, pass_seconds / (speedup or 1), progress.step, max(0.0, 1 - done)
+    )
+    subset = evaluation_subset(validation_set, config, progress.evaluated_windows)
+    progress.evaluated_windows = len(subset)
+    # Compiled code serves one shape; examples come in many.
+    compiled = speedup is not None and isinstance(validation_set, Windows)
     profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
     peak = peak_flops(device, bfloat16)
     saver, guard = Saver(run, config.keep_last, ranks), Guard(run, ranks.rank, progress)
 
     def scored(windows: np.ndarray | None) -> dict[str, float]:
-        return evaluate(
-            wrapped, model, validation_set, config, ranks, autocast, windows, speedup is not None
-        )
+        return evaluate(wrapped, model, validation_set, config, ranks, autocast, windows, compiled)
 
     with (
         Signals() as signals,
@@ -150,23 +154,23 @@ def train(
             last = done >= 1
 
             fresh = progress.step > started_at or not resume  # not what the resumed run has done
-            info: dict[str, float | None] = {"bits_per_byte": None}
-            better = False
+            bits_per_byte, better = None, False
             if not stop and (last or (fresh and progress.step % config.eval_every == 0)):
                 with averaged(average, parameters):
                     result = scored(subset)
                     metrics.evaluation({"step": progress.step, **result})
-                    score = info["bits_per_byte"] = result["bits_per_byte"]
+                    score = bits_per_byte = result["bits_per_byte"]
                     better = progress.judge(score)
                     last = last or 0 < config.patience <= progress.stale
-                    if last and len(subset) < len(validation_set):
-                        result = scored(None)
-                        metrics.final_evaluation(progress.step, len(validation_set), result)
-                        score = info["whole_bits_per_byte"] = result["bits_per_byte"]
             save_due = progress.step % config.save_every == 0 and progress.step > 0
             save_due = save_due or (better and (keep_best or config.patience > 0))
             if (save_due or last or stop or save_now) and fresh:
-                saver.save(state, info)
+                saver.save(state, bits_per_byte)
+            if last and not stop and len(subset) < len(validation_set):
+                with averaged(average, parameters):
+                    result = scored(None)
+                metrics.final_evaluation(progress.step, len(validation_set), result)
+                score = result["bits_per_byte"]
             if last or stop:
                 profiler.close()
                 saver.finish()
@@ -229,7 +233,8 @@ def train(
     model.separator = -1
     if ranks.first:
         plot_run(run)
-    received = signals.received or (signal.SIGTERM if stop else 0)  # or another rank's
+    # A signal that came when all was trained is too late to stop anything.
+    received = (signals.received or signal.SIGTERM) if stop else 0  # or another rank's
     return RunResult(progress, score, peak_memory(device), int(received))
 
 
@@ -288,37 +293,40 @@ def main() -> int:
     with Ranks(recipe.train.device) as ranks:
         resume = bool(ranks.sum(ranks.first and goes_on(run, own.resume))[0])
         with ranks.first_goes_first():
-            recipe = pinned_recipe(recipe, saved_config(run, Recipe, resume))
+            if not ranks.first:  # what the first one has found on the hub and written down
+                recipe = saved_config(run, Recipe, True) or recipe
             if ranks.first:
+                recipe = pinned_recipe(recipe, saved_config(run, Recipe, resume))
                 check_run(run, recipe, resume, own.overwrite)
             tokenizer, train_set, validation_set = prepared(recipe)
             prompt_ids(recipe.model, tokenizer, recipe.sample.prompt)  # refuses it now, not later
             if ranks.first:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
-        model = Transformer(recipe.model, tokenizer.vocab_size).init_weights(recipe.train.seed)
-        result = train(
-            model,
-            train_set,
-            validation_set,
-            tokenizer,
-            recipe.train,
-            run,
-            ranks,
-            resume=resume,
-            profile=own.profile,
-        )
-        if not ranks.first:
-            return 128 * bool(result.signal) + result.signal
-        if not result.signal:
-            write_samples(run, recipe)
-        lock.close()
-        return finish(result, run)
+        with resumable():
+            model = Transformer(recipe.model, tokenizer.vocab_size).init_weights(recipe.train.seed)
+            result = train(
+                model,
+                train_set,
+                validation_set,
+                tokenizer,
+                recipe.train,
+                run,
+                ranks,
+                resume=resume,
+                profile=own.profile,
+            )
+            if not ranks.first:
+                return 128 * bool(result.signal) + result.signal
+            if not result.signal:
+                write_samples(run, recipe)
+            lock.close()
+            return finish(result, run)
 
 
 def pinned_recipe(recipe: Recipe, saved: Recipe | None) -> Recipe:
     """`recipe` with the commit of a hub dataset, that of the `saved` one if it is resumed."""
     corpus = resumed_revision(recipe.data.corpus, saved.data.corpus if saved else "")
-    data = pinned_corpus(recipe.data.model_copy(update={"corpus": corpus}))
+    data = recipe.data.model_copy(update={"corpus": pinned_corpus(corpus)})
     return recipe.model_copy(update={"data": data})
 
 

@@ -15,6 +15,7 @@ from configs.cli import Parser, UserError, load, to_toml
 from configs.console import say
 from configs.files import try_lock, whole_folder, write_whole
 from configs.schema import Section
+from model.load import is_commit
 from tokenizer.bpe import Tokenizer
 from train.checkpoint import Progress
 
@@ -65,8 +66,10 @@ def check_marker(folder: Path) -> None:
 
 
 def resumed_revision(given: str, saved: str) -> str:
-    """The hub name to go on with: the saved one, with its commit, unless another was asked for."""
-    return saved if saved.partition("@")[0] == given else given
+    """The name to go on with: the saved one with its commit, unless another commit is asked for."""
+    name, _, revision = given.partition("@")
+    kept, _, commit = saved.partition("@")
+    return saved if commit and name == kept and not is_commit(revision) else given
 
 
 def saved_config(run: Path, kind: type[T], resume: bool) -> T | None:
@@ -105,8 +108,9 @@ def start_run(
     with new_run_folder(run, overwrite) as aside:
         tokenizer.save(aside)
         write_config(aside, config)
-        lock = lock_run(aside)
-    return lock
+        if sys.platform != "win32":  # which cannot rename a folder that holds an open file
+            lock = lock_run(aside)
+    return lock_run(run) if sys.platform == "win32" else lock
 
 
 @contextmanager
@@ -138,11 +142,10 @@ def lock_run(run: Path) -> IO[str]:
     """Lock a run directory until what is returned is closed. Raises UserError if it is in use."""
     file = open(run / "lock", "a+", encoding="utf-8")
     if not try_lock(file):
-        file.seek(0)
-        raise UserError(
-            f"{run}: is in use by {file.read().strip() or 'another process'}; wait for it, or use "
-            "another --run-dir"
-        )
+        with file:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+        raise UserError(f"{run}: is in use by {owner}; wait for it, or use another --run-dir")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
@@ -190,6 +193,30 @@ class Signals:
         say(f"{signal.Signals(number).name}: finishing this step, then saving")
 
 
+def resume_command() -> str:
+    """The command line of this process with --resume."""
+    words = [w for w in sys.argv[1:] if w not in ("--resume", "--overwrite")]
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name if spec else "train.pretrain"
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = "python" if local == "1" else f"torchrun --standalone --nproc-per-node {local}"
+    return f"{start} -m {module} {shlex.join([*words, '--resume'])}"
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Within it a Ctrl-C or SIGTERM says how to go on before the process ends.
+
+    The loop has its own `Signals`; this is for what comes before the first step (a trial of the
+    compiler) and after the last (what is measured then).
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; go on with:\n{resume_command()}")
+        raise SystemExit(130) from None
+
+
 def finish(result: RunResult, run: Path) -> int:
     """Say where everything is, or after a signal how to go on; returns the exit status."""
     progress = result.progress
@@ -199,13 +226,6 @@ def finish(result: RunResult, run: Path) -> int:
             f"{result.bits_per_byte:.4f} bits per byte on validation; everything is in {run}"
         )
         return 0
-    words = [w for w in sys.argv[1:] if w not in ("--resume", "--overwrite")]
-    spec = sys.modules["__main__"].__spec__
-    module = spec.name if spec else "train.pretrain"
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    start = "python" if local == "1" else f"torchrun --standalone --nproc-per-node {local}"
-    say(
-        f"{signal.Signals(result.signal).name}: saved step {progress.step}; go on with:\n"
-        f"{start} -m {module} {shlex.join([*words, '--resume'])}"
-    )
+    name = signal.Signals(result.signal).name
+    say(f"{name}: saved step {progress.step}; go on with:\n{resume_command()}")
     return 128 + result.signal

@@ -40,15 +40,15 @@ class Saver:
         """Whether this rank's files are not all on disk yet."""
         return self._thread is not None and self._thread.is_alive()
 
-    def save(self, state: TrainState, info: dict[str, float | None]) -> None:
-        """Start writing a checkpoint, with its scores in `info`; waits for the one before it.
+    def save(self, state: TrainState, bits_per_byte: float | None) -> None:
+        """Start writing a checkpoint; waits for the one before it.
 
-        "bits_per_byte" is of the subset that all checkpoints are compared on, or None.
+        `bits_per_byte` is of the subset that all checkpoints of a run are compared on, or None.
         """
         self.wait()
         step = state.progress.step
         self._aside = self.run / "checkpoints" / f"{step:06d}.tmp"
-        self._info = {"tokenizer": state.tokenizer.hash, **info}
+        self._info = {"tokenizer": state.tokenizer.hash, "bits_per_byte": bits_per_byte}
         self._checksums, self.error = {}, None
         if self.ranks.first:
             try:

@@ -80,6 +80,21 @@ def test_a_folder_of_a_killed_process_does_not_stop_the_next_one(tmp_path):
     alive.wait()
 
 
+def test_what_was_left_of_other_contents_is_removed_and_nothing_else(tmp_path):
+    target = tmp_path / "0123456789abcdef"
+    ours = tmp_path / ".fedcba9876543210.0a1b2c3d.tmp"  # of a cache folder that nobody asks for now
+    theirs = [tmp_path / name for name in (".notes.backup.tmp", ".a.b.0a1b2c3d.tmp", "x.tmp")]
+    for folder in (ours, *theirs):
+        folder.mkdir()
+        age(folder)
+    with whole_folder(target, NEVER):
+        pass
+    with whole_folder(tmp_path / "notes", NEVER), whole_folder(tmp_path / "a", NEVER):
+        pass
+    assert not ours.exists()
+    assert all(folder.exists() for folder in theirs)
+
+
 def test_a_folder_is_kept_or_replaced_or_the_new_one_refused(tmp_path):
     target = tmp_path / "run"
 

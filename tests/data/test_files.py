@@ -320,6 +320,32 @@ def test_held_out_splits_are_capped(tmp_path):
     assert sizes[4000]["train"] > sizes[2_000_000]["train"]
 
 
+def test_files_much_larger_than_the_cap_are_held_out_too(tmp_path):
+    from data.prepare import prepare
+
+    for number in range(30):
+        (tmp_path / f"book-{number}.txt").write_text(words(number, 2000))
+    config = DataConfig(corpus=str(tmp_path), document="file", held_out_chars=3000,
+                        cache_dir=str(tmp_path / ".cache"))  # fmt: skip
+    splits = json.loads((prepare(config) / "manifest.json").read_text())["splits"]
+    assert splits["test"]["documents"] == splits["validation"]["documents"] == 1
+
+
+def test_latin_1_is_said_and_not_dropped_without_a_word(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_bytes(("ein größeres Stück Text, das länger ist\n" * 40).encode("latin-1"))
+    read(path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "are not UTF-8 and are dropped; if it is in another encoding, convert it: iconv" in said
+
+
+def test_rows_without_a_group_are_groups_of_their_own(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": "a", "who": None}, {"text": "b", "who": 0}, {"text": "c", "who": "\ud83d"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [d.group for d in read(path, group_field="who")] == ["", "0", "\\ud83d"]
+
+
 def test_a_corpus_is_another_when_a_file_is_renamed(tmp_path):
     (tmp_path / "a.txt").write_text("text,who\nx,y\n" * 30)
     before = open_corpus(DataConfig(corpus=str(tmp_path))).fingerprint
