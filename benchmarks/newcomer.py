@@ -11,6 +11,7 @@ line, or otherwise than is expected of it. `--megabytes` is the size of the one 
 import argparse
 import gzip
 import json
+import os
 import random
 import re
 import subprocess
@@ -102,6 +103,48 @@ def tree(folder: Path) -> Path:
     return root
 
 
+def foreign_name(folder: Path) -> Path:
+    """A folder with a file whose name is not UTF-8."""
+    root = folder / "corpus"
+    root.mkdir()
+    with open(os.fsencode(root) + b"/caf\xe9.txt", "w") as out:
+        out.write(text(1))
+    return root
+
+
+def link(to: str) -> Callable[[Path], Path]:
+    """A folder with a text, and a link to a file beside the folder or to none."""
+
+    def make(folder: Path) -> Path:
+        root = folder / "corpus"
+        root.mkdir()
+        (folder / "away.txt").write_text(text(1))
+        (root / "here.txt").write_text(text(2))
+        (root / "link.txt").symlink_to(folder / to)
+        return root
+
+    return make
+
+
+def unreadable(folder: Path) -> Path:
+    """A file that cannot be read."""
+    path = folder / "secret.txt"
+    if os.geteuid() == 0:  # whom no permission stops: reading this one fails
+        path.symlink_to("/proc/self/mem")
+    else:
+        path.write_text("secret")
+        path.chmod(0)
+    return path
+
+
+def twins(folder: Path) -> Path:
+    """Two files of one name in two folders."""
+    for number in (1, 2):
+        (folder / f"corpus/{number}").mkdir(parents=True)
+        (folder / f"corpus/{number}/notes.txt").write_text(text(number))
+    return folder / "corpus"
+
+
 def long_line(megabytes: int) -> Callable[[Path], Path]:
     """One line of so many megabytes."""
 
@@ -128,6 +171,11 @@ def cases(megabytes: int) -> dict[str, Case]:
         "q[ab].txt beside qa.txt": Case(beside("q[ab].txt", text(1), "qa.txt")),
         "a name with * ? { }": Case(beside("a*b?{c}.txt", text(1), "aXbYc.txt")),
         "a name with a line break": Case(file("a\nb.txt", text(1))),
+        "a name that is not UTF-8": Case(foreign_name),
+        "a link to a file": Case(link("away.txt")),
+        "a link to nothing": Case(link("gone.txt"), refused="is a link to a file that does not"),
+        "a file that cannot be read": Case(unreadable, refused="secret.txt: cannot be read"),
+        "two files of one name": Case(twins),
         "Markdown": Case(file("notes.md", text(1))),
         "CSV": Case(file("reviews.csv", table)),
         "TSV": Case(file("reviews.tsv", table.replace(",", "\t"))),

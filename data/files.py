@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,12 +91,22 @@ def kind_of(path: Path) -> str:
     return ".jsonl" if suffix == ".ndjson" else suffix
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    # What the system says of a failed read does not name the file.
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read: {reason}; check it, or move it away") from None
+
+
 def why_not_text(path: Path) -> str:
-    """What a file is, if it is not UTF-8 text; empty if it is. Raises OSError, UserError."""
+    """What a file is, if it is not UTF-8 text; empty if it is. Raises UserError."""
     suffix = kind_of(path)
     if suffix in CONVERT and suffix != ".json":
         return CONVERT[suffix]
-    with _unpacked(path) as file:
+    with _named(path), _unpacked(path) as file:
         head = file.read(_HEAD)
     if head.startswith(b"%PDF-"):
         return CONVERT[".pdf"]
@@ -184,7 +195,7 @@ def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
 
 
 def _reading(path: Path, exact: bool, read: Callable[[IO[str]], Iterator[Row]]) -> Iterator[Row]:
-    with _unpacked(path) as packed:
+    with _named(path), _unpacked(path) as packed:
         # Only a table's reader may see line ends as they are: a quoted field may hold some.
         newline = "" if exact else None
         yield from read(io.TextIOWrapper(packed, "utf-8-sig", errors="replace", newline=newline))
