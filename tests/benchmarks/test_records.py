@@ -16,4 +16,4 @@ def test_a_record_names_command_date_and_versions(path):
     found = json.loads(path.read_text())
     assert re.match(r"python -m (benchmarks|kernels)\.\w+", found["command"])
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", found["date"])
-    assert {"python", "torch"} <= found["versions"].keys()
+    assert "torch" in found["versions"]

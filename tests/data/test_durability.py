@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -58,18 +60,26 @@ def test_what_is_cut_off_is_made_again_and_not_believed(command, first, tmp_path
 def test_a_killed_preparation_leaves_nothing_that_stops_the_next(command, recipe, tmp_path):
     cache, draw = tmp_path / "cache", random.Random(0)
     args = ("data.prepare", recipe, "--data.cache-dir", cache)
-    killed = 0
-    for _ in range(8):
-        process = command.start(*args)
-        deadline = time.monotonic() + 60
-        while not list(cache.glob("documents/.*.tmp")) and time.monotonic() < deadline:
-            if process.poll() is not None:
-                break
-        time.sleep(draw.random() * 0.02)
+    slow = tmp_path / "slow.py"  # takes seconds, so that it is killed in the middle
+    slow.write_text(
+        "import time, data.prepare as module\n"
+        "track = module.track\n"
+        "module.track = lambda *a: (time.sleep(0.05) or item for item in track(*a))\n"
+        "module.main()\n"
+    )
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, slow, *map(str, args[1:])], stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+        )  # fmt: skip
+        deadline, before = time.monotonic() + 60, set(cache.glob("documents/.*.tmp"))
+        while set(cache.glob("documents/.*.tmp")) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(draw.random())
         process.kill()
         process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= 4
+        assert process.returncode == -signal.SIGKILL
+    assert len(list(cache.glob("documents/.*.tmp"))) == 5
     for left in cache.glob("documents/.*"):
         os.utime(left, (1, 1))  # long ago
     done = command(*args)
