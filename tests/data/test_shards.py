@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from configs.cli import UserError, load
 from configs.schema import Recipe
 from data.examples import Examples, completions
 from data.prepare import documents, prepare
-from data.shards import IGNORE, Windows, cached_tokenizer, write_shards
+from data.shards import IGNORE, Windows, _dtype, cached_tokenizer, write_shards
 from tokenizer.bpe import Tokenizer
 
 
@@ -31,6 +32,13 @@ def test_the_shards_decode_to_the_documents(prepared):
         ends = [*starts[1:], len(ids) - 1]
         texts = [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(starts, ends, strict=True)]
         assert texts == [d["text"] for d in documents(folder, split)]
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(400, "<u2"), (1 << 16, "<u2"), ((1 << 16) + 1, "<u4")]
+)
+def test_ids_take_no_more_bytes_than_they_need(size, dtype):
+    assert _dtype(SimpleNamespace(vocab_size=size)) == np.dtype(dtype)
 
 
 def test_each_token_after_the_first_is_a_target_once(prepared):
