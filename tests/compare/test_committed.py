@@ -1,5 +1,6 @@
 """The studies that are kept in the repository are whole, and say what their ledgers say."""
 
+import platform
 import re
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def test_every_cell_is_there_and_nothing_is_left_to_run(folder, command):
     assert [row["id"] for row in rows] == [cell.name for cell in plan(recipe)]
     assert len(recipe.seeds) >= 3
     assert min(len(recipe.shares), len(recipe.labels)) >= 3
+    measured_on = rows[0]["versions"]["python"]
+    if recipe.general == "python-stdlib" and platform.python_version() != measured_on:
+        pytest.skip(f"python-stdlib is another corpus here than in Python {measured_on}")
     done = command("compare.run", f"configs/study/{folder.name}.toml", "--run-dir", folder,
                    "--dry-run", timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
