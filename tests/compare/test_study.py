@@ -12,7 +12,7 @@ import pytest
 from compare.analysis.ledger import Ledger, cost_of
 from compare.arms import ARMS
 from compare.cells import measure
-from compare.run import contents, plan, quick
+from compare.run import contents, measured, plan, quick
 from compare.study import Cell, Study, inference
 from configs.cli import UserError, load, to_toml
 from configs.study import StudyRecipe
@@ -263,6 +263,21 @@ def test_features_are_read_once_for_all_that_is_tried(study):
     first, second = row["search"]
     assert first["flops"] > second["flops"] > 0
     assert cost_of([row]).once_flops == pytest.approx(first["flops"] + second["flops"])
+
+
+@pytest.mark.parametrize(
+    "damage", ["", '{"id": "xz', "[]", "null", '{"id": "other", "x": 1}', "\0"]
+)
+def test_a_damaged_cell_is_not_believed(tmp_path, damage):
+    cell = Cell("xz", "text", 1.0, 0)
+    about = {cell: {"config_hash": "h"}}
+    path = tmp_path / "cells" / f"{cell.name}.json"
+    path.parent.mkdir()
+    row = {"id": cell.name, "config_hash": "h", "wall_seconds": 1.0}
+    path.write_text(json.dumps(row))
+    assert measured(tmp_path, cell, about) == row
+    path.write_text(damage.replace('"x": 1', '"config_hash": "h"'))
+    assert measured(tmp_path, cell, about) is None
 
 
 def test_a_cell_is_named_by_what_it_measures():
