@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from adapt.lora import add_lora, lora_layers
 from adapt.soft_prompt import with_soft_prompt
+from configs.atomic import to_json, write_atomically
 from configs.cli import UserError
-from configs.files import to_json, write_whole
+from configs.revisions import is_commit
 from configs.schema import LoraConfig
 from model.formats.llama import LAYER_NAMES
-from model.load import is_commit
 from model.soft_prompt import SoftPrompt
 from model.transformer import Transformer
 from train.foresight import frozen_hash
@@ -76,7 +76,7 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
     tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
     about = {"format": "pt", "base_sha256": frozen_hash(model), "base": base}
     save_file(tensors, folder / "adapter_model.safetensors", metadata=about)
-    write_whole(folder / "adapter_config.json", to_json(config, 2) + "\n")
+    write_atomically(folder / "adapter_config.json", to_json(config, 2) + "\n")
 
 
 def load_adapter(model: Transformer, folder: Path) -> Transformer:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from configs.atomic import to_json, write_atomically
 from configs.cli import UserError
 from configs.console import track
-from configs.files import to_json, write_whole
 from configs.schema import FeaturesConfig
 from data.tasks import Task
 from model.transformer import Transformer
@@ -54,7 +54,7 @@ class Classifier(NamedTuple):
                   for name in ("mean", "scale", "weight", "bias")}  # fmt: skip
         save_file(arrays, folder / "classifier.safetensors")
         about = {"labels": self.labels, "pooling": self.pooling, "layers": self.layers}
-        write_whole(folder / "classifier.json", to_json(about) + "\n")
+        write_atomically(folder / "classifier.json", to_json(about) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":

@@ -23,17 +23,16 @@ from adapt.full import tune_all
 from adapt.lora import add_lora, merge_lora
 from adapt.soft_prompt import add_soft_prompt, settle
 from adapt.top_layers import tune_top_layers
+from configs.atomic import to_json, write_atomically
 from configs.cli import UserError, parse, run_command
 from configs.console import say, show
-from configs.files import to_json, write_whole
 from configs.schema import FinetuneRecipe, MergedModel
-from data.corpora import pinned_corpus
 from data.examples import Examples, Row, completions, read_examples
 from data.prepare import prepare, shuffled
 from data.shards import Windows, write_shards
 from data.tasks import Item, Task, load_task
 from model.formats.native import best_checkpoint, read_file, read_manifest, write_checkpoint
-from model.load import load_model, pinned
+from model.load import load_model
 from model.sample import prompt_ids, sample
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
@@ -46,8 +45,8 @@ from train.run import (
     check_run,
     finish,
     goes_on,
+    pinned_recipe,
     resumable,
-    resumed_revision,
     run_directory_arguments,
     saved_config,
     start_run,
@@ -187,16 +186,6 @@ def main() -> int:
             return finish(result, run)
 
 
-def pinned_recipe(recipe: FinetuneRecipe, saved: FinetuneRecipe | None) -> FinetuneRecipe:
-    """`recipe` with the commits of what is on the hub, those of the `saved` one if resumed."""
-    base = resumed_revision(recipe.base, saved.base if saved else "")
-    corpus = resumed_revision(recipe.data.corpus, saved.data.corpus if saved else "")
-    general = resumed_revision(recipe.general, saved.general if saved else "")
-    data = recipe.data.model_copy(update={"corpus": pinned_corpus(corpus)})
-    changes = {"base": pinned(base), "data": data, "general": pinned_corpus(general)}
-    return recipe.model_copy(update=changes)
-
-
 def classify(
     recipe: FinetuneRecipe, run: Path, model: Transformer, tokenizer: Tokenizer, overwrite: bool
 ) -> int:
@@ -224,7 +213,7 @@ def classify(
         "validation_accuracy": score,
         "validation_majority": count / len(task.validation),
     }
-    write_whole(run / "summary.json", to_json(summary, 2) + "\n")
+    write_atomically(run / "summary.json", to_json(summary, 2) + "\n")
     say(
         f"{summary['trained_parameters']:,} parameters trained, {model.num_parameters():,} frozen; "
         f'"{common}" alone would be {summary["validation_majority"]:.3f} of the validation items'
@@ -331,7 +320,7 @@ def _conclude(
         "training_flops": result.progress.flops,
     }
     for folder in (run, run / "merged"):
-        write_whole(folder / "summary.json", to_json(summary, 2) + "\n")
+        write_atomically(folder / "summary.json", to_json(summary, 2) + "\n")
     forgotten = after["general_bits_per_byte"] - before["general_bits_per_byte"]
     say(
         f"best step {step}: validation loss {before['loss']:.4f} -> {after['loss']:.4f}; general "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from configs.files import to_json, write_whole
+from configs.atomic import to_json, write_atomically
 
 PACKAGES = ("torch", "triton", "numpy", "tokenizers", "transformers", "litgpt", "peft", "lancedb",
             "wordllama", "psutil")  # fmt: skip
@@ -50,7 +50,7 @@ def record(name: str, result: dict) -> Path:
         | {name: version(name) for name in PACKAGES if name in sys.modules},
     }
     path = folder() / f"{name}.json"
-    write_whole(path, to_json(about | result, 2) + "\n")
+    write_atomically(path, to_json(about | result, 2) + "\n")
     return path
 
 

@@ -18,8 +18,8 @@ import torch
 from compare.arm import Learned, Setting
 from compare.arms import ARMS, FLOORS
 from compare.study import Cell, Study
+from configs.atomic import read_json, to_json, write_atomically
 from configs.cli import UserError, run_command
-from configs.files import read_json, to_json, write_whole
 from data.prepare import shuffled
 from train.metrics import peak_memory, reset_peak_memory
 
@@ -157,7 +157,7 @@ def main() -> None:
         "cpu_seconds": time.process_time(),
         "load_average": load,
     }
-    write_whole(Path(result), to_json(row))
+    write_atomically(Path(result), to_json(row))
 
 
 if __name__ == "__main__":

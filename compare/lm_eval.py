@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from configs.atomic import write_atomically
 from configs.cli import Parser, UserError, run_command
 from configs.console import say, show, track
-from configs.files import write_whole
 from model.load import load_model
 from model.sample import sample
 from model.score import document_bits
@@ -152,7 +152,7 @@ def main() -> None:
     show(make_table(results))
     if args.out:
         shown = {key: results[key] for key in ("results", "n-shot", "versions", "n-samples")}
-        write_whole(args.out, json.dumps(shown, indent=2, default=str) + "\n")
+        write_atomically(args.out, json.dumps(shown, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from compare.analysis.worlds import calibration_error
 from compare.arms import ARMS, FLOORS
 from compare.leaks import RUN, SAME
 from compare.study import LEAST
+from configs.atomic import to_json, write_atomically
 from configs.cli import Parser, UserError, load, run_command
 from configs.console import printable, show
-from configs.files import to_json, write_whole
 from configs.study import StudyRecipe
 
 COLUMNS = ("arm", "learns from", "bits/byte", "task score", "ECE", "training s", "training FLOPs",
@@ -253,10 +253,10 @@ def report(folder: Path) -> None:
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
     said = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label)
-    write_whole(folder / "table.md", markdown(ledger))
+    write_atomically(folder / "table.md", markdown(ledger))
     text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(said, 1))
-    write_whole(folder / "verdict.md", text)
-    write_whole(folder / "report.html", page(ledger, recipe, said))
+    write_atomically(folder / "verdict.md", text)
+    write_atomically(folder / "report.html", page(ledger, recipe, said))
     plot(ledger, folder / "plots" / "curves.png")
     row = ledger.rows[0]
     table = Table(title=f"{escape(printable(row['corpus']))}: from scratch, fine-tune or prompt?")

@@ -37,18 +37,17 @@ from compare.arm import sizes_of
 from compare.arms import ARMS
 from compare.report import report
 from compare.study import Cell, task_of
+from configs.atomic import read_json, to_json, write_atomically
 from configs.cli import Parser, UserError, nearest, parse, run_command
 from configs.console import say, show
-from configs.files import read_json, to_json, write_whole
 from configs.study import StudyRecipe
-from data.corpora import pinned_corpus
 from data.prepare import manifest_of, prepare
-from model.load import pinned, version_of
+from model.load import version_of
 from train.run import (
     check_run,
     lock_run,
     new_run_folder,
-    resumed_revision,
+    pinned_recipe,
     run_directory_arguments,
     saved_config,
     write_config,
@@ -178,7 +177,7 @@ def run_cell(folder: Path, cell: Cell, about: About) -> dict | None:
         say(f"=== {cell.name} failed with status {status} (see above); the others go on")
         return None
     row = {"id": cell.name, **cell._asdict(), **about[cell], **json.loads(result.read_text())}
-    write_whole(path, to_json(row))
+    write_atomically(path, to_json(row))
     result.unlink()
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
     return row
@@ -226,7 +225,7 @@ def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
         return run_cell(folder, cell, about)
     cores = os.sched_getaffinity(0)
     for core in sorted(cores):
-        # A name in memory that goes with the process: there is no file for others to put a link at.
+        # An abstract socket: freed when the process ends, and no file that a link could replace.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
             try:
                 taken.bind(f"\0homegrown-core-{core}")
@@ -242,7 +241,7 @@ def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
 
 def write_ledger(folder: Path, rows: list[dict]) -> None:
     """One JSON object per line, replaced as a whole."""
-    write_whole(folder / "ledger.jsonl", "".join(to_json(row) + "\n" for row in rows))
+    write_atomically(folder / "ledger.jsonl", "".join(to_json(row) + "\n" for row in rows))
 
 
 def make_folder(
@@ -281,16 +280,6 @@ def quick(study: StudyRecipe) -> StudyRecipe:
     )
 
 
-def pinned_study(study: StudyRecipe, saved: StudyRecipe | None) -> StudyRecipe:
-    """`study` with the commits of what is on the hub, those of the `saved` one if there is one."""
-    foundation = resumed_revision(study.foundation, saved.foundation if saved else "")
-    corpus = resumed_revision(study.data.corpus, saved.data.corpus if saved else "")
-    general = resumed_revision(study.general, saved.general if saved else "")
-    data = study.data.model_copy(update={"corpus": pinned_corpus(corpus)})
-    changes = {"foundation": pinned(foundation), "data": data, "general": pinned_corpus(general)}
-    return study.model_copy(update=changes)
-
-
 def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) -> None:
     """The grid and about how long it takes."""
     task = task_of(study)
@@ -320,7 +309,7 @@ def main() -> int:
     if own.quick:
         study = quick(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
-    study = pinned_study(study, saved_config(folder, StudyRecipe, not own.overwrite))
+    study = pinned_recipe(study, saved_config(folder, StudyRecipe, not own.overwrite))
     cells, every = plan(study, own.arms), plan(study)
     about = provenance(study, [*cells, *every])
     say_plan(study, cells, folder, about)

@@ -1,20 +1,20 @@
 """Opens a corpus and streams its documents.
 
-A corpus is a built-in name, a file or a folder of files (data/files.py), or the name of a dataset
+A corpus is a built-in name, a file or a folder of files (data/readers.py), or the name of a dataset
 on the Hugging Face hub, which the `datasets` library reads. Nothing is read into memory whole.
 """
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from configs.cli import UserError, nearest
+from configs.revisions import is_commit
 from configs.schema import DataConfig
-from data.files import (
+from data.readers import (
     CONVERT,
     TABLES,
     check_file,
@@ -56,7 +56,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     if config.corpus in BUILTIN:
         if config.document != "section":
             raise UserError(
-                f'data.document = "{config.document}": {config.corpus} knows its documents'
+                f'data.document = "{config.document}": {config.corpus} has its own documents; '
+                "leave it out"
             )
         return BUILTIN[config.corpus]()
     path = Path(config.corpus)
@@ -124,7 +125,7 @@ def _resolved(corpus: str) -> str:
     from data.builtin import BUILTIN  # it imports this module
 
     name, _, revision = corpus.partition("@")
-    if re.fullmatch("[0-9a-f]{40}", revision):
+    if is_commit(revision):
         return corpus
     try:
         found = HfApi().dataset_info(name, revision=revision or None, timeout=10).sha

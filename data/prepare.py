@@ -26,9 +26,9 @@ from pathlib import Path
 
 from rensa import RMinHash, RMinHashLSH
 
+from configs.atomic import atomic_folder, valid_manifest, write_manifest
 from configs.cli import Parser, UserError, parse, run_command
 from configs.console import say, show, track
-from configs.files import seal, sealed, whole_folder
 from configs.schema import DataConfig, Recipe
 from data.corpora import Corpus, Document, open_corpus
 
@@ -70,21 +70,21 @@ def prepare(config: DataConfig) -> Path:
     settings = config.model_dump(exclude={"cache_dir"}) | {"version": VERSION}
     key = json.dumps([corpus.fingerprint, settings], sort_keys=True)
     folder = Path(config.cache_dir) / "documents" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if sealed(folder):
+    if valid_manifest(folder):
         say(f"documents: cached in {folder}")
         return folder
     if folder.exists():
         say(f"documents: {folder} is damaged and is made again")
-    with whole_folder(folder, stays=lambda other: sealed(other) is not None) as aside:
+    with atomic_folder(folder, stays=valid_manifest) as aside:
         manifest = _prepare(corpus, config, aside)
         manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
-        seal(aside, manifest)
+        write_manifest(aside, manifest)
     return folder
 
 
 def manifest_of(folder: Path) -> dict:
     """The manifest of a prepared folder. Raises UserError if the folder is damaged."""
-    manifest = sealed(folder)
+    manifest = valid_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: is no prepared corpus, or damaged; run the command again")
     return manifest
@@ -115,7 +115,7 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
     whole = manifest_of(folder)
     name = hashlib.sha256(f"{whole['fingerprint']}:{share}:{seed}".encode()).hexdigest()[:16]
     part = folder.with_name(name)
-    if sealed(part):
+    if valid_manifest(part):
         return part
 
     def drawn(row: dict) -> bytes:
@@ -129,7 +129,7 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
         taken.add(row["id"])
         size += len(row["text"].encode())
     counts = Counter(documents=0, characters=0, bytes=0)
-    with whole_folder(part, stays=lambda other: sealed(other) is not None) as aside:
+    with atomic_folder(part, stays=valid_manifest) as aside:
         with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
             for row in documents(folder, "train"):
                 if row["id"] in taken:
@@ -139,7 +139,7 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
         for split in SPLITS[1:]:
             shutil.copyfile(folder / f"{split}.jsonl", aside / f"{split}.jsonl")
         whole["splits"]["train"] = dict(counts)
-        seal(aside, whole | {"fingerprint": name, "share": share, "seed": seed})
+        write_manifest(aside, whole | {"fingerprint": name, "share": share, "seed": seed})
     return part
 
 

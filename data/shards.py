@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from configs.atomic import atomic_folder, valid_manifest, write_atomically, write_manifest
 from configs.cli import UserError
 from configs.console import say, track
-from configs.files import seal, sealed, whole_folder, write_whole
 from configs.schema import TokenizerConfig
 from data.prepare import SPLITS, documents, manifest_of
 from tokenizer.bpe import Tokenizer
@@ -46,7 +46,7 @@ def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
     say(f"tokenizer: training for {config.vocab_size:,} tokens")
     learned = train_tokenizer((d["text"] for d in documents(folder, "train")), config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, learned.to_json())
+    write_atomically(path, learned.to_json())
     return path
 
 
@@ -55,15 +55,15 @@ def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
     fingerprint = manifest_of(folder)["fingerprint"]
     name = hashlib.sha256((fingerprint + tokenizer.hash).encode()).hexdigest()
     shards = folder.parent.parent / "tokens" / name[:16]
-    if sealed(shards):
+    if valid_manifest(shards):
         say(f"tokens: cached in {shards}")
         return shards
     if shards.exists():
         say(f"tokens: {shards} is damaged and is made again")
-    with whole_folder(shards, stays=lambda other: sealed(other) is not None) as aside:
+    with atomic_folder(shards, stays=valid_manifest) as aside:
         counts = {split: _write_split(folder, split, tokenizer, aside) for split in SPLITS}
         about = {"fingerprint": name, "tokenizer": tokenizer.hash, "splits": counts}
-        seal(aside, about | {"dtype": _dtype(tokenizer).str})
+        write_manifest(aside, about | {"dtype": _dtype(tokenizer).str})
     return shards
 
 

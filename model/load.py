@@ -1,12 +1,12 @@
 """Opens a model by name: a foundation model, a .gguf file, a run, a Hugging Face folder or name."""
 
 import importlib.util
-import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from configs.cli import UserError, nearest
+from configs.revisions import is_commit
 from model.formats.gguf import load_gguf
 from model.formats.huggingface import load_huggingface
 from model.formats.native import load_run
@@ -65,11 +65,6 @@ def version_of(name: str) -> str:
         package = FOUNDATIONS[name][0].replace("_", "-")
         return f"{name} of {package} {version(package)}"
     return pinned(name)
-
-
-def is_commit(revision: str) -> bool:
-    """Whether a revision is a commit and not a branch or tag, which may come to mean another."""
-    return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def _on_hub(name: str | Path) -> bool:

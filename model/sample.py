@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from configs.atomic import to_json
 from configs.cli import Parser, UserError, run_command
 from configs.console import show
-from configs.files import to_json
 from configs.schema import ModelConfig
 from model.cache import KVCache
 from model.generate import generate

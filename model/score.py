@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from configs.atomic import to_json
 from configs.cli import Parser, UserError, run_command, validate
 from configs.console import show, track
-from configs.files import to_json
 from configs.schema import DataConfig
 from model.cache import KVCache
 from model.fused import project_and_score
@@ -118,8 +118,8 @@ def main() -> None:
     args = parser.parse_args()
     # Only the command opens a corpus; what scores texts knows nothing of files.
     from data.corpora import open_corpus
-    from data.files import TABLES, kind_of, list_files
     from data.prepare import clean
+    from data.readers import TABLES, kind_of, list_files
 
     corpora = []
     for name in args.files:

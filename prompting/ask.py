@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.atomic import to_json
 from configs.cli import Parser, UserError, run_command
 from configs.console import say, show
-from configs.files import to_json
 from model.load import load_model
 from prompting.score import write_answer
 from prompting.store import WAYS, Passage, Store

@@ -10,9 +10,9 @@ from collections import Counter
 
 import torch
 
+from configs.atomic import to_json
 from configs.cli import Parser, parse, run_command
 from configs.console import say, show
-from configs.files import to_json
 from configs.prompting import PromptRecipe
 from data.metrics import mean_with_interval
 from data.tasks import Task, load_task

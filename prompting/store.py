@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.atomic import to_json, write_atomically
 from configs.cli import Parser, UserError, nearest, parse, run_command
 from configs.console import say, track
-from configs.files import to_json, write_whole
 from configs.prompting import StoreRecipe
 from data.prepare import documents, prepare
 from prompting.encoders import open_encoder
@@ -67,7 +67,7 @@ class Store:
         self.encode = open_encoder(known["encoder"])
         if not about.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(about, to_json(known) + "\n")
+            write_atomically(about, to_json(known) + "\n")
         self.base = lancedb.connect(folder)
         self.table: Any = None
         if "passages" in self.base.list_tables().tables:

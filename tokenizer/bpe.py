@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from configs.atomic import read_json, to_json, write_atomically
 from configs.cli import UserError
-from configs.files import read_json, to_json, write_whole
 
 ABOUT = "tokenizer_about.json"  # beside tokenizer.json: what that file has no place for
 
@@ -80,10 +80,10 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, and the separator and chat template beside it."""
-        write_whole(folder / "tokenizer.json", self.to_json())
+        write_atomically(folder / "tokenizer.json", self.to_json())
         chat = self.chat._asdict() if self.chat else None
         about = {"separator": self.backend.id_to_token(self.separator_id), "chat": chat}
-        write_whole(folder / ABOUT, to_json(about, 1) + "\n")
+        write_atomically(folder / ABOUT, to_json(about, 1) + "\n")
 
     def to_json(self) -> str:
         """The file format; `hash` is the SHA-256 of exactly this text."""

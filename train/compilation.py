@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from configs.atomic import read_json, to_json, write_atomically
 from configs.console import say
-from configs.files import read_json, to_json, write_whole
 from configs.schema import TrainConfig
 from model.transformer import Transformer
 from train.distributed import Ranks
@@ -67,13 +67,13 @@ def compile_where_it_pays(
     chosen = ranks.gather(_read(run / "compiled.json"))[0]
     if chosen.get("identity") != identity:
         speedup = _speedup(model, once, config, ranks, identity)
-        chosen = {"identity": identity, "used": speedup >= WORTH, "speedup": speedup}
+        chosen = {"identity": identity, "speedup": speedup}
         if ranks.first:
             _write(run / "compiled.json", chosen)
-    if not chosen["used"]:
+    if chosen["speedup"] < WORTH:
         return None
     compile_blocks(model)
-    return chosen.get("speedup", 1.0)
+    return chosen["speedup"]
 
 
 def compile_blocks(model: Transformer) -> None:
@@ -136,7 +136,7 @@ def _read(path: Path) -> dict:
 
 def _write(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, to_json(value) + "\n")
+    write_atomically(path, to_json(value) + "\n")
 
 
 def _identity(model: Transformer, ranks: Ranks, about: list) -> str:

@@ -1,5 +1,6 @@
 """What a run will need, found out and said before its first step."""
 
+import contextlib
 import hashlib
 import re
 import time
@@ -14,7 +15,7 @@ from configs.console import say
 from configs.schema import TrainConfig
 from model.transformer import Transformer
 from train.distributed import Ranks, local
-from train.evaluate import FORWARD, evaluation_subset
+from train.evaluate import FORWARD
 from train.metrics import clock
 
 SHARE = 0.7  # of free memory that a found micro-batch may fill: what is kept is not all there is
@@ -47,7 +48,7 @@ def describe(
     """Say what is about to happen: sizes, epochs, precision, ranks."""
     windows, length = len(train_set), train_set.seq_len
     precision = "bfloat16 autocast" if bfloat16 else "float32"
-    micro = min(config.micro_batch_size, config.batch_size // ranks.world_size)
+    micro = config.micro_batch_size
     accumulation = -(-config.batch_size // ranks.world_size // micro)
     sharded = ", sharded" if config.parallel == "fsdp" and ranks.world_size > 1 else ""
     trained = model.num_parameters(True)
@@ -77,16 +78,18 @@ def describe_time(
     config: TrainConfig,
     ranks: Ranks,
     pass_seconds: float,
+    subset: int,
     begin: int,
     left: float,
 ) -> None:
     """Say about how long the run will take from step `begin` on, evaluation included.
 
-    `pass_seconds` is what one forward and backward pass of a micro-batch takes; `left` is the share
-    of the run that is still to be trained. Saving and sampling are not in it.
+    `pass_seconds` is what one forward and backward pass of a micro-batch takes; `subset` windows
+    are scored in a periodic evaluation; `left` is the share of the run that is still to be trained.
+    Saving and sampling are not in it.
     """
     train_set, validation_set = sets
-    windows = min(config.micro_batch_size, config.batch_size // ranks.world_size)
+    windows = config.micro_batch_size
     step = pass_seconds * -(-config.batch_size // ranks.world_size // windows)
     training = config.steps * step
     if config.max_seconds:
@@ -96,7 +99,7 @@ def describe_time(
         training = step * config.max_flops / model.training_flops(tokens, tokens, train_set.seq_len)
     training *= left
     window = FORWARD * pass_seconds / windows / ranks.world_size
-    subset, every = len(evaluation_subset(validation_set, config)), len(validation_set)
+    every = len(validation_set)
     end = begin + max(1, round(training / step))
     count = end // config.eval_every - begin // config.eval_every
     count += (begin == 0) + (end % config.eval_every > 0)
@@ -212,13 +215,11 @@ def free_memory(device: torch.device) -> int:
 
     limits = [psutil.virtual_memory().available]
     group = Path("/sys/fs/cgroup")
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
         most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         # Files that the system has cached are given up when a program asks for memory.
         cached = re.search(r"(?m)^inactive_file (\d+)", (group / "memory.stat").read_text())
         limits.append(most - used + int(cached[1] if cached else 0))
-    except (OSError, ValueError):  # no such group, or "max": no limit
-        pass
     return min(limits)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from rich.progress import TextColumn
 
+from configs.atomic import to_json, write_atomically
 from configs.cli import UserError
 from configs.console import bar, console, say
-from configs.files import to_json, write_whole
 from configs.schema import TrainConfig
 
 
@@ -44,7 +44,7 @@ class Metrics:
     def _open(self, last_step: int) -> None:
         rows = read_metrics(self.path.parent)
         kept = [to_json(row) for row in rows if row["step"] <= last_step]
-        write_whole(self.path, "".join(f"{line}\n" for line in kept))
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)
 
     def __enter__(self) -> "Metrics":

@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 from configs.cli import UserError, parse, run_command
 from configs.console import say, show
 from configs.schema import Recipe, TrainConfig
-from data.corpora import pinned_corpus
 from data.examples import Examples
 from data.loader import Loader
 from data.prepare import prepare
@@ -52,8 +51,8 @@ from train.run import (
     check_run,
     finish,
     goes_on,
+    pinned_recipe,
     resumable,
-    resumed_revision,
     run_directory_arguments,
     saved_config,
     start_run,
@@ -119,12 +118,18 @@ def train(
     progress = state.progress
     started_at, score = progress.step, math.nan
     done, _ = position(progress, progress.seconds, config)
-    sets = train_set, validation_set
-    describe_time(
-        model, sets, config, ranks, pass_seconds / (speedup or 1), progress.step, max(0.0, 1 - done)
-    )
     subset = evaluation_subset(validation_set, config, progress.evaluated_windows)
     progress.evaluated_windows = len(subset)
+    describe_time(
+        model,
+        (train_set, validation_set),
+        config,
+        ranks,
+        pass_seconds / (speedup or 1),
+        len(subset),
+        progress.step,
+        max(0.0, 1 - done),
+    )
     # Compiled code serves one shape; examples come in many.
     compiled = speedup is not None and isinstance(validation_set, Windows)
     profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
@@ -321,13 +326,6 @@ def main() -> int:
                 write_samples(run, recipe)
             lock.close()
             return finish(result, run)
-
-
-def pinned_recipe(recipe: Recipe, saved: Recipe | None) -> Recipe:
-    """`recipe` with the commit of a hub dataset, that of the `saved` one if it is resumed."""
-    corpus = resumed_revision(recipe.data.corpus, saved.data.corpus if saved else "")
-    data = recipe.data.model_copy(update={"corpus": pinned_corpus(corpus)})
-    return recipe.model_copy(update={"data": data})
 
 
 def write_samples(run: Path, recipe: Recipe) -> None:

@@ -14,9 +14,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.atomic import write_atomically
 from configs.cli import UserError, run_command
 from configs.console import say, show
-from configs.files import write_whole
 from train.metrics import read_metrics
 
 PANELS = {
@@ -140,7 +140,7 @@ def main() -> None:
     except ImportError:
         raise UserError("drawing needs: pip install -e '.[compare]'") from None
     content = picture if args.out.suffix == ".png" else page(runs, picture).encode()
-    write_whole(args.out, content)
+    write_atomically(args.out, content)
     for run in runs:
         show("  ".join(f"{key} {value}" for key, value in run.summary().items()))
     say(f"written: {args.out}")

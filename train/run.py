@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+from configs.atomic import atomic_folder, try_lock, write_atomically
 from configs.cli import Parser, UserError, load, to_toml
 from configs.console import say
-from configs.files import try_lock, whole_folder, write_whole
-from configs.schema import Section
-from model.load import is_commit
+from configs.revisions import resumed_revision
+from configs.schema import DataConfig, Section
+from data.corpora import pinned_corpus
+from model.load import pinned
 from tokenizer.bpe import Tokenizer
 from train.checkpoint import Progress
 
@@ -65,16 +67,27 @@ def check_marker(folder: Path) -> None:
         )
 
 
-def resumed_revision(given: str, saved: str) -> str:
-    """The name to go on with: the saved one with its commit, unless another commit is asked for."""
-    name, _, revision = given.partition("@")
-    kept, _, commit = saved.partition("@")
-    return saved if commit and name == kept and not is_commit(revision) else given
-
-
 def saved_config(run: Path, kind: type[T], resume: bool) -> T | None:
     """The recipe that a run was started with, where there is one to resume."""
     return load(kind, run / "config.toml") if resume and (run / "config.toml").exists() else None
+
+
+def pinned_recipe(recipe: T, saved: T | None) -> T:
+    """`recipe` with the commit of each dataset and model that it names on the hub.
+
+    Those of the `saved` recipe stay, where there is one: a branch may have moved since the run
+    began. Raises UserError if the hub does not answer.
+    """
+    resolve = {"base": pinned, "foundation": pinned, "general": pinned_corpus}
+    changes: dict = {
+        name: ask(resumed_revision(getattr(recipe, name), getattr(saved, name, "")))
+        for name, ask in resolve.items()
+        if name in type(recipe).model_fields
+    }
+    data: DataConfig = getattr(recipe, "data")  # noqa: B009 (each of our recipes has one)
+    before = getattr(saved, "data").corpus if saved else ""  # noqa: B009
+    corpus = pinned_corpus(resumed_revision(data.corpus, before))
+    return recipe.model_copy(update=changes | {"data": data.model_copy(update={"corpus": corpus})})
 
 
 def goes_on(run: Path, resume: bool) -> bool:
@@ -128,14 +141,14 @@ def new_run_folder(run: Path, overwrite: bool) -> Iterator[Path]:
         lock_run(there).close()
         return False
 
-    with whole_folder(run, stays) as aside:
+    with atomic_folder(run, stays) as aside:
         (aside / MARKER).write_text("A folder that homegrown has made; --overwrite deletes it.\n")
         yield aside
 
 
 def write_config(run: Path, config: Section) -> None:
     """The recipe of a run, replaced as a whole."""
-    write_whole(run / "config.toml", to_toml(config))
+    write_atomically(run / "config.toml", to_toml(config))
 
 
 def lock_run(run: Path) -> IO[str]:

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from configs.atomic import inside, to_json
 from configs.cli import UserError, nearest
-from configs.files import inside, to_json
 from configs.schema import ModelConfig
 from model.formats import gpt2, llama
 from model.transformer import Transformer

@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from configs.atomic import inside, sync_file, sync_folder, to_json
 from configs.cli import UserError, read_toml, validate
 from configs.console import say
-from configs.files import inside, sync_file, sync_folder, to_json
 from configs.schema import ModelConfig
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer

@@ -12,8 +12,8 @@ from compare.arm import sizes_of
 from compare.arms import ARMS
 from compare.leaks import RUN, SAME, HeldOut
 from compare.study import Cell, Study
+from configs.atomic import write_manifest
 from configs.cli import UserError, to_toml
-from configs.files import seal
 from configs.schema import DataConfig, TaskConfig
 from configs.study import StudyRecipe
 from data.prepare import documents, manifest_of, prepare
@@ -79,12 +79,12 @@ def test_what_is_planted_is_refused_in_text_labels_shots_and_store(study, tmp_pa
     path = study.part(0.2) / "train.jsonl"  # which other tests use too
     before, manifest = path.read_text(), manifest_of(path.parent)
     path.write_text(before + json.dumps({"id": "planted", "text": text}) + "\n")
-    seal(path.parent, manifest)  # else it would be noticed as damaged, and made again
+    write_manifest(path.parent, manifest)  # else it would be noticed as damaged, and made again
     for place in ("scratch", "retrieval", "xz"):
         with pytest.raises(UserError, match=f"{place} holds what is held out"):
             study.texts(0.2, place)
     path.write_text(before)
-    seal(path.parent, manifest)
+    write_manifest(path.parent, manifest)
 
 
 def planted(study, tmp_path):
@@ -93,7 +93,7 @@ def planted(study, tmp_path):
     shutil.copytree(study.documents, folder)
     with open(folder / "train.jsonl", "a") as file:
         file.write(json.dumps({"id": "planted", "text": study.test[0]}) + "\n")
-    seal(folder, manifest_of(study.documents))
+    write_manifest(folder, manifest_of(study.documents))
     study.documents = folder
     study.task = study.task._replace(train=study.task.test)
     return study

@@ -2,7 +2,10 @@
 
 import pytest
 
-from train.run import resumable, resumed_revision
+from configs.revisions import resumed_revision
+from configs.schema import FinetuneRecipe, Recipe
+from configs.study import StudyRecipe
+from train.run import pinned_recipe, resumable
 
 A, B = "a" * 40, "b" * 40
 
@@ -21,6 +24,25 @@ A, B = "a" * 40, "b" * 40
 )
 def test_a_resumed_run_keeps_the_commit_that_it_began_with(given, saved, used):
     assert resumed_revision(given, saved) == used
+
+
+@pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe, StudyRecipe])
+def test_every_name_of_a_recipe_is_pinned_and_stays_so(kind, monkeypatch):
+    monkeypatch.setattr(
+        "train.run.pinned_corpus", lambda name: name if "@" in name else f"{name}@{B}"
+    )
+    monkeypatch.setattr("train.run.pinned", lambda name: name if "@" in name else f"{name}@{B}")
+    data = {"corpus": "own/ds"}
+    names = {"base": "own/model", "foundation": "own/model", "general": "own/other"}
+    names = {key: name for key, name in names.items() if key in kind.model_fields}
+    given = kind.model_validate({"data": data, **names})
+    fresh = pinned_recipe(given, None)
+    assert fresh.data.corpus == f"own/ds@{B}"
+    assert {key: getattr(fresh, key) for key in names} == {k: f"{v}@{B}" for k, v in names.items()}
+    saved = kind.model_validate(
+        {"data": {"corpus": f"own/ds@{A}"}, **{key: f"{name}@{A}" for key, name in names.items()}}
+    )
+    assert pinned_recipe(given, saved) == saved  # whatever the hub has now
 
 
 def test_an_interrupt_before_or_after_the_loop_says_how_to_go_on(capsys, monkeypatch):

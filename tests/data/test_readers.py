@@ -13,8 +13,8 @@ from texts import words
 from configs.cli import UserError
 from configs.schema import DataConfig
 from data.corpora import open_corpus
-from data.files import list_files, section_target
 from data.prepare import clean
+from data.readers import list_files, section_target
 
 NAMES = (
     "notes [1].txt", "q[ab].txt", "a*b.txt", "what?.txt", "{x,y}.txt", "!important.txt",
@@ -131,7 +131,9 @@ def test_what_one_document_is(tmp_path):
     table.write_text('{"text": "x"}\n')
     with pytest.raises(UserError, match=r"data\.document = \"line\" is for text"):
         read(table, document="line")
-    with pytest.raises(UserError, match=r"data\.document = \"file\": folk-tunes knows"):
+    with pytest.raises(
+        UserError, match=r"data\.document = \"file\": folk-tunes has its own documents"
+    ):
         read("folk-tunes", document="file")
 
 
@@ -298,7 +300,7 @@ def test_a_long_line_is_read_in_parts(tmp_path, monkeypatch):
             asked.append(size)
             return real(self, size)
 
-    monkeypatch.setattr("data.files.io.TextIOWrapper", Watched)
+    monkeypatch.setattr("data.readers.io.TextIOWrapper", Watched)
     assert joined(path) == path.read_text()
     assert asked
     assert all(0 < size <= 1 << 20 for size in asked)

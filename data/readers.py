@@ -19,7 +19,7 @@ from configs.console import say
 from configs.schema import DataConfig
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
-PACKED = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 # What is never text, for a message that says more than that it is binary.
 CONVERT = {
     ".pdf": "a PDF; convert it to text first, with pdftotext for example",
@@ -87,7 +87,7 @@ def list_files(root: Path) -> list[Path]:
 def kind_of(path: Path) -> str:
     """The suffix that tells how a file is read: that of what is packed in it, in lower case."""
     suffix = path.suffix.lower()
-    suffix = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+    suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
     return ".jsonl" if suffix == ".ndjson" else suffix
 
 
@@ -106,7 +106,7 @@ def why_not_text(path: Path) -> str:
     suffix = kind_of(path)
     if suffix in CONVERT and suffix != ".json":
         return CONVERT[suffix]
-    with _named(path), _unpacked(path) as file:
+    with _named(path), _open_bytes(path) as file:
         head = file.read(_HEAD)
     if head.startswith(b"%PDF-"):
         return CONVERT[".pdf"]
@@ -130,11 +130,12 @@ def check_file(path: Path, config: DataConfig, named: bool) -> None:
     `named`: the user has named this very file, and not a folder that it is in.
     """
     suffix = kind_of(path)
-    if suffix == ".parquet" and path.suffix.lower() in PACKED:
+    if suffix == ".parquet" and path.suffix.lower() in COMPRESSED:
         raise UserError(f"{path}: Parquet is packed already; unpack it")
     if suffix in TABLES and config.document != "section":
         raise UserError(
-            f'{path}: data.document = "{config.document}" is for text; here each row is a document'
+            f'{path}: data.document = "{config.document}" is for text; a row is a document: '
+            "leave it out"
         )
     if suffix in CONVERT and (named or suffix != ".json"):
         raise UserError(f"{path}: cannot read {suffix}: it is {CONVERT[suffix]}")
@@ -142,7 +143,7 @@ def check_file(path: Path, config: DataConfig, named: bool) -> None:
         return
     if reason := why_not_text(path):
         raise UserError(f"{path}: is {reason}")
-    with _unpacked(path) as file:
+    with _open_bytes(path) as file:
         share = _invalid_share(file.read(_HEAD))
     if share > _WARN:
         say(
@@ -156,7 +157,7 @@ def section_target(files: Iterable[Path], config: DataConfig) -> int:
     wanted, size = _SECTIONS * config.section_chars, 0
     for path in files:
         if kind_of(path) not in TABLES and size < wanted:
-            with io.TextIOWrapper(_unpacked(path), "utf-8", errors="replace") as file:
+            with io.TextIOWrapper(_open_bytes(path), "utf-8", errors="replace") as file:
                 size += len(file.read(wanted))
     return max(1, min(config.section_chars, size // _SECTIONS))
 
@@ -195,7 +196,7 @@ def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
 
 
 def _reading(path: Path, exact: bool, read: Callable[[IO[str]], Iterator[Row]]) -> Iterator[Row]:
-    with _named(path), _unpacked(path) as packed:
+    with _named(path), _open_bytes(path) as packed:
         # Only a table's reader may see line ends as they are: a quoted field may hold some.
         newline = "" if exact else None
         yield from read(io.TextIOWrapper(packed, "utf-8-sig", errors="replace", newline=newline))
@@ -277,7 +278,7 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Row]:
         raise UserError(f"{path}: not readable as parquet: {reason}") from None
 
 
-class _Unpacked(io.RawIOBase):
+class _Decompressed(io.RawIOBase):
     """The bytes of a packed file; damage is a UserError that names it."""
 
     def __init__(self, path: Path, kind: str):
@@ -303,6 +304,6 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
-def _unpacked(path: Path) -> IO[bytes]:
-    kind = PACKED.get(path.suffix.lower())
-    return io.BufferedReader(_Unpacked(path, kind), _PART) if kind else open(path, "rb")
+def _open_bytes(path: Path) -> IO[bytes]:
+    kind = COMPRESSED.get(path.suffix.lower())
+    return io.BufferedReader(_Decompressed(path, kind), _PART) if kind else open(path, "rb")

@@ -42,7 +42,7 @@ def try_lock(file: IO) -> bool:
     return True
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file: after a crash it holds the old content or the new. Raises OSError."""
     _remove_abandoned(path)
     aside = _aside(path)
@@ -59,7 +59,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, stays: Callable[[Path], bool]) -> Iterator[Path]:
+def atomic_folder(path: Path, stays: Callable[[Path], object]) -> Iterator[Path]:
     """A folder to fill, which then stands at `path`, fsynced; after an error nothing has changed.
 
     If something is at `path` when it is filled, `stays` says whether that is kept and the new one
@@ -169,14 +169,14 @@ def _remove_abandoned(path: Path) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def seal(folder: Path, values: dict) -> None:
+def write_manifest(folder: Path, values: dict) -> None:
     """Write a folder's manifest.json: `values`, and the size of every other file in it."""
     others = (p for p in sorted(folder.iterdir()) if p.name not in (_FILLING, "manifest.json"))
     sizes = {path.name: path.stat().st_size for path in others}
-    write_whole(folder / "manifest.json", to_json(values | {"files": sizes}, 2) + "\n")
+    write_atomically(folder / "manifest.json", to_json(values | {"files": sizes}, 2) + "\n")
 
 
-def sealed(folder: Path) -> dict | None:
+def valid_manifest(folder: Path) -> dict | None:
     """The manifest of a folder; None if it is missing or damaged, or a file is not of its size."""
     manifest = read_json(folder / "manifest.json")
     try:

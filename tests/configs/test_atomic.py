@@ -9,8 +9,16 @@ import time
 
 import pytest
 
+from configs.atomic import (
+    atomic_folder,
+    inside,
+    read_json,
+    to_json,
+    valid_manifest,
+    write_atomically,
+    write_manifest,
+)
 from configs.console import one_line, printable
-from configs.files import inside, read_json, seal, sealed, to_json, whole_folder, write_whole
 
 NEVER = lambda path: False  # noqa: E731
 
@@ -22,20 +30,20 @@ def age(path, seconds=60):
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "a [1].json"
-    write_whole(path, "old")
-    write_whole(path, "né")
+    write_atomically(path, "old")
+    write_atomically(path, "né")
     assert path.read_text(encoding="utf-8") == "né"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     with pytest.raises(OSError, match="nowhere"):
-        write_whole(tmp_path / "nowhere" / "a", "x")
+        write_atomically(tmp_path / "nowhere" / "a", "x")
 
 
 def test_a_writer_killed_in_the_middle_leaves_the_old_file_and_what_it_left_is_removed(tmp_path):
     script = (
         "import os, sys, pathlib\n"
-        "from configs import files\n"
-        "files.os.fsync = lambda d: os.kill(os.getpid(), 9)\n"
-        "files.write_whole(pathlib.Path(sys.argv[1]), 'new')\n"
+        "from configs import atomic\n"
+        "atomic.os.fsync = lambda d: os.kill(os.getpid(), 9)\n"
+        "atomic.write_atomically(pathlib.Path(sys.argv[1]), 'new')\n"
     )
     path = tmp_path / "ledger.jsonl"
     path.write_text("old")
@@ -43,18 +51,18 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_file_and_what_it_left_is_r
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     (left,) = [p for p in tmp_path.iterdir() if p != path]
-    write_whole(path, "newer")
+    write_atomically(path, "newer")
     assert left.exists()  # it may be another process' that has only just begun
     age(left)
-    write_whole(path, "newest")
+    write_atomically(path, "newest")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_folder_of_a_killed_process_does_not_stop_the_next_one(tmp_path):
     script = (
         "import os, sys, pathlib\n"
-        "from configs.files import whole_folder\n"
-        "with whole_folder(pathlib.Path(sys.argv[1]), lambda p: False) as aside:\n"
+        "from configs.atomic import atomic_folder\n"
+        "with atomic_folder(pathlib.Path(sys.argv[1]), lambda p: False) as aside:\n"
         "    (aside / 'half').write_text('half')\n"
         "    if sys.argv[2] == 'wait':\n"
         "        print('ready', flush=True); sys.stdin.read()\n"
@@ -70,7 +78,7 @@ def test_a_folder_of_a_killed_process_does_not_stop_the_next_one(tmp_path):
     assert alive.stdout.readline() == "ready\n"
     for left in tmp_path.iterdir():
         age(left)
-    with whole_folder(target, NEVER) as aside:
+    with atomic_folder(target, NEVER) as aside:
         (aside / "a").write_text("whole")
     assert (target / "a").read_text() == "whole"
     assert [p.name for p in target.iterdir()] == ["a"]
@@ -87,9 +95,9 @@ def test_what_was_left_of_other_contents_is_removed_and_nothing_else(tmp_path):
     for folder in (ours, *theirs):
         folder.mkdir()
         age(folder)
-    with whole_folder(target, NEVER):
+    with atomic_folder(target, NEVER):
         pass
-    with whole_folder(tmp_path / "notes", NEVER), whole_folder(tmp_path / "a", NEVER):
+    with atomic_folder(tmp_path / "notes", NEVER), atomic_folder(tmp_path / "a", NEVER):
         pass
     assert not ours.exists()
     assert all(folder.exists() for folder in theirs)
@@ -99,7 +107,7 @@ def test_a_folder_is_kept_or_replaced_or_the_new_one_refused(tmp_path):
     target = tmp_path / "run"
 
     def fill(text, stays):
-        with whole_folder(target, stays) as aside:
+        with atomic_folder(target, stays) as aside:
             (aside / "a").write_text(text)
         return (target / "a").read_text()
 
@@ -111,34 +119,34 @@ def test_a_folder_is_kept_or_replaced_or_the_new_one_refused(tmp_path):
     assert fill("three", NEVER) == "three"
     with pytest.raises(KeyError):
         fill("four", refuse)
-    with pytest.raises(ZeroDivisionError), whole_folder(target, NEVER):
+    with pytest.raises(ZeroDivisionError), atomic_folder(target, NEVER):
         raise ZeroDivisionError
     assert (target / "a").read_text() == "three"
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_sealed_folder_notices_what_is_missing_cut_off_or_empty(tmp_path):
+def test_a_manifest_notices_what_is_missing_cut_off_or_empty(tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
     (folder / "train.bin").write_bytes(b"x" * 100)
-    seal(folder, {"fingerprint": "abc"})
-    assert sealed(folder)["fingerprint"] == "abc"
-    seal(folder, {"fingerprint": "a longer one"})
-    assert sealed(folder)["fingerprint"] == "a longer one"
+    write_manifest(folder, {"fingerprint": "abc"})
+    assert valid_manifest(folder)["fingerprint"] == "abc"
+    write_manifest(folder, {"fingerprint": "a longer one"})
+    assert valid_manifest(folder)["fingerprint"] == "a longer one"
     whole = (folder / "manifest.json").read_bytes()
     (folder / "train.bin").write_bytes(b"x" * 99)
-    assert sealed(folder) is None
+    assert valid_manifest(folder) is None
     (folder / "train.bin").unlink()
-    assert sealed(folder) is None
+    assert valid_manifest(folder) is None
     (folder / "train.bin").write_bytes(b"x" * 100)
-    assert sealed(folder)
+    assert valid_manifest(folder)
     for damage in (b"", whole[:-9], b"[]", b"null", b'{"files": 3}', b"\xff\xfe", b"[" * 10**5):
         (folder / "manifest.json").write_bytes(damage)
-        assert sealed(folder) is None
+        assert valid_manifest(folder) is None
     secret = tmp_path / "secret"
     secret.write_bytes(b"x")
     (folder / "manifest.json").write_text(json.dumps({"files": {"../secret": 1}}))
-    assert sealed(folder) is None
+    assert valid_manifest(folder) is None
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "", "c:\\x", "a\0b", None, 3])
