@@ -202,7 +202,9 @@ def plot_run(run: Path) -> Path | None:
     )
     right.set_ylabel("validation (bits per byte)", color="tab:red")
     best = min((row["bits_per_byte"] for row in scores), default=float("nan"))
-    left.set_title(f"{run.name}: best validation {best:.3f} bits per byte")
+    whole = [row["whole_bits_per_byte"] for row in rows if row.get("whole_bits_per_byte")]
+    all_of_it = f", {whole[-1]:.3f} on the whole split at the end" if whole else ""
+    left.set_title(f"{run.name}: best validation {best:.3f} bits per byte{all_of_it}")
     path = run / "plots" / "loss.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
