@@ -105,11 +105,7 @@ def load_adapter(model: Transformer, folder: Path) -> Transformer:
 
 
 def _put_on(
-    model: Transformer,
-    folder: Path,
-    config: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
-    about: dict[str, str],
+    model: Transformer, folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], about: dict[str, str]
 ) -> Transformer:
     model.requires_grad_(False)
     trained_upon = about.get("base_sha256")
@@ -122,9 +118,7 @@ def _put_on(
     if kind in ("PROMPT_TUNING", "P_TUNING"):
         vectors = tensors["prompt_embeddings"].float()
         if vectors.shape[1] != model.config.dim:
-            raise UserError(
-                f"{folder}: vectors of width {vectors.shape[1]}; this model's is {model.config.dim}"
-            )
+            raise UserError(f"{folder}: vectors of width {vectors.shape[1]}; this model's is {model.config.dim}")
         prompt = SoftPrompt(*vectors.shape)
         prompt.vectors = torch.nn.Parameter(vectors)
         return with_soft_prompt(model, prompt)

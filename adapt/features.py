@@ -50,8 +50,7 @@ class Classifier(NamedTuple):
 
     def save(self, folder: Path) -> None:
         """Write classifier.safetensors and classifier.json."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name))
-                  for name in ("mean", "scale", "weight", "bias")}  # fmt: skip
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("mean", "scale", "weight", "bias")}
         save_file(arrays, folder / "classifier.safetensors")
         about = {"labels": self.labels, "pooling": self.pooling, "layers": self.layers}
         write_atomically(folder / "classifier.json", to_json(about) + "\n")
@@ -65,9 +64,11 @@ class Classifier(NamedTuple):
         about = json.loads(path.read_text())
         arrays = load_file(folder / "classifier.safetensors")
         return cls(
-            about["labels"], about["pooling"], about["layers"],
+            about["labels"],
+            about["pooling"],
+            about["layers"],
             *(arrays[name] for name in ("mean", "scale", "weight", "bias")),
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()
@@ -86,9 +87,7 @@ def extract(
         raise UserError(f"a text of {longest} tokens is above the context; lower task.max_chars")
     kept: list[torch.Tensor] = []
     hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: kept.append(x[0]))]
-    hooks += [
-        layer.register_forward_hook(lambda _, __, x: kept.append(x)) for layer in model.layers
-    ]
+    hooks += [layer.register_forward_hook(lambda _, __, x: kept.append(x)) for layer in model.layers]
     found = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))  # alike ones need no padding
     try:
@@ -115,9 +114,7 @@ def extract(
     return found
 
 
-def fit(
-    task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesConfig
-) -> tuple[Classifier, float]:
+def fit(task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesConfig) -> tuple[Classifier, float]:
     """The classifier of (N, layers, C) features of the task's items, and its validation accuracy.
 
     Layer and strength of regularisation are chosen on the validation split. Raises UserError if
@@ -126,8 +123,9 @@ def fit(
     if len(found := {item.label for item in task.train}) < 2:
         raise UserError(f"all {len(task.train)} training items are labelled {found}: no choice")
     count = train.shape[1]
-    choices = {"last": [[count - 1]], "all": [list(range(count))],
-               "best": [[layer] for layer in range(count)]}[config.layers]  # fmt: skip
+    choices = {"last": [[count - 1]], "all": [list(range(count))], "best": [[layer] for layer in range(count)]}[
+        config.layers
+    ]
     best: tuple[float, Classifier] | None = None
     for layers in track(choices, "fitting heads", len(choices)):
         for strength in STRENGTHS:
@@ -140,9 +138,7 @@ def fit(
     return best[1], best[0]
 
 
-def fit_head(
-    task: Task, train: np.ndarray, layers: list[int], strength: float, pooling: str
-) -> Classifier:
+def fit_head(task: Task, train: np.ndarray, layers: list[int], strength: float, pooling: str) -> Classifier:
     """Logistic regression on some layers of (N, layers, C) features of the training items.
 
     `strength` is the inverse of the regularisation. Where all items have one label, that one is

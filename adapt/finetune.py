@@ -71,9 +71,7 @@ def text_sets(
     return train_set, Windows(shards, "validation", seq_len, tokenizer, most)
 
 
-def task_sets(
-    task: Task, model: Transformer, tokenizer: Tokenizer, pack: int = 0
-) -> tuple[Examples, Examples]:
+def task_sets(task: Task, model: Transformer, tokenizer: Tokenizer, pack: int = 0) -> tuple[Examples, Examples]:
     """Train and validation examples of a task: prompt and label, scored on the label only.
 
     `pack` tokens of them in a row, or one in each.
@@ -87,18 +85,12 @@ def task_sets(
 
 
 def example_sets(
-    train_rows: Sequence[Row],
-    validation_rows: Sequence[Row],
-    model: Transformer,
-    tokenizer: Tokenizer,
-    pack: int = 0,
+    train_rows: Sequence[Row], validation_rows: Sequence[Row], model: Transformer, tokenizer: Tokenizer, pack: int = 0
 ) -> tuple[Examples, Examples]:
     """As `task_sets`, of texts. Raises UserError for one that does not fit the context."""
     length = pack or model.config.context
     _check_length(model, length)
-    train_set, validation_set = (
-        Examples(rows, length, tokenizer, pack > 0) for rows in (train_rows, validation_rows)
-    )
+    train_set, validation_set = (Examples(rows, length, tokenizer, pack > 0) for rows in (train_rows, validation_rows))
     return train_set, validation_set
 
 
@@ -158,9 +150,7 @@ def main() -> int:
             if ranks.first:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
                 with resumable():
-                    before = _measure(
-                        model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt
-                    )
+                    before = _measure(model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt)
                     say(
                         f"before: validation loss {before['loss']:.4f}; general text "
                         f"({recipe.general}) {before['general_bits_per_byte']:.4f} bits per byte"
@@ -186,9 +176,7 @@ def main() -> int:
             return finish(result, run)
 
 
-def classify(
-    recipe: FinetuneRecipe, run: Path, model: Transformer, tokenizer: Tokenizer, overwrite: bool
-) -> int:
+def classify(recipe: FinetuneRecipe, run: Path, model: Transformer, tokenizer: Tokenizer, overwrite: bool) -> int:
     """Fit a classifier on frozen features, and keep it. Raises UserError for an open task."""
     assert recipe.task is not None  # the schema sees to it
     task = load_task(recipe.task, recipe.data)
@@ -198,8 +186,7 @@ def classify(
         model.bfloat16()
     pooling = recipe.features.pooling
     train_features, validation_features = (
-        extract(model, tokenizer, [item.text for item in items], pooling)
-        for items in (task.train, task.validation)
+        extract(model, tokenizer, [item.text for item in items], pooling) for items in (task.train, task.validation)
     )
     head, score = fit(task, train_features, validation_features, recipe.features)
     with start_run(run, recipe, tokenizer, overwrite=overwrite):
@@ -226,9 +213,7 @@ def classify(
     return 0
 
 
-def _sets(
-    recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer
-) -> tuple[DataSet, DataSet, list[int]]:
+def _sets(recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer) -> tuple[DataSet, DataSet, list[int]]:
     # What is trained and validated on, and the ids of a prompt to show what changes.
     pack = recipe.seq_len if recipe.pack else 0
     if recipe.task is not None:
@@ -256,9 +241,10 @@ def _measure(
     # Loss on the validation split, bits per byte of general text, and what is written.
     data = recipe.data.model_copy(update={"corpus": recipe.general, "group_field": ""})
     texts = [row["text"] for row in shuffled(prepare(data), "test")[:GENERAL]]
-    rows = [Row(ids, [True] * len(ids)) for ids in (
-        [tokenizer.separator_id, *ids][:GENERAL_TOKENS] for ids in tokenizer.encode_batch(texts)
-    )]  # fmt: skip
+    rows = [
+        Row(ids, [True] * len(ids))
+        for ids in ([tokenizer.separator_id, *ids][:GENERAL_TOKENS] for ids in tokenizer.encode_batch(texts))
+    ]
     length = min(GENERAL_TOKENS, model.config.context)
     general = Examples([Row(r.ids[:length], r.scored[:length]) for r in rows], length, tokenizer)
     bfloat16 = uses_bfloat16(recipe.train.precision, model, model.device)
@@ -298,8 +284,10 @@ def _conclude(
     model.load_state_dict(read_file(checkpoint, f"{kept}.safetensors"), strict=False)
     after = _measure(model.to(ranks.device), tokenizer, recipe, ranks, validation_set, prompt)
     model = model.cpu()
-    counts = {"trained_parameters": model.num_parameters(True),
-              "frozen_parameters": model.num_parameters() - model.num_parameters(True)}  # fmt: skip
+    counts = {
+        "trained_parameters": model.num_parameters(True),
+        "frozen_parameters": model.num_parameters() - model.num_parameters(True),
+    }
     if recipe.way in ("lora", "soft_prompt"):
         try:
             save_adapter(model, run / "adapter", recipe.base)
@@ -347,9 +335,7 @@ def _told(recipe: FinetuneRecipe) -> str:
 
 def _check_length(model: Transformer, length: int) -> None:
     if length > model.config.context:
-        raise UserError(
-            f"seq_len = {length} is above the model's context of {model.config.context}"
-        )
+        raise UserError(f"seq_len = {length} is above the model's context of {model.config.context}")
 
 
 if __name__ == "__main__":

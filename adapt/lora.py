@@ -87,10 +87,7 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int) -> Transformer:
 def _find(block: nn.Module, target: str) -> tuple[nn.Module, nn.Linear]:
     rooms = (block.get_submodule("attention"), block.get_submodule("feed_forward"))
     known = {
-        name: (room, layer)
-        for room in rooms
-        for name, layer in room.named_children()
-        if isinstance(layer, nn.Linear)
+        name: (room, layer) for room in rooms for name, layer in room.named_children() if isinstance(layer, nn.Linear)
     }
     if target not in known:
         hint = nearest(target, list(known))

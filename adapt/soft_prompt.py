@@ -33,9 +33,7 @@ class PromptEncoder(SoftPrompt):
 
 
 @torch.no_grad()
-def add_soft_prompt(
-    model: Transformer, tokenizer: Tokenizer, config: SoftPromptConfig, seed: int
-) -> Transformer:
+def add_soft_prompt(model: Transformer, tokenizer: Tokenizer, config: SoftPromptConfig, seed: int) -> Transformer:
     """Freeze `model` and put trained vectors before every text; returns it.
 
     They (of a prompt encoder: what its network is given) start as embeddings of `init_text` or of
@@ -48,17 +46,12 @@ def add_soft_prompt(
             "another way, or start from its base"
         )
     if config.tokens >= model.config.max_seq_len:
-        raise UserError(
-            f"soft_prompt.tokens = {config.tokens} fills the context of {model.config.max_seq_len}"
-        )
+        raise UserError(f"soft_prompt.tokens = {config.tokens} fills the context of {model.config.max_seq_len}")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor(tokenizer.encode(config.init_text), dtype=torch.int64)
     if len(ids) > config.tokens:
-        raise UserError(
-            f"soft_prompt.init_text has {len(ids)} tokens, more than soft_prompt.tokens = "
-            f"{config.tokens}"
-        )
+        raise UserError(f"soft_prompt.init_text has {len(ids)} tokens, more than soft_prompt.tokens = {config.tokens}")
     if len(ids):
         ids = ids.repeat(-(-config.tokens // len(ids)))[: config.tokens]
     else:

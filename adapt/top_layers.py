@@ -17,9 +17,7 @@ def tune_top_layers(model: Transformer, config: TopLayersConfig) -> Transformer:
     stays frozen. Raises UserError if there are fewer blocks than asked for.
     """
     if config.layers > len(model.layers):
-        raise UserError(
-            f"top_layers.layers = {config.layers}: this model has {len(model.layers)} layers"
-        )
+        raise UserError(f"top_layers.layers = {config.layers}: this model has {len(model.layers)} layers")
     model.requires_grad_(False)
     if model.config.tie_embeddings:
         model.output.weight = nn.Parameter(model.output.weight.detach().clone())

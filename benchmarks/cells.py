@@ -39,10 +39,13 @@ STEPS = {"1m": 2930, "4m": 3906}  # of the baseline: 6 and 8 million tokens
 STEPS_A_TURN = 4  # where seconds are measured
 EVALUATED = 256  # windows of each held-out split
 BASELINE = [
-    "--train.optimizer=adamw", "--train.schedule=cosine", "--train.warmup=0.02",
-    "--train.min-lr-ratio=0.1", "--train.weight-decay=0.1",
+    "--train.optimizer=adamw",
+    "--train.schedule=cosine",
+    "--train.warmup=0.02",
+    "--train.min-lr-ratio=0.1",
+    "--train.weight-decay=0.1",
     "--train.embedding-lr=1",
-]  # fmt: skip
+]
 Cell = dict[str, Any]
 
 
@@ -69,11 +72,16 @@ def recipe_of(cell: Cell) -> Recipe:
     steps = max(1, round(STEPS[cell["size"]] * cell["share"]))
     changes = BASELINE if cell["way"] == "baseline" else cell.get("overrides", [])
     own = [
-        f"--data.corpus={cell['corpus']}", f"--train.seed={cell['seed']}",
-        f"--train.learning-rate={cell['learning_rate']}", f"--train.steps={steps}",
-        f"--train.eval-every={max(1, steps // 10)}", "--train.save-every=200",
-        "--train.keep-last=1", "--train.compile=never", "--train.hang-seconds=1e9",
-    ]  # fmt: skip
+        f"--data.corpus={cell['corpus']}",
+        f"--train.seed={cell['seed']}",
+        f"--train.learning-rate={cell['learning_rate']}",
+        f"--train.steps={steps}",
+        f"--train.eval-every={max(1, steps // 10)}",
+        "--train.save-every=200",
+        "--train.keep-last=1",
+        "--train.compile=never",
+        "--train.hang-seconds=1e9",
+    ]
     return load(Recipe, f"configs/speedrun-{cell['size']}.toml", [*changes, *own])
 
 
@@ -123,9 +131,7 @@ def train_cell(cell: Cell) -> Cell:
 COMPILED = ", compiled"
 
 
-def step_seconds(
-    cells: dict[str, Cell], rounds: int = 6, compiled: bool = False
-) -> dict[str, list[float]]:
+def step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool = False) -> dict[str, list[float]]:
     """Seconds of a step of each cell, a value per round, in each of which all have a turn.
 
     With `compiled` each has another turn with torch.compile, under its name with COMPILED.

@@ -39,8 +39,7 @@ def main() -> None:
     folder = prepare(recipe.data)
     path = cached_tokenizer(folder, recipe.tokenizer)
     tokenizer, raw = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
-    texts = [row["text"] for split in ("train", "validation", "test")
-             for row in documents(folder, split)]  # fmt: skip
+    texts = [row["text"] for split in ("train", "validation", "test") for row in documents(folder, split)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     ours, theirs = [], []
     for _ in range(args.rounds):

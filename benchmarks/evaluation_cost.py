@@ -38,9 +38,7 @@ def measure(run: Path) -> dict:
 
 def main() -> None:
     """Entry point of `python -m benchmarks.evaluation_cost`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     found = measure(parser.parse_args().run)
     show(f"evaluation: {found['evaluation_share_of_wall']:.1%} of {found['wall_seconds']:.0f} s")

@@ -55,9 +55,7 @@ def weights_read(model: Transformer) -> int:
 def nats(model: Transformer, ids: torch.Tensor) -> float:
     """Summed loss of (B, T) tokens after the first, from logits."""
     logits = model(ids[:, :-1]).float()
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
-    ).item()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
 
 
 def bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[str, float]]:
@@ -76,9 +74,7 @@ def bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[s
     return found
 
 
-def complete(
-    model: torch.nn.Module, prompts: torch.Tensor, new: int
-) -> tuple[torch.Tensor, float, float]:
+def complete(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> tuple[torch.Tensor, float, float]:
     """The (B, new) likeliest continuations of (B, T) prompts; seconds in all and after the first
 
     token, which includes reading the prompt.
@@ -97,9 +93,14 @@ def complete(
             return scores
 
         whole = model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), do_sample=False, pad_token_id=0,
-            max_new_tokens=new, min_new_tokens=new, logits_processor=[note],
-        )  # fmt: skip
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=False,
+            pad_token_id=0,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            logits_processor=[note],
+        )
         tokens = whole[:, prompts.shape[1] :]
     return tokens, time.perf_counter() - stamps[0], stamps[-1] - stamps[1]
 
@@ -174,8 +175,14 @@ def main() -> None:
                 )
             print(f"    same tokens in float32: {same}")
     bits = bits_per_byte({n: ways["ours", n] for n in BYTES}, tokenizer)
-    result = {"model": args.model, "new_tokens": args.new, "rounds": args.rounds, "rows": rows,
-              "copy_bytes_per_second": copied, "bits_per_byte": bits}  # fmt: skip
+    result = {
+        "model": args.model,
+        "new_tokens": args.new,
+        "rounds": args.rounds,
+        "rows": rows,
+        "copy_bytes_per_second": copied,
+        "bits_per_byte": bits,
+    }
     name = "generate-" + args.model.strip("/").replace("/", "-")
     if args.batch != USUAL:
         name += "-batch-" + "-".join(map(str, args.batch))

@@ -34,9 +34,15 @@ def resident(field: str) -> int:
 def measure(way: str, length: int, vocabulary: int) -> int:
     """Bytes that a step of one window takes, in this process, which must be a fresh one."""
     shape = ModelConfig(
-        dim=256, n_layers=6, n_heads=4, n_kv_heads=4, head_dim=64, hidden_dim=704,
-        max_seq_len=length, tie_embeddings=False,
-    )  # fmt: skip
+        dim=256,
+        n_layers=6,
+        n_heads=4,
+        n_kv_heads=4,
+        head_dim=64,
+        hidden_dim=704,
+        max_seq_len=length,
+        tie_embeddings=False,
+    )
     own = Transformer(shape, vocabulary).init_weights(0)
     x, y = torch.randint(0, vocabulary, (2, 1, length))
     if way == "ours":
@@ -71,9 +77,7 @@ def main() -> None:
             row[way] = int(ended.stdout) if ended.returncode == 0 else None
         rows.append(row)
         shown = {
-            w: f"{row[w] / 2**20:,.0f} MiB" if row[w] else "too much"
-            for w in row
-            if w in ("ours", "transformers")
+            w: f"{row[w] / 2**20:,.0f} MiB" if row[w] else "too much" for w in row if w in ("ours", "transformers")
         }
         print(f"T {length:5}  V {vocabulary:6}  {json.dumps(shown)}")
     lengths = [row for row in rows if row["vocabulary"] == 4096 and row["ours"]]

@@ -64,9 +64,11 @@ def project(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tor
 def in_torch(attend: Callable) -> Iterator[None]:
     """Within it every model computes with torch's operators and this attention."""
     others = {
-        "rope": rope_reference, "swiglu": swiglu_reference, "relu2": relu2_reference,
+        "rope": rope_reference,
+        "swiglu": swiglu_reference,
+        "relu2": relu2_reference,
         "project_and_score": project,
-    }  # fmt: skip
+    }
     with (
         patch.multiple(model.transformer, attend=attend, **others),
         patch.multiple(model.norm, rms_norm=rms_norm_reference),
@@ -185,8 +187,12 @@ def main() -> None:
             f"{row['share_of_product']:.1%} of a large product, time over ours compiled "
             f"{row['time_over_ours_compiled']:.2f} ({low:.2f} to {high:.2f})"
         )
-    result = {"recipe": args.recipe, "batch": args.batch, "rows": rows,
-              "triton": version("triton") if torch.cuda.is_available() else None}  # fmt: skip
+    result = {
+        "recipe": args.recipe,
+        "batch": args.batch,
+        "rows": rows,
+        "triton": version("triton") if torch.cuda.is_available() else None,
+    }
     print(f"written: {record('mfu', result)}")
 
 

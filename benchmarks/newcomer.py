@@ -29,10 +29,25 @@ from rich.table import Table
 from configs.console import printable
 
 SMALL = (
-    "--train.steps", "2", "--model.dim", "32", "--model.n-layers", "2", "--model.hidden-dim", "64",
-    "--model.max-seq-len", "64", "--model.head-dim", "8", "--model.bigram-buckets", "256",
-    "--sample.max-new-tokens", "8", "--train.precision", "float32",
-)  # fmt: skip
+    "--train.steps",
+    "2",
+    "--model.dim",
+    "32",
+    "--model.n-layers",
+    "2",
+    "--model.hidden-dim",
+    "64",
+    "--model.max-seq-len",
+    "64",
+    "--model.head-dim",
+    "8",
+    "--model.bigram-buckets",
+    "256",
+    "--sample.max-new-tokens",
+    "8",
+    "--train.precision",
+    "float32",
+)
 
 
 class Case(NamedTuple):
@@ -94,9 +109,12 @@ def tree(folder: Path) -> Path:
     """A source tree: code, documents, what is not text, and what is hidden."""
     root = folder / "project"
     for name, content in {
-        "src/main.rs": text(1, 3000), "src/lib.py": text(2, 3000), "README.md": text(3, 3000),
-        "Makefile": text(4, 3000), ".git/HEAD": "ref: refs/heads/main",
-    }.items():  # fmt: skip
+        "src/main.rs": text(1, 3000),
+        "src/lib.py": text(2, 3000),
+        "README.md": text(3, 3000),
+        "Makefile": text(4, 3000),
+        ".git/HEAD": "ref: refs/heads/main",
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     (root / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
@@ -179,38 +197,49 @@ def cases(megabytes: int) -> dict[str, Case]:
         "Markdown": Case(file("notes.md", text(1))),
         "CSV": Case(file("reviews.csv", table)),
         "TSV": Case(file("reviews.tsv", table.replace(",", "\t"))),
-        "CSV without that column": Case(file("a.csv", table.replace("text,", "review,", 1)),
-                                        refused='no column "text"'),
+        "CSV without that column": Case(
+            file("a.csv", table.replace("text,", "review,", 1)), refused='no column "text"'
+        ),
         "JSON lines": Case(file("rows.jsonl", lines)),
         "JSON lines, cut off": Case(file("rows.jsonl", lines[:-9]), refused="malformed JSON"),
         "gzip": Case(file("a.txt.gz", gzip.compress(text(1).encode()))),
-        "gzip, cut off": Case(file("a.txt.gz", gzip.compress(text(1).encode())[:-99]),
-                              refused="is damaged or cut off"),
+        "gzip, cut off": Case(file("a.txt.gz", gzip.compress(text(1).encode())[:-99]), refused="is damaged or cut off"),
         "zstd of JSON lines": Case(file("a.jsonl.zst", zstandard.compress(lines.encode()))),
         "source tree": Case(tree, said="1 files are not text and are left out: logo.png"),
         "Windows line ends": Case(file("a.txt", text(1).replace("\n", "\r\n"))),
         "Chinese without spaces": Case(file("a.txt", chinese())),
         f"one line of {megabytes} MB": Case(long_line(megabytes)),
-        "PDF named .txt": Case(file("paper.txt", b"%PDF-1.7\n" + text(1).encode()),
-                               refused="is a PDF"),
+        "PDF named .txt": Case(file("paper.txt", b"%PDF-1.7\n" + text(1).encode()), refused="is a PDF"),
         "UTF-16": Case(file("a.txt", text(1).encode("utf-16")), refused="is UTF-16; convert it"),
         "empty file": Case(file("a.txt", ""), refused="empty corpus"),
         "no such file": Case(lambda folder: folder / "none.txt", refused="no such file or folder"),
         "lines as documents": Case(file("a.txt", text(1, 40_000)), ("--data.document", "line")),
         "files as documents": Case(tree, ("--data.document", "file"), refused="too small"),
         "4,096 tokens of molecules": Case(file("molecules.smi", molecules()), said=fits),
-        "the same, strict": Case(file("molecules.smi", molecules()),
-                                 ("--tokenizer.strict", "true"), refused="more than the corpus"),
-    }  # fmt: skip
+        "the same, strict": Case(
+            file("molecules.smi", molecules()), ("--tokenizer.strict", "true"), refused="more than the corpus"
+        ),
+    }
 
 
 def attempt(name: str, case: Case, folder: Path) -> tuple[bool, list[str]]:
     """Train on a corpus in a process of its own; whether it went as expected, and a table's row."""
     folder.mkdir()
     corpus, started = case.make(folder), time.perf_counter()
-    command = [sys.executable, "-m", "train.pretrain", "configs/own-text.toml", *SMALL,
-               "--data.corpus", str(corpus), "--data.cache-dir", str(folder / "cache"),
-               "--run-dir", str(folder / "run"), *case.more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "train.pretrain",
+        "configs/own-text.toml",
+        *SMALL,
+        "--data.corpus",
+        str(corpus),
+        "--data.cache-dir",
+        str(folder / "cache"),
+        "--run-dir",
+        str(folder / "run"),
+        *case.more,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stderr.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
@@ -229,9 +258,7 @@ def attempt(name: str, case: Case, folder: Path) -> tuple[bool, list[str]]:
 
 def main() -> None:
     """Entry point of `python -m benchmarks.newcomer`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=300, help="of the one long line")
     parser.add_argument("--only", nargs="+", help="these cases")
     args = parser.parse_args()

@@ -29,13 +29,19 @@ def transformers_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> n
     c = config
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(state["tok_embeddings.weight"]), hidden_size=c.dim,
-            intermediate_size=c.hidden_dim, num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim,
-            max_position_embeddings=c.max_seq_len, rms_norm_eps=c.norm_eps,
-            rope_theta=c.rope_theta, tie_word_embeddings=c.tie_embeddings,
+            vocab_size=len(state["tok_embeddings.weight"]),
+            hidden_size=c.dim,
+            intermediate_size=c.hidden_dim,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads,
+            num_key_value_heads=c.n_kv_heads,
+            head_dim=c.head_dim,
+            max_position_embeddings=c.max_seq_len,
+            rms_norm_eps=c.norm_eps,
+            rope_theta=c.rope_theta,
+            tie_word_embeddings=c.tie_embeddings,
         )
-    )  # fmt: skip
+    )
     model.load_state_dict(renamed)
     return model
 
@@ -48,14 +54,25 @@ def litgpt_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Modu
     c, vocabulary = config, len(state["tok_embeddings.weight"])
     model = GPT(
         Config(
-            name="bench", block_size=c.max_seq_len, padded_vocab_size=vocabulary,
-            vocab_size=vocabulary, n_layer=c.n_layers, n_head=c.n_heads, n_embd=c.dim,
-            n_query_groups=c.n_kv_heads, head_size=c.head_dim, rotary_percentage=1.0,
-            parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=c.norm_eps,
-            mlp_class_name="LLaMAMLP", intermediate_size=c.hidden_dim,
+            name="bench",
+            block_size=c.max_seq_len,
+            padded_vocab_size=vocabulary,
+            vocab_size=vocabulary,
+            n_layer=c.n_layers,
+            n_head=c.n_heads,
+            n_embd=c.dim,
+            n_query_groups=c.n_kv_heads,
+            head_size=c.head_dim,
+            rotary_percentage=1.0,
+            parallel_residual=False,
+            bias=False,
+            norm_class_name="RMSNorm",
+            norm_eps=c.norm_eps,
+            mlp_class_name="LLaMAMLP",
+            intermediate_size=c.hidden_dim,
             rope_base=int(c.rope_theta),
         )
-    )  # fmt: skip
+    )
     names = {"tok_embeddings": "transformer.wte", "output": "lm_head", "norm": "transformer.ln_f"}
     parts = {
         "attention.wo": "attn.proj",
@@ -92,11 +109,16 @@ class Gpt2(nn.Module):
         none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
         self.gpt2 = GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=vocab_size, n_positions=config.max_seq_len, n_embd=config.dim,
-                n_layer=config.n_layers, n_head=config.n_heads, bos_token_id=0, eos_token_id=0,
+                vocab_size=vocab_size,
+                n_positions=config.max_seq_len,
+                n_embd=config.dim,
+                n_layer=config.n_layers,
+                n_head=config.n_heads,
+                bos_token_id=0,
+                eos_token_id=0,
                 **none,
             )
-        )  # fmt: skip
+        )
 
     def forward(self, tokens: torch.Tensor, *, targets: torch.Tensor) -> torch.Tensor:
         """The summed loss of (B, T) tokens, float32, in nats."""

@@ -51,13 +51,22 @@ def main() -> None:
             sizes = [len(prefix.ids), round(statistics.mean(a.prompt_tokens for a in plain))]
             furthest = max(
                 [furthest]
-                + [abs(x - y) for a, b in zip(plain, fast, strict=True)
-                   for x, y in zip(a.scores, b.scores, strict=True)]
-            )  # fmt: skip
+                + [
+                    abs(x - y)
+                    for a, b in zip(plain, fast, strict=True)
+                    for x, y in zip(a.scores, b.scores, strict=True)
+                ]
+            )
             assert [a.choice for a in plain] == [b.choice for b in fast]
-        row = {"task": name, "labels": len(completions), "prefix_tokens": sizes[0],
-               "prompt_tokens": sizes[1], "items": len(prompts), "speedups": ratios,
-               "largest_difference_nats": furthest}  # fmt: skip
+        row = {
+            "task": name,
+            "labels": len(completions),
+            "prefix_tokens": sizes[0],
+            "prompt_tokens": sizes[1],
+            "items": len(prompts),
+            "speedups": ratios,
+            "largest_difference_nats": furthest,
+        }
         results.append(row)
         print(
             f"{name:12} prefix {sizes[0]} of {sizes[1]} tokens: {statistics.median(ratios):.2f} "

@@ -51,9 +51,7 @@ def measure(megabytes: int) -> dict:
         recipe = Path(folder) / "large.toml"
         recipe.write_text(f'[data]\ncorpus = "{text}"\ncache_dir = "{folder}/cache"\n')
         started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", PREPARE, recipe], check=True, stdout=subprocess.PIPE, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", PREPARE, recipe], check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - started
     kilobytes = int(done.stdout.split("VmHWM:")[1].split()[0])
     return {"text_bytes": size, "seconds": seconds, "peak_bytes": kilobytes * 1024}

@@ -70,10 +70,7 @@ def main() -> None:
     }
     for name, row in rows.items():
         spread = f"{min(scores[name]):.4f} to {max(scores[name]):.4f}"
-        print(
-            f"{name:16} {row['bytes_per_token']:.3f} bytes/token  "
-            f"{row['median']:.4f} bits/byte ({spread})"
-        )
+        print(f"{name:16} {row['bytes_per_token']:.3f} bytes/token  {row['median']:.4f} bits/byte ({spread})")
     result = {"recipe": args.recipe, "steps": args.steps, "variants": rows}
     print(record("pretokenization", result))
 

@@ -13,8 +13,18 @@ import torch
 
 from configs.atomic import to_json, write_atomically
 
-PACKAGES = ("torch", "triton", "numpy", "tokenizers", "transformers", "litgpt", "peft", "lancedb",
-            "wordllama", "psutil")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "tokenizers",
+    "transformers",
+    "litgpt",
+    "peft",
+    "lancedb",
+    "wordllama",
+    "psutil",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

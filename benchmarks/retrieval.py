@@ -59,13 +59,20 @@ def main() -> None:
                 if way == "bm25" and encoder != args.encoders[0]:
                     continue  # it has no vectors
                 hits = np.array(
-                    [answer in {p.document for p in store.search(question, DEPTH, way)}
-                     for question, answer in asked], float,
-                )  # fmt: skip
+                    [answer in {p.document for p in store.search(question, DEPTH, way)} for question, answer in asked],
+                    float,
+                )
                 drawn = draw.choice(hits, (2000, len(hits))).mean(1)
                 low, high = np.quantile(drawn, (0.025, 0.975))
-                row = {"encoder": encoder, "way": way, "recall": hits.mean(), "low": low,
-                       "high": high, "questions": len(asked), "documents": len(texts)}  # fmt: skip
+                row = {
+                    "encoder": encoder,
+                    "way": way,
+                    "recall": hits.mean(),
+                    "low": low,
+                    "high": high,
+                    "questions": len(asked),
+                    "documents": len(texts),
+                }
                 results.append(row)
                 print(
                     f"{encoder:14}{way:8} recall@{DEPTH} {row['recall']:.3f} "

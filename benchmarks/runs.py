@@ -27,8 +27,10 @@ def steps_of(recipe: str, steps: int, *overrides: str, ranks: int = 1, threads: 
         subprocess.run(
             [sys.executable, *launch, recipe, *own, *only, *overrides],
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
         rows = [row for row in read_metrics(run) if "loss" in row]
     before = 0.0
     for row in rows:

@@ -27,9 +27,7 @@ from train.saver import Saver
 
 INTERVAL = 25
 ROUNDS = 10
-MODEL = ModelConfig(
-    dim=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, hidden_dim=768, max_seq_len=256
-)
+MODEL = ModelConfig(dim=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, hidden_dim=768, max_seq_len=256)
 VOCABULARY = 8192
 
 
@@ -77,14 +75,19 @@ def main() -> None:
         ratios = sorted(t / n - 1 for t, n in zip(times[way], times["none"], strict=True))
         costs[way] = {"median": statistics.median(ratios), "rounds": ratios}
         low, high = ratios[ROUNDS // 4], ratios[-ROUNDS // 4]
-        print(
-            f"{way}: {costs[way]['median']:+.1%} (middle half of rounds {low:+.1%} to {high:+.1%})"
-        )
-    result = {"parameters": model.num_parameters(), "checkpoint_bytes": size // 2,
-              "interval_steps": INTERVAL, "seconds_per_step": times, "cost": costs}  # fmt: skip
+        print(f"{way}: {costs[way]['median']:+.1%} (middle half of rounds {low:+.1%} to {high:+.1%})")
+    result = {
+        "parameters": model.num_parameters(),
+        "checkpoint_bytes": size // 2,
+        "interval_steps": INTERVAL,
+        "seconds_per_step": times,
+        "cost": costs,
+    }
     step_ms = 1e3 * statistics.median(times["none"])
-    print(f"a checkpoint of {size / 2e6:,.0f} MB every {INTERVAL} steps of {step_ms:.0f} ms; "
-          f"written: {record('save_cost', result)}")  # fmt: skip
+    print(
+        f"a checkpoint of {size / 2e6:,.0f} MB every {INTERVAL} steps of {step_ms:.0f} ms; "
+        f"written: {record('save_cost', result)}"
+    )
 
 
 if __name__ == "__main__":

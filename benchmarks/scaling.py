@@ -24,9 +24,7 @@ TOKENS = 2048
 
 def seconds(steps: int, *overrides: str, ranks: int = 1, threads: int = 1) -> list[float]:
     """Of every step but the first three."""
-    rows = steps_of(
-        RECIPE, steps, "--data.corpus=folk-tunes", *overrides, ranks=ranks, threads=threads
-    )
+    rows = steps_of(RECIPE, steps, "--data.corpus=folk-tunes", *overrides, ranks=ranks, threads=threads)
     return [row["step_seconds"] for row in rows[3:]]
 
 
@@ -46,15 +44,21 @@ def main() -> None:
 
     for dim in (64, 128, 256, 512):
         measure(
-            "width", 12 * 5 * dim**2, f"--model.dim={dim}", f"--model.hidden-dim={4 * dim}",
+            "width",
+            12 * 5 * dim**2,
+            f"--model.dim={dim}",
+            f"--model.hidden-dim={4 * dim}",
             f"--model.head-dim={dim // 4}",
-        )  # fmt: skip
+        )
     for length in (128, 256, 512, 1024, 2048):
         batch = TOKENS // length
         measure(
-            "length", length, f"--model.max-seq-len={length}", f"--train.batch-size={batch}",
+            "length",
+            length,
+            f"--model.max-seq-len={length}",
+            f"--train.batch-size={batch}",
             f"--train.micro-batch-size={batch}",
-        )  # fmt: skip
+        )
     cores = os.cpu_count() or 1
     alone = measure("ranks", 1)
     shared = measure("ranks", cores, "--train.micro-batch-size=4", ranks=cores)
@@ -64,9 +68,7 @@ def main() -> None:
         points = np.log([[row["size"], row["seconds"]] for row in rows if row["what"] == what]).T
         exponents[what] = float(np.polyfit(*points, 1)[0])
         print(f"seconds per step grow with {what} to the power {exponents[what]:.2f}")
-    print(
-        f"{cores} ranks {alone / shared:.2f}, {cores} threads {alone / threaded:.2f} times as fast"
-    )
+    print(f"{cores} ranks {alone / shared:.2f}, {cores} threads {alone / threaded:.2f} times as fast")
     print(f"written: {record('scaling', {'rows': rows, 'exponents': exponents})}")
 
 

@@ -41,9 +41,13 @@ OVERRIDES = {"baseline": [], "recipe": [], "adamw": ["--train.optimizer=adamw"]}
 def cell_of(way: str, size: str) -> Cell:
     """A cell of a way and size without its learning rate, on what that is tuned on."""
     return {
-        "way": way, "size": size, "corpus": TUNED_ON, "seed": SEEDS[0], "share": SHARES[way],
+        "way": way,
+        "size": size,
+        "corpus": TUNED_ON,
+        "seed": SEEDS[0],
+        "share": SHARES[way],
         "overrides": OVERRIDES[way],
-    }  # fmt: skip
+    }
 
 
 def plan(rows: list[Cell], sizes: list[str]) -> list[Cell]:
@@ -155,8 +159,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e4, help="end all cells after these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
     parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=STEPS)
-    parser.add_argument("--ways", nargs="+", default=list(SHARES), choices=SHARES,
-                        help="train only cells of these")  # fmt: skip
+    parser.add_argument("--ways", nargs="+", default=list(SHARES), choices=SHARES, help="train only cells of these")
     args = parser.parse_args()
     path = folder() / "speedrun.jsonl"
 

@@ -31,14 +31,19 @@ from model.transformer import Transformer
 
 SHAPES = {
     "small": ModelConfig(
-        dim=256, n_layers=6, n_heads=4, n_kv_heads=4, head_dim=64, hidden_dim=704, max_seq_len=256,
-        tie_embeddings=False,
+        dim=256, n_layers=6, n_heads=4, n_kv_heads=4, head_dim=64, hidden_dim=704, max_seq_len=256, tie_embeddings=False
     ),
     "smollm2": ModelConfig(
-        dim=576, n_layers=4, n_heads=9, n_kv_heads=3, head_dim=64, hidden_dim=1536, max_seq_len=512,
+        dim=576,
+        n_layers=4,
+        n_heads=9,
+        n_kv_heads=3,
+        head_dim=64,
+        hidden_dim=1536,
+        max_seq_len=512,
         tie_embeddings=False,
     ),
-}  # fmt: skip
+}
 VOCABULARY = {"small": 4096, "smollm2": 49152}
 BATCH, STEPS = {"small": 8, "smollm2": 2}, {"small": 4, "smollm2": 1}
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -81,9 +86,7 @@ def rows_of(name: str, rounds: int, compiled: bool) -> list[dict]:
     shape, vocabulary, batch = SHAPES[name], VOCABULARY[name], BATCH[name]
     x, y = torch.randint(0, vocabulary, (2, batch, shape.max_seq_len))
     own = Transformer(shape, vocabulary).init_weights(0)
-    made: dict[str, tuple[nn.Module, Loss]] = {
-        "ours": (own, lambda x, y: own(x, targets=y) / y.numel())
-    }
+    made: dict[str, tuple[nn.Module, Loss]] = {"ours": (own, lambda x, y: own(x, targets=y) / y.numel())}
     state = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     theirs = transformers_llama(shape, state)
     made["transformers"] = theirs, lambda x, y: theirs(x, labels=y, shift_labels=y).loss

@@ -52,8 +52,7 @@ def cpu_seconds() -> float:
 def measure(way: str, seed: int) -> dict:
     """One way with one seed: what it scores on the test items, and what training it took."""
     name = "lora" if way == "zero-shot" else way
-    recipe = load(FinetuneRecipe, f"configs/finetune/service-{name}.toml",
-                  ["--train.seed", str(seed)])  # fmt: skip
+    recipe = load(FinetuneRecipe, f"configs/finetune/service-{name}.toml", ["--train.seed", str(seed)])
     assert recipe.task is not None
     task = load_task(recipe.task, recipe.data)
     model, tokenizer = load_model(recipe.base)
@@ -67,11 +66,14 @@ def measure(way: str, seed: int) -> dict:
             model.bfloat16()
         pooling = recipe.features.pooling
         half = task._replace(train=task.train[: len(task.train) // 2])  # seeds differ in the half
-        features = [extract(model, tokenizer, [item.text for item in items], pooling)
-                    for items in (half.train, half.validation)]  # fmt: skip
+        features = [
+            extract(model, tokenizer, [item.text for item in items], pooling) for items in (half.train, half.validation)
+        ]
         head, _ = fit(half, *features, recipe.features)
-        row |= {"training_cpu_seconds": cpu_seconds() - started,
-                "trained_parameters": head.weight.size + head.bias.size}  # fmt: skip
+        row |= {
+            "training_cpu_seconds": cpu_seconds() - started,
+            "trained_parameters": head.weight.size + head.bias.size,
+        }
         found = head.predict(extract(model, tokenizer, [i.text for i in task.test], pooling))
         right = [float(a == item.label) for a, item in zip(found, task.test, strict=True)]
         return row | {"correct": right, "peak_bytes": peak_memory(model.device)}
@@ -114,10 +116,7 @@ def compared(rows: list[dict]) -> list[dict]:
         if not group:
             continue
         mine = score([row["correct"] for row in group])
-        above = {
-            "zero_shot": mine.minus(before).estimate,
-            "majority": mine.minus(majority).estimate,
-        }
+        above = {"zero_shot": mine.minus(before).estimate, "majority": mine.minus(majority).estimate}
         last, seconds = group[-1], [row.get("training_cpu_seconds", 0.0) for row in group]
         peak = max(row.get("peak_bytes", 0) for row in group)
         found.append(

@@ -47,14 +47,26 @@ def final_loss(case: tuple[int, int, int, int]) -> float:
     """Mean training loss (nats per token) of the last fifth of a run; infinite if it diverged."""
     base, width, octave, seed = case
     recipe, (tokenizer, train_set, _) = sets()
-    settings = {"learning_rate": 2.0**octave, "schedule": "linear", "warmup": 0.1,
-                "min_lr_ratio": 0.0, "optimizer": "adamw"}  # fmt: skip
+    settings = {
+        "learning_rate": 2.0**octave,
+        "schedule": "linear",
+        "warmup": 0.1,
+        "min_lr_ratio": 0.0,
+        "optimizer": "adamw",
+    }
     config = recipe.train.model_copy(update=settings)
     heads = width // 32
     shape = ModelConfig(
-        dim=width, n_layers=4, n_heads=heads, n_kv_heads=heads, head_dim=32, hidden_dim=4 * width,
-        max_seq_len=LENGTH, activation="relu2", base_dim=base,
-    )  # fmt: skip
+        dim=width,
+        n_layers=4,
+        n_heads=heads,
+        n_kv_heads=heads,
+        head_dim=32,
+        hidden_dim=4 * width,
+        max_seq_len=LENGTH,
+        activation="relu2",
+        base_dim=base,
+    )
     model = Transformer(shape, tokenizer.vocab_size).init_weights(seed)
     parameters = dict(model.named_parameters())
     (optimizer,) = optimizers(parameters, config, shape.width_ratio)
@@ -123,8 +135,7 @@ def main() -> None:
     best: dict[str, dict[int, list[float]]] = {}
     for way, base in WAYS.items():
         losses[way] = {
-            width: [[found[base, width, octave, seed] for octave in OCTAVES] for seed in SEEDS]
-            for width in WIDTHS
+            width: [[found[base, width, octave, seed] for octave in OCTAVES] for seed in SEEDS] for width in WIDTHS
         }
         best[way] = {width: [*map(best_octave, seeds)] for width, seeds in losses[way].items()}
         for width, octaves in best[way].items():
@@ -132,8 +143,14 @@ def main() -> None:
         narrow, wide = best[way][WIDTHS[0]], best[way][WIDTHS[-1]]
         moved = [there - here for here, there in zip(narrow, wide, strict=True)]
         say(f"{way:24} from width {WIDTHS[0]} to {WIDTHS[-1]} the best moves {describe(moved)}")
-    about = {"steps": STEPS, "tokens_per_step": BATCH * LENGTH, "seeds": SEEDS,
-             "log2_rates": OCTAVES, "losses": losses, "best_log2_rate": best}  # fmt: skip
+    about = {
+        "steps": STEPS,
+        "tokens_per_step": BATCH * LENGTH,
+        "seeds": SEEDS,
+        "log2_rates": OCTAVES,
+        "losses": losses,
+        "best_log2_rate": best,
+    }
     path = record("width_transfer", about)
     plot(losses, path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")

@@ -53,9 +53,7 @@ def measure(study: Study, cell: Cell) -> dict:
             score, flops = validation(study, cell, learned)
             seconds = time.perf_counter() - started
             took = {
-                unit: learned.costs.get(f"training_{unit}", 0.0)
-                - learned.reused.get(unit, 0.0)
-                + asking
+                unit: learned.costs.get(f"training_{unit}", 0.0) - learned.reused.get(unit, 0.0) + asking
                 for unit, asking in (("seconds", seconds), ("flops", flops))
             }
             search.append({"setting": setting, "validation": score, **took})
@@ -115,10 +113,13 @@ def written(study: Study, cell: Cell, learned: Learned) -> list[dict]:
             for item, prompt in zip(items, prompts, strict=True)
         ]
     return [
-        {"prompt": text[:SHOWN_CHARS], "expected": text[SHOWN_CHARS:300],
-         "text": learned.write(learned.prompts([text[:SHOWN_CHARS]])[0])}
+        {
+            "prompt": text[:SHOWN_CHARS],
+            "expected": text[SHOWN_CHARS:300],
+            "text": learned.write(learned.prompts([text[:SHOWN_CHARS]])[0]),
+        }
         for text in study.test[:SHOWN]
-    ]  # fmt: skip
+    ]
 
 
 def end_with_parent() -> None:
@@ -138,9 +139,7 @@ def end_with_parent() -> None:
 def main() -> None:
     """Entry point of `python -m compare.cells`."""
     if len(sys.argv) != 7 or sys.argv[2] not in ARMS:
-        raise UserError(
-            f"usage: python -m compare.cells STUDY-DIR {{{','.join(ARMS)}}} AXIS SIZE SEED RESULT"
-        )
+        raise UserError(f"usage: python -m compare.cells STUDY-DIR {{{','.join(ARMS)}}} AXIS SIZE SEED RESULT")
     folder, arm, axis, size, seed, result = sys.argv[1:]
     cell = Cell(arm, axis, float(size), int(seed))
     started = time.perf_counter()

@@ -53,9 +53,7 @@ class HeldOut:
         runs = np.concatenate([*each, np.zeros(0, np.uint64)])
         order = np.argsort(runs, kind="stable")
         self.owners = owners[order]
-        self.runs, self.first, self.count = np.unique(
-            runs[order], return_index=True, return_counts=True
-        )
+        self.runs, self.first, self.count = np.unique(runs[order], return_index=True, return_counts=True)
         self.table = np.zeros(TABLE, bool)
         self.table[self.runs % TABLE] = True
 
@@ -69,9 +67,7 @@ class HeldOut:
             count = self.count[runs]  # held-out texts that have it
             within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
             owner = self.owners[np.repeat(self.first[runs], count) + within]
-            pairs, shared = np.unique(
-                np.stack([owner, np.repeat(document, count)]), axis=1, return_counts=True
-            )
+            pairs, shared = np.unique(np.stack([owner, np.repeat(document, count)]), axis=1, return_counts=True)
             same = shared >= SAME * self.sizes[pairs[0]]
             for number, document in pairs[:, same].T:
                 found.setdefault(int(number), part[document])

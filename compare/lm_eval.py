@@ -69,8 +69,10 @@ def as_lm(model: Transformer, tokenizer: Tokenizer) -> Any:
                 room = model.config.context - 1 - len(tokenizer.encode(context))
                 short += room < how.get("max_gen_toks", WRITTEN)
             if short:
-                say(f"WARNING: {short} answers had less room than their task allows: the context "
-                    f"is {model.config.context} tokens")  # fmt: skip
+                say(
+                    f"WARNING: {short} answers had less room than their task allows: the context "
+                    f"is {model.config.context} tokens"
+                )
             return found
 
     return Homegrown()
@@ -87,10 +89,7 @@ def loglikelihoods(
     rows = []
     for context, continuation in pairs:
         spaces = len(context) - len(context.rstrip())  # which begin a word, not end one
-        context, continuation = (
-            context[: len(context) - spaces],
-            (context[len(context) - spaces :] + continuation),
-        )
+        context, continuation = (context[: len(context) - spaces], (context[len(context) - spaces :] + continuation))
         known = 1 + len(tokenizer.encode(context))
         ids = [tokenizer.separator_id, *tokenizer.encode(context + continuation)]
         if len(ids) - 1 > model.config.context:
@@ -141,13 +140,15 @@ def main() -> None:
     known = set(manager.all_tasks)
     for name in args.tasks:
         if name not in known:
-            raise UserError(
-                f'--tasks: lm-eval has no task "{name}"; name it, or --include its folder'
-            )
+            raise UserError(f'--tasks: lm-eval has no task "{name}"; name it, or --include its folder')
     results = simple_evaluate(
-        model=lm, tasks=args.tasks, num_fewshot=args.num_fewshot, limit=args.limit,
-        task_manager=manager, log_samples=False,
-    )  # fmt: skip
+        model=lm,
+        tasks=args.tasks,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        task_manager=manager,
+        log_samples=False,
+    )
     assert results is not None
     show(make_table(results))
     if args.out:

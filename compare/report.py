@@ -27,9 +27,21 @@ from configs.cli import Parser, UserError, load, run_command
 from configs.console import printable, show
 from configs.study import StudyRecipe
 
-COLUMNS = ("arm", "learns from", "bits/byte", "task score", "ECE", "training s", "training FLOPs",
-           "stored MiB", "tokens/request", "s/request", "peak memory", "general bits",
-           "overlap")  # fmt: skip
+COLUMNS = (
+    "arm",
+    "learns from",
+    "bits/byte",
+    "task score",
+    "ECE",
+    "training s",
+    "training FLOPs",
+    "stored MiB",
+    "tokens/request",
+    "s/request",
+    "peak memory",
+    "general bits",
+    "overlap",
+)
 CAPTIONS = {
     "text": "Held-out text: bits per byte, comparable across tokenizers.",
     "task": "Held-out items: labels ranked by likelihood, or answers met exactly.",
@@ -87,8 +99,7 @@ def markdown(ledger: Ledger) -> str:
 def about(ledger: Ledger) -> str:
     """What was measured, where and how, in a line."""
     row = ledger.rows[0]
-    documents = max((len(r["document_bytes"]) for r in ledger.rows if "document_bytes" in r),
-                    default=0)  # fmt: skip
+    documents = max((len(r["document_bytes"]) for r in ledger.rows if "document_bytes" in r), default=0)
     items = max((len(r["correct"]) for r in ledger.rows if "correct" in r), default=0)
     task = f"task {row['task']}" if row["task"] else "no task"
     seeds = len({r["seed"] for r in ledger.rows})
@@ -105,8 +116,7 @@ def protocol(recipe: StudyRecipe) -> list[str]:
     if recipe.budget_flops:
         budget = f"{recipe.budget_flops:.3g} FLOPs"
     return [
-        "Every arm answers the same held-out documents and items, drawn once, one request at a "
-        "time.",
+        "Every arm answers the same held-out documents and items, drawn once, one request at a time.",
         f"Training gets {budget} on the text and as much on the task, per size, seed and try.",
         f"Every arm with something to set tries {recipe.tries} settings on the first seed; the "
         "validation split chooses (also the checkpoint), and the test split is read once.",
@@ -190,10 +200,17 @@ def decisions(ledger: Ledger) -> list[dict]:
         value, low, high = score.estimate
         better = [i for i, other in enumerate(scores) if other.minus(score).estimate.low > 0]
         found.append(
-            {"arm": arm, "size": size, "score": value, "low": low, "high": high,
-             "beaten": better, "ece": calibration_error(rows),
-             **cost_of(rows, needed(ledger, arm))._asdict()}
-        )  # fmt: skip
+            {
+                "arm": arm,
+                "size": size,
+                "score": value,
+                "low": low,
+                "high": high,
+                "beaten": better,
+                "ece": calibration_error(rows),
+                **cost_of(rows, needed(ledger, arm))._asdict(),
+            }
+        )
     return found
 
 
@@ -229,18 +246,23 @@ def plot(ledger: Ledger, path: Path) -> None:
                 continue
             reach = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
             beside = [size * 1.03 ** (number - len(arms) / 2) for size in sizes]  # not on another
-            panel.errorbar(beside, [s.value for s in scores], reach, color=colour, linestyle=style,
-                           elinewidth=1, marker="os^"[number % 3], markersize=4,
-                           label=arm)  # fmt: skip
+            panel.errorbar(
+                beside,
+                [s.value for s in scores],
+                reach,
+                color=colour,
+                linestyle=style,
+                elinewidth=1,
+                marker="os^"[number % 3],
+                markersize=4,
+                label=arm,
+            )
         panel.set_xscale("log")
-        known = sorted({size for arm in arms if not is_level(axis, arm)
-                        for size in ledger.sizes(axis, arm)})  # fmt: skip
+        known = sorted({size for arm in arms if not is_level(axis, arm) for size in ledger.sizes(axis, arm)})
         panel.set_xticks(known, [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in known])
         panel.minorticks_off()
         panel.set_title(CAPTIONS[axis], fontsize=10)
-        panel.set_xlabel(
-            {"text": "share of the training documents", "task": "labelled items"}[axis]
-        )
+        panel.set_xlabel({"text": "share of the training documents", "task": "labelled items"}[axis])
         panel.grid(alpha=0.3)
         if arms:
             panel.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.11))

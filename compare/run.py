@@ -56,8 +56,7 @@ from train.run import (
 AXES = ("text", "task")
 ASIDE = 25.0  # seconds that a cell takes beside training, before any has been measured
 SPEED = 2e11  # FLOPs per second, where the budget is in FLOPs, before any has been measured
-EVERY = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents",
-         "seq_len")  # fmt: skip
+EVERY = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents", "seq_len")
 About = dict[Cell, dict]
 
 
@@ -84,16 +83,18 @@ def plan(study: StudyRecipe, arms: list[str] | None = None) -> list[Cell]:
         for cell in {first, first._replace(seed=seed)} - set(found):
             found.insert(0, cell)
     order = {name: at for at, name in enumerate(ARMS)}
-    return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed),
-                                        order[c.arm], c.size))  # fmt: skip
+    return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.arm], c.size))
 
 
 def expected_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
     """About how long a cell takes, by those of its arm in `rows` if there are any."""
     settings = ARMS[cell.arm].settings(study, cell.axis)
     tries = len(settings) if cell.seed == study.seeds[0] else 1
-    known = [row["wall_seconds"] / max(1, len(row["search"])) for row in rows
-             if (row["arm"], row["axis"]) == (cell.arm, cell.axis)]  # fmt: skip
+    known = [
+        row["wall_seconds"] / max(1, len(row["search"]))
+        for row in rows
+        if (row["arm"], row["axis"]) == (cell.arm, cell.axis)
+    ]
     if known:
         return statistics.mean(known) * tries
     budget = study.budget_flops / SPEED or study.budget_seconds
@@ -106,12 +107,14 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
     Not of prices, nor of what else is measured, so that these may change.
     """
     task = task_of(study)
-    items = [(part, [(i.text, i.label) for i in getattr(task, part)])
-             for part in ("train", "validation", "test")]  # fmt: skip
+    items = [(part, [(i.text, i.label) for i in getattr(task, part)]) for part in ("train", "validation", "test")]
     general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
     model = Path(study.foundation)
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
-             for path in sorted((model, *model.rglob("*"))) if path.is_file()]  # fmt: skip
+    files = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted((model, *model.rglob("*")))
+        if path.is_file()
+    ]
     texts = [manifest_of(prepare(data))["fingerprint"] for data in (study.data, general)]
     data = [texts, items, version_of(study.foundation), files]
 
@@ -132,17 +135,13 @@ def provenance(study: StudyRecipe, cells: Sequence[Cell]) -> About:
     """What the row of each cell carries besides its measurements."""
     here = Path(__file__).parent
     commit = subprocess.run(
-        ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty"],
-        capture_output=True,
-        text=True,
+        ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True
     )
     every = {
         "corpus": study.data.corpus,
         "task": study.task.name,
         "commit": commit.stdout.strip() or "unknown",
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{os.cpu_count()} cores, {_cpu()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {_cpu()}",
         "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")}
         | {"python": platform.python_version(), "foundation": version_of(study.foundation)},
         "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
@@ -244,16 +243,17 @@ def write_ledger(folder: Path, rows: list[dict]) -> None:
     write_atomically(folder / "ledger.jsonl", "".join(to_json(row) + "\n" for row in rows))
 
 
-def make_folder(
-    folder: Path, study: StudyRecipe, about: About, resume: bool, overwrite: bool
-) -> None:
+def make_folder(folder: Path, study: StudyRecipe, about: About, resume: bool, overwrite: bool) -> None:
     """Make a study's folder, or check that `resume` may go on in it, before anything runs.
 
     Raises UserError if it may not, or if cells in it were measured with other settings or data.
     """
     if resume and (folder / "config.toml").exists():
-        stale = [cell.name for cell in about if read_json(folder / "cells" / f"{cell.name}.json")
-                 and not measured(folder, cell, about)]  # fmt: skip
+        stale = [
+            cell.name
+            for cell in about
+            if read_json(folder / "cells" / f"{cell.name}.json") and not measured(folder, cell, about)
+        ]
         if stale:
             raise UserError(
                 f"{folder}: {len(stale)} cells were measured with other settings or data "
@@ -286,8 +286,9 @@ def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) 
     found = {cell: measured(folder, cell, about) for cell in cells}
     left, rows = [c for c in cells if not found[c]], [row for row in found.values() if row]
     minutes = sum(expected_seconds(study, cell, rows) for cell in left) / 60
-    show(f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; "
-          f"about {minutes:.0f} minutes")  # fmt: skip
+    show(
+        f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; about {minutes:.0f} minutes"
+    )
     for axis in AXES:
         for name in ARMS:
             sizes = sorted({c.size for c in cells if (c.arm, c.axis) == (name, axis)})

@@ -80,9 +80,7 @@ class Study:
             validation=[item for item in task.validation if item.text not in gone],
         )
         if not self.test or (task.test and not (self.task.test and self.task.validation)):
-            raise UserError(
-                "nothing is left to measure on: all that is held out is also trained on"
-            )
+            raise UserError("nothing is left to measure on: all that is held out is also trained on")
         self.held_out = HeldOut([text for text in every.texts if text not in gone])
         if dropped:
             say(f"{len(dropped)} held-out texts stand in the training split: left out")
@@ -136,9 +134,7 @@ class Study:
     @cached_property
     def general(self) -> list[str]:
         """Held-out documents of general text."""
-        data = self.recipe.data.model_copy(
-            update={"corpus": self.recipe.general, "group_field": ""}
-        )
+        data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
         rows = shuffled(prepare(data), "test")[:GENERAL]
         return [row["text"][:GENERAL_CHARS] for row in rows]
 

@@ -93,9 +93,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None, **options: Any):
         layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            description=description, formatter_class=layout, allow_abbrev=False, **options
-        )
+        super().__init__(description=description, formatter_class=layout, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
@@ -110,19 +108,11 @@ def parse(schema: type[T], arguments: Parser) -> tuple[T, argparse.Namespace]:
     """
     arguments.add_argument("config", metavar="RECIPE", nargs="?", help="a .toml recipe")
     arguments.add_argument("-h", "--help", action="store_true", help="show this and exit")
-    arguments.add_argument(
-        "--print-config", action="store_true", help="print the resolved recipe and exit"
-    )
+    arguments.add_argument("--print-config", action="store_true", help="print the resolved recipe and exit")
     if "-h" in sys.argv[1:] or "--help" in sys.argv[1:]:
         arguments.print_help()
         print("\nSettings of the recipe, each of which can be given on the command line:\n")
-        tyro.cli(
-            schema,
-            default=schema(),
-            args=["--help"],
-            prog="RECIPE",
-            config=(tyro.conf.FlagConversionOff,),
-        )
+        tyro.cli(schema, default=schema(), args=["--help"], prog="RECIPE", config=(tyro.conf.FlagConversionOff,))
     own, overrides = arguments.parse_known_args()
     if own.config is None:
         raise UserError("no recipe given: give a .toml file first, such as configs/tiny.toml")
@@ -140,9 +130,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # whatever the locale: what it lacks is written out
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale: what it lacks is written out
             stream.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0

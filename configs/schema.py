@@ -151,9 +151,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _shapes_fit(self):
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}"
-            )
+            raise ValueError(f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}")
         if self.key_shift and self.n_kv_heads < 2:
             raise ValueError("key_shift = true needs n_kv_heads of 2 or more: half of them shift")
         if self.head_dim % 2:
@@ -369,9 +367,7 @@ class FinetuneRecipe(Section):
             raise ValueError('way = "features" classifies: it needs a [task]')
         own = self.examples or (self.task and self.task.name.endswith(".jsonl"))
         if self.general == self.data.corpus and not own and self.way != "features":
-            raise ValueError(
-                f'general = "{self.general}" is what is trained on: name another corpus'
-            )
+            raise ValueError(f'general = "{self.general}" is what is trained on: name another corpus')
         if self.pack and self.way == "soft_prompt":
             raise ValueError("pack = true: a soft prompt stands before a row, not before each text")
         return self

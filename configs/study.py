@@ -95,8 +95,7 @@ class StudyRecipe(Section):
                 rates = getattr(getattr(self, name), kind)
                 if len(rates) != self.tries:
                     raise ValueError(
-                        f"{name}.{kind} has {len(rates)} rates; every arm tries {self.tries} "
-                        "settings (tries)"
+                        f"{name}.{kind} has {len(rates)} rates; every arm tries {self.tries} settings (tries)"
                     )
         if self.general == self.data.corpus:
             raise ValueError(f'general = "{self.general}" is what is learnt: name another corpus')

@@ -28,9 +28,7 @@ ABC_HEADER = re.compile(r"[A-Zw]:(?!\|)")
 def _package(name: str, requirement: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise UserError(
-            f'the package "{name}" is not installed; run: pip install --no-deps {requirement}'
-        )
+        raise UserError(f'the package "{name}" is not installed; run: pip install --no-deps {requirement}')
     return Path(spec.origin).parent
 
 
@@ -42,8 +40,7 @@ def folk_tunes() -> Corpus:
     by the melody's steps, which do not change with the key.
     """
     root = _package("music21", "music21==10.5.1") / "corpus"
-    files = sorted(p for book in ("ryansMammoth", "oneills1850", "airdsAirs")
-                   for p in (root / book).glob("*.abc"))  # fmt: skip
+    files = sorted(p for book in ("ryansMammoth", "oneills1850", "airdsAirs") for p in (root / book).glob("*.abc"))
 
     def read() -> Iterator[Document]:
         for path in files:
@@ -77,10 +74,7 @@ def abc_body(tune: str) -> str:
         header = ABC_HEADER.match(line)
         if not line or (header and line[0] not in "MLRK"):
             continue
-        if header:
-            line = f"{line[:2]}{line[2:].strip()}"
-        else:
-            line = re.sub(r'"[^"]*"', "", line).replace("`", "")
+        line = f"{line[:2]}{line[2:].strip()}" if header else re.sub(r'"[^"]*"', "", line).replace("`", "")
         lines.append(line)
     return "\n".join(lines)
 
@@ -138,9 +132,7 @@ def python_stdlib() -> Corpus:
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
-    files = sorted(
-        p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts[:-1])
-    )
+    files = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts[:-1]))
 
     def read() -> Iterator[Document]:
         for path in files:

@@ -22,8 +22,7 @@ from data.builtin import ABC_HEADER
 from data.tasks import Item, Kind
 
 RHYTHMS = ("clog", "hornpipe", "jig", "reel", "slip jig", "strathspey")
-_MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor",
-          "mix": "mix"}  # fmt: skip
+_MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor", "mix": "mix"}
 
 
 class Maker(NamedTuple):
@@ -112,15 +111,16 @@ TASKS = {
     "tune-key": Maker("Tune", "Key", "classification", 10, "tune with a key", _tune_key),
     "tune-rhythm": Maker("Tune", "Rhythm", "classification", 6, "tune with a rhythm", _tune_rhythm),
     "tune-meter": Maker("Tune", "Meter", "classification", 7, "tune with a metre", _tune_meter),
-    "api-operation": Maker(
-        "Description", "Operation", "naming", 0, "operation of AWS (aws-api)", _api_operation
-    ),
+    "api-operation": Maker("Description", "Operation", "naming", 0, "operation of AWS (aws-api)", _api_operation),
     "api-service": Maker(
-        "Description", "Service", "classification", 12,
-        'service that the train split has too: set data.group_field = "document"', _api_service,
+        "Description",
+        "Service",
+        "classification",
+        12,
+        'service that the train split has too: set data.group_field = "document"',
+        _api_service,
     ),
     "docstring-name": Maker(
-        "Docstring", "Function", "naming", 0, "documented function (python-stdlib)",
-        _docstring_name,
+        "Docstring", "Function", "naming", 0, "documented function (python-stdlib)", _docstring_name
     ),
-}  # fmt: skip
+}

@@ -14,16 +14,7 @@ from typing import NamedTuple
 from configs.cli import UserError, nearest
 from configs.revisions import is_commit
 from configs.schema import DataConfig
-from data.readers import (
-    CONVERT,
-    TABLES,
-    check_file,
-    fields,
-    kind_of,
-    list_files,
-    read_rows,
-    section_target,
-)
+from data.readers import CONVERT, TABLES, check_file, fields, kind_of, list_files, read_rows, section_target
 
 
 class Document(NamedTuple):
@@ -55,10 +46,7 @@ def open_corpus(config: DataConfig) -> Corpus:
 
     if config.corpus in BUILTIN:
         if config.document != "section":
-            raise UserError(
-                f'data.document = "{config.document}": {config.corpus} has its own documents; '
-                "leave it out"
-            )
+            raise UserError(f'data.document = "{config.document}": {config.corpus} has its own documents; leave it out')
         return BUILTIN[config.corpus]()
     path = Path(config.corpus)
     if path.is_file():
@@ -92,9 +80,7 @@ def utf8_name(path: Path) -> str:
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     for path in files:
         check_file(path, config, named=path == root)
-    names = [
-        utf8_name(path.relative_to(root) if path != root else Path(path.name)) for path in files
-    ]
+    names = [utf8_name(path.relative_to(root) if path != root else Path(path.name)) for path in files]
     digests = hashlib.sha256()
     for name, path in zip(names, files, strict=True):
         digests.update(f"{name}:{fingerprint_files([path])}".encode())

@@ -34,9 +34,7 @@ class Examples:
     look across `separator` (`Transformer.separator`).
     """
 
-    def __init__(
-        self, texts: Sequence[Row], seq_len: int, tokenizer: Tokenizer, pack: bool = False
-    ):
+    def __init__(self, texts: Sequence[Row], seq_len: int, tokenizer: Tokenizer, pack: bool = False):
         """Raises UserError if a text is longer than `seq_len` tokens."""
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         for text in texts:
@@ -71,9 +69,7 @@ class Examples:
         return inputs, targets
 
 
-def completions(
-    pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, end: bool = False
-) -> list[Row]:
+def completions(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, end: bool = False) -> list[Row]:
     """Prompts with their completions, of which alone the tokens are scored.
 
     With `end` the separator follows and is scored: the model learns to stop.
@@ -89,9 +85,7 @@ def completions(
     return rows
 
 
-def read_examples(
-    path: Path, data: DataConfig, tokenizer: Tokenizer
-) -> tuple[list[Row], list[Row]]:
+def read_examples(path: Path, data: DataConfig, tokenizer: Tokenizer) -> tuple[list[Row], list[Row]]:
     """Training and validation texts of a .jsonl file.
 
     A line is {"prompt", "completion"}, of which the completion is scored, or {"messages": [{"role",

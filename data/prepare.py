@@ -39,9 +39,7 @@ _PERMUTATIONS, _SHINGLE_WORDS = 96, 5
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
 _INVALID = re.compile("[\ufffd\ud800-\udfff]")
 # Scripts that put no spaces between words: there a character is what a word is elsewhere.
-_UNSPACED = re.compile(
-    "([\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
-)
+_UNSPACED = re.compile("([\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
 
 
 def clean(text: str, changed: Counter | None = None) -> str:
@@ -99,9 +97,7 @@ def documents(folder: Path, split: str) -> Iterator[dict]:
 
 def shuffled(folder: Path, split: str) -> list[dict]:
     """One whole split in an order that is fixed but not the files': by the hash of the ids."""
-    return sorted(
-        documents(folder, split), key=lambda row: hashlib.sha256(row["id"].encode()).digest()
-    )
+    return sorted(documents(folder, split), key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 
 
 def part_of(folder: Path, share: float, seed: int) -> Path:
@@ -260,20 +256,14 @@ def _straddlers(signatures: list[RMinHash], split_of: list[str], threshold: floa
 
 
 def _write_splits(
-    everything: Path,
-    folder: Path,
-    split_of: list[str],
-    dropped: set[int],
-    counts: Counter,
-    changed: Counter,
+    everything: Path, folder: Path, split_of: list[str], dropped: set[int], counts: Counter, changed: Counter
 ) -> dict:
     splits = {split: Counter(documents=0, characters=0, bytes=0) for split in SPLITS}
     digests = {split: hashlib.sha256() for split in SPLITS}
     with contextlib.ExitStack() as opened:
         lines = opened.enter_context(open(everything, encoding="utf-8"))
         files = {
-            split: opened.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8"))
-            for split in SPLITS
+            split: opened.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8")) for split in SPLITS
         }
         for number, line in enumerate(lines):
             if number in dropped:
@@ -287,8 +277,7 @@ def _write_splits(
     for split in SPLITS:
         if not splits[split]["documents"]:
             raise UserError(
-                f"every {split} document resembles one of another split; raise "
-                "data.straddle_similarity or add text"
+                f"every {split} document resembles one of another split; raise data.straddle_similarity or add text"
             )
     joined = "".join(digests[split].hexdigest() for split in SPLITS)
     counts["documents_kept"] = sum(splits[split]["documents"] for split in SPLITS)

@@ -133,10 +133,7 @@ def check_file(path: Path, config: DataConfig, named: bool) -> None:
     if suffix == ".parquet" and path.suffix.lower() in COMPRESSED:
         raise UserError(f"{path}: Parquet is packed already; unpack it")
     if suffix in TABLES and config.document != "section":
-        raise UserError(
-            f'{path}: data.document = "{config.document}" is for text; a row is a document: '
-            "leave it out"
-        )
+        raise UserError(f'{path}: data.document = "{config.document}" is for text; a row is a document: leave it out')
     if suffix in CONVERT and (named or suffix != ".json"):
         raise UserError(f"{path}: cannot read {suffix}: it is {CONVERT[suffix]}")
     if suffix == ".parquet":

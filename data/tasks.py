@@ -83,12 +83,9 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
         hint = nearest(config.name, sorted(TASKS))
         raise UserError(f'task.name: no task or .jsonl file "{config.name}"{hint}')
     made, folder = TASKS[config.name], prepare(data)
-    items = {
-        split: [item for d in shuffled(folder, split) for item in made.items(d)] for split in SPLITS
-    }
+    items = {split: [item for d in shuffled(folder, split) for item in made.items(d)] for split in SPLITS}
     if made.kind == "naming":  # an answer that can be copied tells nothing
-        items = {s: [i for i in its if i.label.lower() not in i.text.lower()]
-                 for s, its in items.items()}  # fmt: skip
+        items = {s: [i for i in its if i.label.lower() not in i.text.lower()] for s, its in items.items()}
     labels: list[str] = []
     if made.classes:
         common = Counter(item.label for item in items["train"]).most_common(made.classes)
@@ -106,8 +103,10 @@ def _limited(task: Task, config: TaskConfig) -> Task:
     def short(items: list[Item], count: int) -> list[Item]:
         long = sum(len(item.text) > config.max_chars for item in items[:count])
         if long:
-            say(f"{config.name}: {long} of {min(count, len(items))} texts are cut to task.max_chars"
-                f" = {config.max_chars} characters")  # fmt: skip
+            say(
+                f"{config.name}: {long} of {min(count, len(items))} texts are cut to task.max_chars"
+                f" = {config.max_chars} characters"
+            )
         return [item._replace(text=item.text[: config.max_chars]) for item in items[:count]]
 
     return task._replace(
@@ -131,8 +130,7 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
             raise UserError(f'{path}: line {number}: no split "{split}"{hint}')
         if has_group(row) and placed.setdefault(group, split) != split:
             raise UserError(
-                f'{path}: line {number}: group "{group}" is in the {placed[group]} split already, '
-                f"not in {split}"
+                f'{path}: line {number}: group "{group}" is in the {placed[group]} split already, not in {split}'
             )
         splits[split].append(Item(f"{path.name}:{number}", row["text"], row["label"]))
     seen = {item.text for item in splits["train"]}
@@ -140,9 +138,7 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
         splits[split] = [item for item in splits[split] if item.text not in seen]
     for split, items in splits.items():
         if not items:
-            raise UserError(
-                f'{path}: no item is left for the {split} split; add lines, or give each a "split"'
-            )
+            raise UserError(f'{path}: no item is left for the {split} split; add lines, or give each a "split"')
         items.sort(key=lambda item: hashlib.sha256(item.text.encode()).digest())
     labels: list[str] = []
     if config.kind == "classification":

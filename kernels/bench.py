@@ -121,10 +121,7 @@ def _peak(device: torch.device, work: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is needed
 
     def resident(field: str) -> int:
-        return (
-            int(Path("/proc/self/status").read_text(encoding="utf-8").split(field)[1].split()[0])
-            * 1024
-        )
+        return int(Path("/proc/self/status").read_text(encoding="utf-8").split(field)[1].split()[0]) * 1024
 
     clear.write_text("5", encoding="utf-8")  # the peak starts again from here
     before = resident("VmRSS:")
@@ -132,9 +129,7 @@ def _peak(device: torch.device, work: Callable[[], object]) -> int:
     return resident("VmHWM:") - before
 
 
-def run(
-    case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof: tuple[float, float]
-) -> list[Result]:
+def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof: tuple[float, float]) -> list[Result]:
     """Time all ways of one case in turn."""
     setups = {}
     for name, way in case.ways(device).items():
@@ -225,9 +220,7 @@ def plot(results: list[Result], device: str, path: Path) -> None:
 
 def main() -> None:
     """Entry point of `python -m kernels.bench`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = sorted({case.name for case in CASES})
     parser.add_argument("--case", nargs="+", choices=names, default=names)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
@@ -246,8 +239,10 @@ def main() -> None:
     product, copy = roof[0] / 1e12, roof[1] / 1e9
     print(f"ceilings: {product:.3f} TFLOP/s in a product, {copy:.1f} GB/s in a copy")
     columns = ("forward ms", "backward", "ratio", "TFLOP/s", "GB/s", "roof", "peak MiB")
-    print(f"{'case':26}{'way':15}{columns[0]:>10}{columns[1]:>9}{columns[2]:>8}{columns[3]:>9}"
-          f"{columns[4]:>8}{columns[5]:>7}{columns[6]:>9}")  # fmt: skip
+    print(
+        f"{'case':26}{'way':15}{columns[0]:>10}{columns[1]:>9}{columns[2]:>8}{columns[3]:>9}"
+        f"{columns[4]:>8}{columns[5]:>7}{columns[6]:>9}"
+    )
     results = []
     for case in SWEEP if args.sweep else CASES:
         if case.name.split("@")[0] in args.case:
@@ -264,11 +259,14 @@ def main() -> None:
         "rounds": rounds,
         "ceilings": {"tflops": product, "gbytes": copy},
         "command": f"python -m kernels.bench {' '.join(sys.argv[1:])}".strip(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "triton": version("triton") if cuda else "not used"},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": version("triton") if cuda else "not used",
+        },
         "load_average": load,
         "results": [vars(r) for r in results],
-    }  # fmt: skip
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"kernels-{name.replace(' ', '-')}.json"
     path.write_text(json.dumps(about, indent=2) + "\n")

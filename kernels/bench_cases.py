@@ -29,9 +29,18 @@ class Case:
 
 
 def attention_case(
-    name: str, T: int, D: int, *, B: int, H: int = 4, K: int = 4, causal: bool = True,
-    window: int = 0, documents: int = 0, softcap: float = 0.0,
-) -> Case:  # fmt: skip
+    name: str,
+    T: int,
+    D: int,
+    *,
+    B: int,
+    H: int = 4,
+    K: int = 4,
+    causal: bool = True,
+    window: int = 0,
+    documents: int = 0,
+    softcap: float = 0.0,
+) -> Case:
     """Attention over T positions; `documents` is how many of equal length are packed."""
 
     def inputs(device, dtype):
@@ -126,9 +135,11 @@ def flex(device, causal, window, documents, softcap, B, T) -> Way:
 
     def way(q, k, v):
         return compiled(
-            *(x.transpose(1, 2) for x in (q, k, v)), score_mod=capped if softcap else None,
-            block_mask=mask, enable_gqa=q.shape[2] != k.shape[2],
-        ).transpose(1, 2)  # fmt: skip
+            *(x.transpose(1, 2) for x in (q, k, v)),
+            score_mod=capped if softcap else None,
+            block_mask=mask,
+            enable_gqa=q.shape[2] != k.shape[2],
+        ).transpose(1, 2)
 
     return way
 
@@ -148,8 +159,7 @@ def loss_case(name: str, N: int, C: int, V: int) -> Case:
             "plain": lambda x, w: F.cross_entropy(F.linear(x, w).float(), targets, reduction="sum"),
         }
 
-    return Case(name, inputs, ways,
-                lambda dtype: (6.0 * N * C * V, 3.0 * (N + V) * C * dtype.itemsize))  # fmt: skip
+    return Case(name, inputs, ways, lambda dtype: (6.0 * N * C * V, 3.0 * (N + V) * C * dtype.itemsize))
 
 
 def elementwise_case(name: str, shapes: list[tuple], ways: dict[str, Way], passes: int) -> Case:
@@ -175,13 +185,9 @@ def rope_case(name: str, B: int, T: int, H: int, D: int) -> Case:
 
     def ways(device) -> dict[str, Way]:
         table = torch.randn(2, T, D // 2, device=device)
-        return {
-            "ours": lambda x, w: rope(x, table, w),
-            "torch": lambda x, w: rope_reference(x, table, w, 1e-5),
-        }
+        return {"ours": lambda x, w: rope(x, table, w), "torch": lambda x, w: rope_reference(x, table, w, 1e-5)}
 
-    return Case(name, inputs, ways,
-                lambda dtype: (0.0, 5.0 * B * T * H * D * dtype.itemsize))  # fmt: skip
+    return Case(name, inputs, ways, lambda dtype: (0.0, 5.0 * B * T * H * D * dtype.itemsize))
 
 
 def cases(T: int, suffix: str = "") -> list[Case]:
@@ -198,20 +204,15 @@ def cases(T: int, suffix: str = "") -> list[Case]:
         attention_case(f"softcap{suffix}", T, 64, B=B, softcap=30.0),
         loss_case(f"loss{suffix}", T, 576, 49152),
         elementwise_case(
-            f"norm{suffix}", [rows, (768,)],
-            {"ours": lambda x, w: rms_norm(x, w, 1e-5)[0],
-             "torch": lambda x, w: F.rms_norm(x, w.shape, w, 1e-5)}, 5,
+            f"norm{suffix}",
+            [rows, (768,)],
+            {"ours": lambda x, w: rms_norm(x, w, 1e-5)[0], "torch": lambda x, w: F.rms_norm(x, w.shape, w, 1e-5)},
+            5,
         ),
-        elementwise_case(
-            f"swiglu{suffix}", [rows, rows],
-            {"ours": swiglu, "torch": lambda a, b: F.silu(a) * b}, 8,
-        ),
-        elementwise_case(
-            f"relu2{suffix}", [rows],
-            {"ours": relu2, "torch": lambda a: F.relu(a).square()}, 5,
-        ),
+        elementwise_case(f"swiglu{suffix}", [rows, rows], {"ours": swiglu, "torch": lambda a, b: F.silu(a) * b}, 8),
+        elementwise_case(f"relu2{suffix}", [rows], {"ours": relu2, "torch": lambda a: F.relu(a).square()}, 5),
         rope_case(f"rope{suffix}", 4, T, 8, 64),
-    ]  # fmt: skip
+    ]
 
 
 CASES = cases(4096)

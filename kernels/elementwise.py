@@ -11,9 +11,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 def tanh(x, FAST: tl.constexpr):
     """Hyperbolic tangent; FAST is NVIDIA's one instruction (error 2^-11: for bfloat16)."""
     if FAST:
-        t = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
         e = tl.exp2(tl.abs(x) * (-2 * 1.4426950408889634))
         t = tl.where(x < 0, (e - 1) / (1 + e), (1 - e) / (1 + e))

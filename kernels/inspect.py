@@ -25,8 +25,14 @@ from typing import NamedTuple
 import torch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
-SHARED_LIMIT = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448,
-                "sm_120": 101_376, "gfx942": 65_536}  # fmt: skip
+SHARED_LIMIT = {
+    "sm_80": 166_912,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+    "gfx942": 65_536,
+}
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "v_mfma")  # mma of sm_8x, wgmma of sm_90, tcgen05, AMD's
 
 
@@ -83,9 +89,7 @@ def compiling(arch: str) -> Iterator[list[Compiled]]:
 
     def compile_only(self, *args, grid, warmup, **options):
         compiled = run(self, *args, grid=grid, warmup=True, **options)
-        if any(
-            isinstance(t, tuple) and "tensordesc" in str(t) for t in compiled.src.signature.values()
-        ):
+        if any(isinstance(t, tuple) and "tensordesc" in str(t) for t in compiled.src.signature.values()):
             raise TypeError(f"{self.fn.__name__}: Triton 3.6 cannot launch a descriptor in a tuple")
         chosen = {p.name for p in self.params if p.is_constexpr} | {"num_warps", "num_stages"}
         settings = {name: value for name, value in options.items() if name in chosen}
@@ -142,9 +146,12 @@ def compile_attention() -> None:
 
     half, single = torch.bfloat16, torch.float32
     for dtype, D, bounded, softcap in (
-        (half, 64, False, 0.0), (half, 64, True, 30.0), (half, 128, True, 30.0),
-        (single, 64, False, 0.0), (single, 128, False, 0.0),
-    ):  # fmt: skip
+        (half, 64, False, 0.0),
+        (half, 64, True, 30.0),
+        (half, 128, True, 30.0),
+        (single, 64, False, 0.0),
+        (single, 128, False, 0.0),
+    ):
         q, kv = _empty(2, 1024, 8, D, dtype=dtype), _empty(2, 1024, 4, D, dtype=dtype)
         first = _empty(2, 1024, dtype=torch.int32) if bounded else None
         o, lse = launch_forward(q, kv, kv, first, True, softcap, D**-0.5)
@@ -183,12 +190,7 @@ def compile_rope() -> None:
 
 def compile_mlp() -> None:
     """Both activations."""
-    from kernels.mlp.kernel import (
-        launch_relu2,
-        launch_relu2_backward,
-        launch_swiglu,
-        launch_swiglu_backward,
-    )
+    from kernels.mlp.kernel import launch_relu2, launch_relu2_backward, launch_swiglu, launch_swiglu_backward
 
     a = _empty(4096, 2048)
     launch_swiglu(a, a)
@@ -231,9 +233,7 @@ def compile_all(architectures: Sequence[str], kernels: Iterable[str]) -> Iterato
 
 def main() -> None:
     """Entry point of `python -m kernels.inspect`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=sorted(SHARED_LIMIT), default=ARCHITECTURES)
     parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
     args = parser.parse_args()

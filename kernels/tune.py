@@ -31,10 +31,19 @@ from kernels.device import arch
 
 SHAPES = {
     "forward": ((128, 128, 8), (128, 64, 4), (128, 64, 8), (64, 128, 4), (64, 64, 4)),
-    "keys": ((128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 128, 4), (64, 64, 8), (64, 64, 4),
-             (32, 128, 8), (32, 128, 4), (32, 64, 4)),
+    "keys": (
+        (128, 128, 8),
+        (128, 64, 8),
+        (64, 128, 8),
+        (64, 128, 4),
+        (64, 64, 8),
+        (64, 64, 4),
+        (32, 128, 8),
+        (32, 128, 4),
+        (32, 64, 4),
+    ),
     "queries": ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 128, 4), (64, 64, 4)),
-}  # fmt: skip
+}
 SHAPES["fused"] = SHAPES["keys"]
 DEVICE = "cuda"  # the tests' interpreter takes the CPU's tensors
 KEPT = 4  # candidates that are timed within a window too
@@ -72,9 +81,7 @@ class Job(NamedTuple):
 
         def backward() -> tuple:
             deterministic = self.which != "fused"
-            return launch_backward(
-                do, q, k, v, o, lse, *settings, deterministic, (over_k, over_q)
-            )  # fmt: skip
+            return launch_backward(do, q, k, v, o, lse, *settings, deterministic, (over_k, over_q))
 
         return [q, k, v, do, first], forward if self.which == "forward" else backward
 
@@ -85,9 +92,7 @@ def attempt(job: Job, T: int = 512) -> float | str:
         (*narrow, do, first), work = job.prepared(1, T)
         q, k, v = (x.double().requires_grad_() for x in narrow)
         o, _ = attention_reference(q, k, v, first, True, 0.0, job.D**-0.5)
-        expected = (
-            (o,) if job.which == "forward" else torch.autograd.grad(o, (q, k, v), do.double())
-        )
+        expected = (o,) if job.which == "forward" else torch.autograd.grad(o, (q, k, v), do.double())
         pairs = zip(work(), expected, strict=True)
         return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
     except Exception as error:  # too much shared memory, or what the compiler cannot do
@@ -121,10 +126,8 @@ def main() -> None:
             for job, error in errors.items():
                 right = isinstance(error, float) and error < WRONG
                 took = milliseconds(job, args.length) if right else None
-                rows.append({**job._asdict(), "tiles": list(job.tiles), "error": error,
-                             "ms": took})  # fmt: skip
-            timed_rows = sorted((r for r in rows if r["ms"] and r["window"] == window),
-                                key=lambda r: r["ms"])  # fmt: skip
+                rows.append({**job._asdict(), "tiles": list(job.tiles), "error": error, "ms": took})
+            timed_rows = sorted((r for r in rows if r["ms"] and r["window"] == window), key=lambda r: r["ms"])
             jobs = []
             for which, D in product(get_args(Pass), (64, 128)):
                 best = [r for r in timed_rows if (r["which"], r["D"]) == (which, D)][:KEPT]
@@ -134,9 +137,13 @@ def main() -> None:
     for row in rows:
         if row["ms"] is None:
             print(f"left out: {row['which']} {row['D']} {row['tiles']}: {row['error']}")
-    about = {"date": date.today().isoformat(), "device": name, "length": args.length,
-             "versions": {p: version(p) for p in ("torch", "triton")},
-             "command": f"python -m kernels.tune --length {args.length}"}  # fmt: skip
+    about = {
+        "date": date.today().isoformat(),
+        "device": name,
+        "length": args.length,
+        "versions": {p: version(p) for p in ("torch", "triton")},
+        "command": f"python -m kernels.tune --length {args.length}",
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"tiles-{name.replace(' ', '-')}.json"
     lines = ",\n".join(json.dumps(row) for row in rows)

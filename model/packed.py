@@ -111,9 +111,7 @@ def pack(model: Transformer, rows: int) -> Transformer:
     See `replace_projections`.
     """
     dtype = model.tok_embeddings.weight.dtype
-    supported = dtype == torch.float32 or (
-        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    supported = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     plain = model.config.biases == "none"
     if not (torch.backends.mkldnn.is_available() and supported and plain):
         return model

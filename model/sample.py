@@ -145,8 +145,12 @@ def main() -> None:
     add("--seed", type=_number(int, 0), default=0)
     add("--stop", action="append", default=[], metavar="TEXT", help="end here; may be repeated")
     add("--json", action="store_true", help="one JSON object per sample")
-    add("--precision", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
-        help="of the weights; auto is bfloat16 on a GPU, else float32")  # fmt: skip
+    add(
+        "--precision",
+        choices=("auto", "float32", "bfloat16", "int8"),
+        default="auto",
+        help="of the weights; auto is bfloat16 on a GPU, else float32",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args()
     if "" in args.stop:
@@ -191,9 +195,7 @@ def main() -> None:
             row = {"prompt": args.prompt, "text": stream.text, "tokens": len(stream.ids)}
             print(to_json(row | {"stopped": stream.stopped}))
         else:
-            show(
-                f"{'' if number == 0 else chr(10)}--- {number + 1} ---\n{args.prompt + stream.text}"
-            )
+            show(f"{'' if number == 0 else chr(10)}--- {number + 1} ---\n{args.prompt + stream.text}")
 
 
 if __name__ == "__main__":

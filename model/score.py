@@ -67,9 +67,7 @@ def document_bits(
         inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
         for at, (_, piece, _) in enumerate(batch):
             inputs[at, : len(piece) - 1] = torch.tensor(piece[:-1])
-        features = model.features(
-            inputs.to(model.device), cache and cache.branch(len(batch), longest)
-        )
+        features = model.features(inputs.to(model.device), cache and cache.branch(len(batch), longest))
         for row, (number, piece, count) in zip(features, batch, strict=True):
             x = row[len(piece) - 1 - count : len(piece) - 1]
             targets = torch.tensor(piece[-count:], device=model.device)
@@ -90,9 +88,7 @@ def _batches(pieces: Sequence[tuple[int, list[int], int]]) -> Iterator[list]:
         yield batch
 
 
-def score_texts(
-    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]
-) -> dict[str, float | int]:
+def score_texts(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float | int]:
     """What `document_bits` says of all texts together. Raises UserError as it does."""
     bits = sum(document_bits(model, tokenizer, texts))
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
@@ -111,8 +107,9 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("model", metavar="RUN|FOUNDATION")
     parser.add_argument("files", nargs="+", metavar="FILE", help="a file, a folder or a corpus")
-    parser.add_argument("--document", choices=("file", "line", "section"),
-                        help="what one document of a text file is; default: file")  # fmt: skip
+    parser.add_argument(
+        "--document", choices=("file", "line", "section"), help="what one document of a text file is; default: file"
+    )
     parser.add_argument("--text-field", default="text", help="column of a table")
     parser.add_argument("--json", action="store_true", help="one JSON object per FILE")
     args = parser.parse_args()

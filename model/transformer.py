@@ -69,17 +69,11 @@ class Attention(nn.Module):
         q, k, v = (y.view(B, T, -1, self.config.head_dim) for y in (q, k, v))  # (B, T, H or K, D)
         gains = (self.q_norm.weight, self.k_norm.weight) if self.config.qk_norm else (None, None)
         if self.rotates:
-            q, k = (
-                rope(y, angles, gain, self.config.norm_eps)
-                for y, gain in zip((q, k), gains, strict=True)
-            )
+            q, k = (rope(y, angles, gain, self.config.norm_eps) for y, gain in zip((q, k), gains, strict=True))
         if self.config.key_shift:
             half = self.config.n_kv_heads // 2
             shifted = k[:, :, :half]
-            if cache is None:
-                start = torch.zeros_like(shifted[:, :1])
-            else:
-                start = cache.before(self.layer, shifted)
+            start = torch.zeros_like(shifted[:, :1]) if cache is None else cache.before(self.layer, shifted)
             shifted = torch.cat([start, shifted[:, :-1]], 1)
             if first is not None:
                 alone = first == torch.arange(T, device=first.device)
@@ -228,10 +222,7 @@ class Transformer(nn.Module):
                 parameter.zero_()
             elif name.startswith("value_embeddings"):
                 parameter.normal_(0, 0.25, generator=generator)
-            elif name.endswith("embeddings.weight") or name in (
-                "output.weight",
-                "soft_prompt.vectors",
-            ):
+            elif name.endswith("embeddings.weight") or name in ("output.weight", "soft_prompt.vectors"):
                 parameter.normal_(0, 0.02, generator=generator)
             elif name.endswith(("wo.weight", "w2.weight")):
                 depth = math.sqrt(2 * self.config.n_layers)
@@ -303,11 +294,7 @@ class Transformer(nn.Module):
         return (positions * (tokens == self.separator)).cummax(1).values
 
     def forward(
-        self,
-        tokens: torch.Tensor,
-        *,
-        targets: torch.Tensor | None = None,
-        cache: KVCache | None = None,
+        self, tokens: torch.Tensor, *, targets: torch.Tensor | None = None, cache: KVCache | None = None
     ) -> torch.Tensor:
         """Logits, or the summed loss when `targets` are given.
 

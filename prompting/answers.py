@@ -67,9 +67,7 @@ def task_answers(
     items = getattr(task, split)
     completions = [task.completion(label) for label in task.labels]
     started = time.perf_counter()
-    prompts, dropped = write_prompts(
-        model, tokenizer, task, shots, [item.text for item in items], context
-    )
+    prompts, dropped = write_prompts(model, tokenizer, task, shots, [item.text for item in items], context)
     ranked = bool(task.labels) and not write
     prefix, prior = shared_prefix(model, tokenizer, prompts), None
     soft = model.config.soft_tokens
@@ -82,9 +80,7 @@ def task_answers(
     correct, confidence, tokens = [], [], 0
     for item, prompt in track(zip(items, prompts, strict=True), "answering", len(items)):
         if ranked:
-            answer = rank_completions(
-                model, tokenizer, prompt, completions, prefix, prior or (), per_token
-            )
+            answer = rank_completions(model, tokenizer, prompt, completions, prefix, prior or (), per_token)
             correct.append(float(task.labels[answer.choice] == item.label))
             if not per_token:  # means over tokens are no likelihoods
                 best = max(answer.scores)

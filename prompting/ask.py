@@ -20,9 +20,7 @@ from tokenizer.bpe import Tokenizer
 INSTRUCTION = "Answer the question from the passages."
 
 
-def grounded(
-    question: str, passages: Sequence[Passage], tokenizer: Tokenizer, room: int
-) -> tuple[str, list[Passage]]:
+def grounded(question: str, passages: Sequence[Passage], tokenizer: Tokenizer, room: int) -> tuple[str, list[Passage]]:
     """A prompt of at most `room` tokens with the separator, and the passages that are in it.
 
     The best stands last, next to the question. Raises UserError if the question alone is too long.

@@ -44,9 +44,8 @@ def main() -> None:
     say(f"the first prompt, whose answer is {first.label!r}:")
     say(few_shot(task, first.text, shots(first.text)))
     found = task_answers(
-        model, tokenizer, task, shots, calibrate=recipe.calibrate, per_token=recipe.per_token,
-        write=recipe.write,
-    )  # fmt: skip
+        model, tokenizer, task, shots, calibrate=recipe.calibrate, per_token=recipe.per_token, write=recipe.write
+    )
     value, low, high = mean_with_interval(found["correct"])
     common, count = Counter(item.label for item in task.test).most_common(1)[0]
     if own.json:

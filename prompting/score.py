@@ -40,9 +40,7 @@ class Prefix(NamedTuple):
 
 
 @torch.no_grad()
-def shared_prefix(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]
-) -> Prefix | None:
+def shared_prefix(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> Prefix | None:
     """What all prompts begin with, read once; None if they have no two tokens in common.
 
     At least one token of each is left over, whose output says what comes next.
@@ -115,9 +113,7 @@ def rank_completions(
         nats = torch.nn.functional.cross_entropy(
             model.output(features[scored]).float(), targets[scored], reduction="none"
         )
-        scores = scores - torch.zeros_like(targets, dtype=nats.dtype).masked_scatter(
-            scored, nats
-        ).sum(1)
+        scores = scores - torch.zeros_like(targets, dtype=nats.dtype).masked_scatter(scored, nats).sum(1)
     values = scores.tolist()
     if prior:
         values = [score - before for score, before in zip(values, prior, strict=True)]
@@ -147,7 +143,12 @@ def write_answer(
     """
     ids = prompt_ids(model.config, tokenizer, prompt)
     *_, (stream,) = sample(
-        model, tokenizer, ids, max_new_tokens=max_new_tokens, temperature=0, stop=[stop],
+        model,
+        tokenizer,
+        ids,
+        max_new_tokens=max_new_tokens,
+        temperature=0,
+        stop=[stop],
         prefix=prefix.cache if prefix is not None and prefix.begins(ids) else None,
-    )  # fmt: skip
+    )
     return stream.text.strip()

@@ -48,9 +48,7 @@ def neighbour_shots(task: Task, count: int) -> Choose:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
         raise UserError("retrieval needs: pip install -e '.[compare]'") from None
-    vectorizer = TfidfVectorizer(
-        analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False
-    )
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False)
     stored = vectorizer.fit_transform([item.text for item in task.train])
 
     def neighbours(text: str) -> Sequence[Item]:

@@ -56,8 +56,7 @@ class Store:
             for name, given in (("encoder", encoder), ("chunk_chars", chunk_chars)):
                 if given and given != known[name]:
                     raise UserError(
-                        f"{folder}: was made with {name} = {known[name]!r}, not {given!r}; use "
-                        "that, or another folder"
+                        f"{folder}: was made with {name} = {known[name]!r}, not {given!r}; use that, or another folder"
                     )
         elif encoder and chunk_chars:
             known = {"encoder": encoder, "chunk_chars": chunk_chars}
@@ -88,8 +87,12 @@ class Store:
         changed = [name for name, *_ in fresh if name in known]
         self._drop([*gone, *changed])
         self._put(fresh)
-        return {"added": len(fresh) - len(changed), "changed": len(changed), "removed": len(gone),
-                "kept": len(wanted) - len(fresh)}  # fmt: skip
+        return {
+            "added": len(fresh) - len(changed),
+            "changed": len(changed),
+            "removed": len(gone),
+            "kept": len(wanted) - len(fresh),
+        }
 
     def add(self, name: str, text: str) -> None:
         """Put one document in, in place of one of the same name."""
@@ -144,8 +147,11 @@ class Store:
         # Whole documents at a time: what is cut off leaves none of which a part is there.
         starts = range(0, len(fresh), BATCH)
         for start in track(starts, "encoding passages", len(starts)):
-            part = [(name, piece, digest) for name, text, digest in fresh[start : start + BATCH]
-                    for piece in chunks(text, self.chunk_chars)]  # fmt: skip
+            part = [
+                (name, piece, digest)
+                for name, text, digest in fresh[start : start + BATCH]
+                for piece in chunks(text, self.chunk_chars)
+            ]
             if not part:
                 continue
             vectors = self.encode([piece for _, piece, _ in part])

@@ -13,9 +13,7 @@ def few_shot(task: Task, text: str, shots: Sequence[Item]) -> str:
     return task.opening + "".join(solved) + task.prompt(text)
 
 
-def fitting(
-    task: Task, text: str, shots: Sequence[Item], tokenizer: Tokenizer, room: int
-) -> tuple[str, int]:
+def fitting(task: Task, text: str, shots: Sequence[Item], tokenizer: Tokenizer, room: int) -> tuple[str, int]:
     """A prompt of at most `room` tokens with the separator, and how many shots were left out.
 
     The first go first: retrieved ones stand nearest last. Raises UserError if not even the input

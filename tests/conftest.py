@@ -42,14 +42,7 @@ class Command:
 
     def torchrun(self, processes, module, *args, timeout=300):
         return self(
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            processes,
-            "-m",
-            module,
-            *args,
-            timeout=timeout,
+            "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", module, *args, timeout=timeout
         )
 
 

@@ -14,11 +14,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 def is_bfloat16(handle) -> bool:
-    return (
-        isinstance(handle, TensorHandle)
-        and handle.dtype.scalar == tl.bfloat16
-        and handle.data.dtype == np.uint16
-    )
+    return isinstance(handle, TensorHandle) and handle.dtype.scalar == tl.bfloat16 and handle.data.dtype == np.uint16
 
 
 def widen(handle):
@@ -78,9 +74,8 @@ def repair() -> None:
         pointers, mask = descriptor.materialize_pointers(indices)
         inner = interpreter._interpreter
         inner.atomic_rmw(
-            inner.RMW_OP.FADD, pointers.data, np.ascontiguousarray(value.data), mask.data,
-            inner.MEM_SEMANTIC.RELAXED,
-        )  # fmt: skip
+            inner.RMW_OP.FADD, pointers.data, np.ascontiguousarray(value.data), mask.data, inner.MEM_SEMANTIC.RELAXED
+        )
 
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
     InterpreterBuilder.create_masked_load = create_masked_load

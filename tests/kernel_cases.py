@@ -58,8 +58,7 @@ def inputs(case, device):
     generator = torch.Generator().manual_seed(case["seed"])
     B, T, S, (H, K), D = (case[name] for name in ("B", "T", "S", "heads", "D"))
     q, k, v = (
-        make(shape, generator, case["dtype"], case["layout"])
-        for shape in ((B, T, H, D), (B, S, K, D), (B, S, K, D))
+        make(shape, generator, case["dtype"], case["layout"]) for shape in ((B, T, H, D), (B, S, K, D), (B, S, K, D))
     )
     first = None
     if case["window"] or case["documents"]:
@@ -81,9 +80,7 @@ def check(case, device="cpu"):
     o.backward(do)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
     scale = case["D"] ** -0.5
-    expected, expected_lse = attention_reference(
-        *wide, first, case["causal"], case["softcap"], scale
-    )
+    expected, expected_lse = attention_reference(*wide, first, case["causal"], case["softcap"], scale)
     lost = torch.zeros_like(expected_lse)
     if case["D"] == 1:
         # The backward pass is given the rounded o; in a head of one number no sum averages that

@@ -82,8 +82,9 @@ def test_unknown_key_and_wrong_type(refused, recipe, tmp_path):
 
 def test_vocabulary_larger_than_the_corpus_supports(refused, recipe, tmp_path):
     folder = tmp_path / "run"
-    said = refused("train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size", "60000",
-                   "--tokenizer.strict", "true")  # fmt: skip
+    said = refused(
+        "train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size", "60000", "--tokenizer.strict", "true"
+    )
     assert "tokenizer.vocab_size = 60000 is more than the corpus supports" in said
     assert not folder.exists()
 
@@ -96,15 +97,12 @@ def test_a_vocabulary_that_the_corpus_does_not_support_is_reduced(command, recip
     tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert len(tokens) == int(said[1].replace(",", "")) < 60000
     assert (folder / "sample.txt").exists()
-    again = command("train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size",
-                    "60000", "--resume")  # fmt: skip
+    again = command("train.pretrain", recipe, "--run-dir", folder, "--tokenizer.vocab-size", "60000", "--resume")
     assert again.returncode == 0, again.stderr
 
 
 def test_sequence_longer_than_the_corpus(refused, recipe, tmp_path):
-    said = refused(
-        "train.pretrain", recipe, "--run-dir", tmp_path / "r", "--model.max-seq-len", "500000"
-    )
+    said = refused("train.pretrain", recipe, "--run-dir", tmp_path / "r", "--model.max-seq-len", "500000")
     assert "sequences of 500000 tokens are longer than the corpus" in said
 
 
@@ -143,9 +141,7 @@ def test_run_directory_of_another_tokenizer(refused, recipe, run, tmp_path):
     tokenizer = (broken / "tokenizer.json").read_text()
     (broken / "tokenizer.json").write_text(tokenizer.replace('"<|endoftext|>"', '"<|other|>"'))
     assert "was trained with another tokenizer" in refused("model.sample", broken)
-    said = refused(
-        "train.pretrain", recipe, "--run-dir", run, "--resume", "--tokenizer.vocab-size", "350"
-    )
+    said = refused("train.pretrain", recipe, "--run-dir", run, "--resume", "--tokenizer.vocab-size", "350")
     assert "was started with other [tokenizer] settings" in said
 
 
@@ -162,9 +158,7 @@ def test_stores_and_models_that_cannot_be_used(refused, tmp_path):
     from prompting.store import Store
 
     Store(tmp_path / "empty", "wordllama", 300)
-    said = refused(
-        "prompting.ask", "smollm2-135m", "--store", tmp_path / "empty", "--question", "Why?"
-    )
+    said = refused("prompting.ask", "smollm2-135m", "--store", tmp_path / "empty", "--question", "Why?")
     assert "the store is empty; put documents in first" in said
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "lama"}')
@@ -194,8 +188,18 @@ def test_a_file_of_two_kilobytes_trains(command, recipe, tmp_path):
     path = tmp_path / "tiny.txt"
     path.write_text(words(7, 400)[:2048])
     done = command(
-        "train.pretrain", recipe, "--run-dir", tmp_path / "run", "--data.corpus", path,
-        "--tokenizer.vocab-size", "280", "--model.max-seq-len", "32", "--train.steps", "3",
-    )  # fmt: skip
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        tmp_path / "run",
+        "--data.corpus",
+        path,
+        "--tokenizer.vocab-size",
+        "280",
+        "--model.max-seq-len",
+        "32",
+        "--train.steps",
+        "3",
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "sample.txt").exists()

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LINES = re.findall(
-    r"(?m)^    (?:\$ )?((?:python -m|torchrun) .*)$", (ROOT / "README.md").read_text()
-)
+LINES = re.findall(r"(?m)^    (?:\$ )?((?:python -m|torchrun) .*)$", (ROOT / "README.md").read_text())
 TAKE_A_RECIPE = (
     "train.pretrain",
     "adapt.finetune",

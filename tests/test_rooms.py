@@ -26,12 +26,23 @@ MAY_IMPORT = {
     "compare": {"model", "train", "data", "tokenizer", "adapt", "prompting"},
 }
 # These commands open a corpus inside their main(); the package behind them stays free of it.
-COMMANDS = {"tokenizer/train.py": {"data"}, "tokenizer/inspect.py": {"data", "model"},
-            "model/score.py": {"data"}}  # fmt: skip
+COMMANDS = {"tokenizer/train.py": {"data"}, "tokenizer/inspect.py": {"data", "model"}, "model/score.py": {"data"}}
 OPTIONAL = {
-    "triton", "wandb", "transformers", "peft", "lancedb", "matplotlib", "sklearn", "scipy", "gguf",
-    "zstandard", "wordllama", "jinja2", "lm_eval", "ray",
-}  # fmt: skip
+    "triton",
+    "wandb",
+    "transformers",
+    "peft",
+    "lancedb",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "gguf",
+    "zstandard",
+    "wordllama",
+    "jinja2",
+    "lm_eval",
+    "ray",
+}
 
 
 # What is written in Triton is imported only inside the functions that launch it.
@@ -81,8 +92,9 @@ for name in {all_modules()!r}:
 
 
 def run_python(code, *options, **environment):
-    return subprocess.run([sys.executable, *options, "-c", code], cwd=ROOT, capture_output=True,
-                          text=True, env=os.environ | environment)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *options, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+    )
 
 
 def test_transformers_imports_beside_our_kernels_folder():
@@ -152,9 +164,21 @@ for name in {all_modules()!r}:
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_types_hold_on_other_systems(platform):
-    done = subprocess.run([sys.executable, "-m", "mypy", "--platform", platform,
-                           "--python-version", "3.13", f"--cache-dir=.mypy_cache/{platform}"],
-                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--platform",
+            platform,
+            "--python-version",
+            "3.13",
+            f"--cache-dir=.mypy_cache/{platform}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -172,20 +196,27 @@ def test_a_locale_that_is_not_utf8_changes_nothing(command, recipe, tmp_path):
         lines = "\n".join(f"{name}: {text}{words(n, 20)}" for n in range(300))
         (folder / name).write_text(lines, encoding="utf-8")
     changed = tmp_path / "recipe.toml"
-    changed.write_text(recipe.read_text().replace("[sample]", '[sample]\nprompt = "Gemüse 北"'),
-                       encoding="utf-8")  # fmt: skip
+    changed.write_text(recipe.read_text().replace("[sample]", '[sample]\nprompt = "Gemüse 北"'), encoding="utf-8")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for name, environment in (("utf8", {}), ("ascii", ascii_only)):
-        done = command("train.pretrain", changed, "--data.corpus", folder, "--train.steps", "2",
-                       "--run-dir", tmp_path / name, "--data.cache-dir", tmp_path / f"cache-{name}",
-                       env=os.environ | environment)  # fmt: skip
+        done = command(
+            "train.pretrain",
+            changed,
+            "--data.corpus",
+            folder,
+            "--train.steps",
+            "2",
+            "--run-dir",
+            tmp_path / name,
+            "--data.cache-dir",
+            tmp_path / f"cache-{name}",
+            env=os.environ | environment,
+        )
         assert done.returncode == 0, done.stderr
     samples = [(tmp_path / name / "sample.txt").read_bytes() for name in ("utf8", "ascii")]
     assert samples[0] == samples[1]
     assert "Gemüse 北" in samples[0].decode()
-    manifests = [
-        next(tmp_path.glob(f"cache-{name}/documents/*/manifest.json")) for name in ("utf8", "ascii")
-    ]
+    manifests = [next(tmp_path.glob(f"cache-{name}/documents/*/manifest.json")) for name in ("utf8", "ascii")]
     fingerprints = [json.loads(path.read_text())["fingerprint"] for path in manifests]
     assert fingerprints[0] == fingerprints[1]
 
@@ -197,8 +228,11 @@ PRINTS = {"configs/console.py": 1, "configs/cli.py": 5, "model/sample.py": 1}
 def test_what_is_printed_is_cleaned_first(path):
     # `show` and `say` write control characters out; only JSON and text of ours may go around them.
     name = str(path.relative_to(ROOT))
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
-             and isinstance(node.func, ast.Name) and node.func.id == "print"]  # fmt: skip
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
     if name.startswith("kernels/"):  # its benchmarks print what they have measured
         return
     assert len(calls) <= PRINTS.get(name, 0)
@@ -221,8 +255,7 @@ def test_shipped_recipes_are_valid(path):
 
 
 # What only files of foundation models and merged ones set (configs/schema.py).
-LOADED = {"norm", "biases", "positions", "unrotated_every", "rope_scaling", "soft_tokens",
-          "trained_on"}  # fmt: skip
+LOADED = {"norm", "biases", "positions", "unrotated_every", "rope_scaling", "soft_tokens", "trained_on"}
 
 
 def test_every_setting_is_set_by_some_shipped_recipe():

@@ -32,19 +32,12 @@ class Tokenizer:
     `<|endoftext|>` is encoded as those characters.
     """
 
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        separator: str,
-        chat: ChatTemplate | None = None,
-    ):
+    def __init__(self, backend: tokenizers.Tokenizer, separator: str, chat: ChatTemplate | None = None):
         """`separator` is the special token that stands before and between documents."""
         self.chat = chat
         backend.encode_special_tokens = True
         self.backend = backend
-        self.special_ids = sorted(
-            i for i, token in backend.get_added_tokens_decoder().items() if token.special
-        )
+        self.special_ids = sorted(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         separator_id = backend.token_to_id(separator)
         if separator_id is None:
             raise UserError(f"tokenizer: the separator {separator!r} is not in the vocabulary")

@@ -29,8 +29,11 @@ def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[i
     if not isinstance(messages, list) or not messages:
         raise UserError(f'{place}: "messages" is not a list of messages')
     for number, message in enumerate(messages):
-        if not (isinstance(message, dict) and isinstance(message.get("role"), str)
-                and isinstance(message.get("content"), str)):  # fmt: skip
+        if not (
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+        ):
             shown = json.dumps(message)[:60]
             raise UserError(f'{place}: message {number + 1} has no "role" and "content": {shown}')
     if messages[-1]["role"] != "assistant":
@@ -78,8 +81,12 @@ def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
         from jinja2 import Template
     except ImportError:
         raise UserError("chat messages need: pip install jinja2") from None
-    values = {"bos_token": chat.bos_token, "eos_token": chat.eos_token,
-              "messages": messages, "add_generation_prompt": False}  # fmt: skip
+    values = {
+        "bos_token": chat.bos_token,
+        "eos_token": chat.eos_token,
+        "messages": messages,
+        "add_generation_prompt": False,
+    }
 
     def render() -> str:
         template: Template = _compiled(chat.template)
@@ -121,8 +128,7 @@ def _compiled(template: str) -> Any:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True,
-                          extensions=[Generation, loopcontrols])  # fmt: skip
+    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(template)

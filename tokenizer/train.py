@@ -26,9 +26,7 @@ def pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
     if config.digits != "any":
         count = {"single": "", "triple": "{1,3}"}[config.digits]
         cuts.append(pre_tokenizers.Split(Regex(rf"\p{{N}}{count}"), "isolated"))
-    cuts.append(
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=config.whitespace != "merge")
-    )
+    cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=config.whitespace != "merge"))
     return pre_tokenizers.Sequence(cuts)
 
 
@@ -52,9 +50,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     if learned < config.vocab_size:
         reason = f"tokenizer.vocab_size = {config.vocab_size} is more than the corpus supports"
         if config.strict:
-            raise UserError(
-                f"{reason}: it yields {learned} tokens; set it to {learned} or less, or add text"
-            )
+            raise UserError(f"{reason}: it yields {learned} tokens; set it to {learned} or less, or add text")
         say(f"WARNING: {reason}: the vocabulary is reduced to {learned:,} tokens")
     return Tokenizer(backend, config.special_tokens[0])
 

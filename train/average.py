@@ -15,9 +15,7 @@ def start_average(parameters: dict[str, nn.Parameter]) -> Weights:
 
 
 @torch.no_grad()
-def update_average(
-    average: Weights, parameters: dict[str, nn.Parameter], decay: float, step: int
-) -> None:
+def update_average(average: Weights, parameters: dict[str, nn.Parameter], decay: float, step: int) -> None:
     """Average = decay * average + (1 - decay) * weights, in place, after step 1, 2, ….
 
     The decay is at most (1 + step) / (10 + step), so that a short run's average is not made of the

@@ -24,13 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from configs.cli import UserError
 from data.loader import Loader
-from model.formats.native import (
-    check_tokenizer,
-    has_file,
-    latest_checkpoint,
-    read_file,
-    read_manifest,
-)
+from model.formats.native import check_tokenizer, has_file, latest_checkpoint, read_file, read_manifest
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks, cut_like, local
 

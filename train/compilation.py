@@ -47,9 +47,7 @@ def compile_where_it_pays(
     if config.compile == "always":
         compile_blocks(model)
         return 1.0
-    inputs, targets = (x.to(ranks.device) for x in train_set.batch(train_set.longest(
-        config.micro_batch_size
-    )))  # fmt: skip
+    inputs, targets = (x.to(ranks.device) for x in train_set.batch(train_set.longest(config.micro_batch_size)))
 
     def once() -> float:
         started = time.perf_counter()
@@ -82,9 +80,7 @@ def compile_blocks(model: Transformer) -> None:
         layer.forward = torch.compile(layer.forward)
 
 
-def _speedup(
-    model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks, identity: str
-) -> float:
+def _speedup(model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks, identity: str) -> float:
     # 0 where it is not tried.
     if config.max_flops:  # such a run is to give the same numbers wherever it is run again
         return 0.0

@@ -103,9 +103,7 @@ class Ranks:
             # that are gone in it.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = dist.PrefixStore(f"attempt-{attempt}-{self.world_size}", store)
-            dist.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.world_size, timeout=patience
-            )
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=patience)
             # Preparing a corpus may take the first rank hours, while the others only wait.
             self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=2))
 

@@ -42,9 +42,7 @@ def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> b
     return model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
 
 
-def describe(
-    model: Transformer, train_set, config: TrainConfig, ranks: Ranks, bfloat16: bool
-) -> None:
+def describe(model: Transformer, train_set, config: TrainConfig, ranks: Ranks, bfloat16: bool) -> None:
     """Say what is about to happen: sizes, epochs, precision, ranks."""
     windows, length = len(train_set), train_set.seq_len
     precision = "bfloat16 autocast" if bfloat16 else "float32"
@@ -164,9 +162,7 @@ class Needs:
     seconds: float = 0.0
 
 
-def dry_run(
-    model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torch.autocast
-) -> Needs:
+def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torch.autocast) -> Needs:
     """One forward and backward pass of `size` windows, thrown away.
 
     Raises UserError, naming what to lower, if memory is too small.

@@ -194,12 +194,7 @@ def plot_run(run: Path) -> Path | None:
     left.set_xlabel("tokens")
     left.set_ylabel("training loss (nats per token)", color="tab:blue")
     right = left.twinx()
-    right.plot(
-        [tokens[row["step"]] for row in scores],
-        [row["bits_per_byte"] for row in scores],
-        "o-",
-        color="tab:red",
-    )
+    right.plot([tokens[row["step"]] for row in scores], [row["bits_per_byte"] for row in scores], "o-", color="tab:red")
     right.set_ylabel("validation (bits per byte)", color="tab:red")
     best = min((row["bits_per_byte"] for row in scores), default=float("nan"))
     whole = [row["whole_bits_per_byte"] for row in rows if row.get("whole_bits_per_byte")]

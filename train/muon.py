@@ -26,11 +26,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float,
-        weight_decay: float,
-        dtype: torch.dtype = torch.float32,
+        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
     ):
         """`params`: matrices only, in the same order on every rank; ValueError otherwise.
 

@@ -40,9 +40,7 @@ def hidden(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() == 2 and name.startswith("layers.")
 
 
-def adamw(
-    parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0
-) -> torch.optim.AdamW:
+def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0) -> torch.optim.AdamW:
     """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, vectors do not.
 
     The rate of matrices inside the blocks is scaled by `width_ratio` (`ModelConfig.width_ratio`),

@@ -34,13 +34,7 @@ from train.checkpoint import Progress, TrainState, restore, rewind, seed_generat
 from train.compilation import compile_where_it_pays
 from train.distributed import Ranks, gradients_summed
 from train.evaluate import evaluate, evaluation_subset
-from train.foresight import (
-    describe,
-    describe_time,
-    find_micro_batch,
-    frozen_hash,
-    uses_bfloat16,
-)
+from train.foresight import describe, describe_time, find_micro_batch, frozen_hash, uses_bfloat16
 from train.guard import Guard
 from train.metrics import Metrics, peak_memory, plot_run
 from train.optim import learning_rate, optimizers, step_flops
@@ -86,9 +80,7 @@ def train(
     resume does not fit, gradients stay infinite, or the last checkpoint cannot be saved.
     """
     if config.batch_size % ranks.world_size:
-        raise UserError(
-            f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks"
-        )
+        raise UserError(f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks")
     device = ranks.device
     model.train().recompute = config.recompute
     model.separator = train_set.separator
@@ -99,9 +91,7 @@ def train(
     micro, pass_seconds = find_micro_batch(wrapped, train_set, config, ranks, autocast)
     config = config.model_copy(update={"micro_batch_size": micro})
     describe(model, train_set, config, ranks, bfloat16)
-    speedup = compile_where_it_pays(
-        model, wrapped, train_set, config, ranks, autocast, bfloat16, run
-    )
+    speedup = compile_where_it_pays(model, wrapped, train_set, config, ranks, autocast, bfloat16, run)
     seed_generators(config.seed + ranks.rank)
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -148,11 +138,7 @@ def train(
             # Ranks must agree: the first one's clock and any rank's signal count.
             asked, signals.save = signals.save, False
             seconds, stop, save_now, writing, failed = ranks.sum(
-                progress.seconds * ranks.first,
-                signals.received,
-                asked,
-                saver.writing,
-                saver.error is not None,
+                progress.seconds * ranks.first, signals.received, asked, saver.writing, saver.error is not None
             )
             saver.settle(writing, failed)
             done, end = position(progress, seconds, config)
@@ -247,8 +233,7 @@ def position(progress: Progress, seconds: float, config: TrainConfig) -> tuple[f
     """Which share of the run is done, and which will be at the end of the next step."""
     if not (config.max_seconds or config.max_flops):
         return progress.step / config.steps, (progress.step + 1) / config.steps
-    spent, most = (seconds, config.max_seconds) if config.max_seconds else (
-        progress.flops, config.max_flops)  # fmt: skip
+    spent, most = (seconds, config.max_seconds) if config.max_seconds else (progress.flops, config.max_flops)
     done = spent / most
     # A step is taken to be as long as the mean so far; nothing is known of the first one.
     return done, max(done + done / max(1, progress.step), 0.01 * config.warmup)
@@ -285,9 +270,7 @@ def prepared(recipe: Recipe) -> tuple[Tokenizer, Windows, Windows]:
     tokenizer = Tokenizer.load(cached_tokenizer(folder, recipe.tokenizer))
     shards = write_shards(folder, tokenizer)
     length = recipe.model.max_seq_len
-    train_set, validation_set = (
-        Windows(shards, split, length, tokenizer) for split in ("train", "validation")
-    )
+    train_set, validation_set = (Windows(shards, split, length, tokenizer) for split in ("train", "validation"))
     return tokenizer, train_set, validation_set
 
 

@@ -9,12 +9,28 @@ from configs.console import say
 
 # Dense bfloat16 FLOP/s by a part of the device's name, the longest that fits; makers' data sheets.
 PEAK = {
-    "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100": 989e12, "H100 PCIe": 756e12,
-    "H100 NVL": 835e12, "A100": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12,
-    "A10G": 70e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 6000 Ada": 364e12,
-    "RTX A6000": 155e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-    "MI300X": 1307e12, "MI250X": 191e12,
-}  # fmt: skip
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "A100": 312e12,
+    "A40": 150e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+    "MI250X": 191e12,
+}
 
 
 def peak_flops(device: torch.device, bfloat16: bool) -> float | None:

@@ -85,8 +85,9 @@ def draw(runs: list[Curves]) -> bytes:
             color = f"C{i}"
             xs, ys = run.points(key)
             many = len(ys) > 50
-            axes.plot(xs, ys, "" if many else ".-", color=color, alpha=0.3 if many else 1,
-                      label=None if many else run.name)  # fmt: skip
+            axes.plot(
+                xs, ys, "" if many else ".-", color=color, alpha=0.3 if many else 1, label=None if many else run.name
+            )
             if many:
                 axes.plot(xs, smooth(ys, len(ys) // 50), color=color, label=run.name)
         axes.set_title(title, fontsize=10)
@@ -103,8 +104,7 @@ def page(runs: list[Curves], picture: bytes) -> str:
     table = [run.summary() for run in runs]
     head = "".join(f"<th>{html.escape(key)}</th>" for key in table[0])
     body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>"
-        for row in table
+        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in table
     )
     image = base64.b64encode(picture).decode()
     return f"""<!doctype html>
@@ -126,9 +126,7 @@ img {{ max-width: 100%; margin-top: 2em; }}
 
 def main() -> None:
     """Entry point of `python -m train.report`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     args = parser.parse_args()

@@ -49,8 +49,7 @@ def check_run(run: Path, config: Section, resume: bool, overwrite: bool) -> None
             same = getattr(saved, table) == getattr(config, table)
             if not same and table not in ("train", "sample"):
                 raise UserError(
-                    f"{run}: was started with other [{table}] settings; use those, or start anew "
-                    "with --overwrite"
+                    f"{run}: was started with other [{table}] settings; use those, or start anew with --overwrite"
                 )
     elif run.exists() and any(run.iterdir()):
         if not overwrite:
@@ -101,12 +100,7 @@ def goes_on(run: Path, resume: bool) -> bool:
 
 
 def start_run(
-    run: Path,
-    config: Section,
-    tokenizer: Tokenizer,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
+    run: Path, config: Section, tokenizer: Tokenizer, *, resume: bool = False, overwrite: bool = False
 ) -> IO[str]:
     """Make a run directory, complete in itself, and lock it; the lock holds until it is closed.
 

@@ -11,13 +11,7 @@ from pathlib import Path
 
 from configs.cli import UserError
 from configs.console import say
-from model.formats.native import (
-    begin_checkpoint,
-    checkpoints,
-    commit_checkpoint,
-    read_manifest,
-    write_file,
-)
+from model.formats.native import begin_checkpoint, checkpoints, commit_checkpoint, read_manifest, write_file
 from train.checkpoint import TrainState, snapshot
 from train.distributed import Ranks
 
@@ -80,8 +74,7 @@ class Saver:
                 shutil.rmtree(self._aside, ignore_errors=True)
                 kept = [path.name for path in checkpoints(self.run)][-1:]
                 before = f"the newest is step {int(kept[0])}" if kept else "there is none yet"
-                say(f"WARNING: the checkpoint of step {step} could not be saved: {errors[0]}; "
-                    f"{before}; going on")  # fmt: skip
+                say(f"WARNING: the checkpoint of step {step} could not be saved: {errors[0]}; {before}; going on")
 
     def wait(self) -> None:
         """Return when nothing is being written any more."""

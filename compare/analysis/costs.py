@@ -36,9 +36,7 @@ def needed(ledger: Ledger, arm: str) -> list[dict]:
     return ledger.groups.get(("text", ARMS[arm].needs, 1.0), [])
 
 
-def on_front(
-    ledger: Ledger, groups: Sequence[Group], total: Callable[[Cost], float]
-) -> tuple[list[Group], Group]:
+def on_front(ledger: Ledger, groups: Sequence[Group], total: Callable[[Cost], float]) -> tuple[list[Group], Group]:
     """The front of arms on the task, the cheapest first, and what to choose from it.
 
     That is the cheapest that is not measured to be worse than the best.
@@ -70,13 +68,17 @@ def what_pays(ledger: Ledger, requests: int) -> list[Sentence]:
             how = "gets no measurably different share of the items right"
         found = break_even(cost_of(rows, first), cost_of(prompts))
         if found is None:
-            text = (f"A request to {shown} is not dearer than one to {arm}, which {how}: in "
-                    "seconds its training never pays for itself.")  # fmt: skip
+            text = (
+                f"A request to {shown} is not dearer than one to {arm}, which {how}: in "
+                "seconds its training never pays for itself."
+            )
         elif found == 0:
             text = f"{arm}, which {how}, takes fewer seconds than {shown} from the first request."
         else:
-            text = (f"{arm}, which {how}, has paid for its training and search after {found:,.0f} "
-                    f"requests to {shown} ({_by_seeds(rows, first, prompts)}).")  # fmt: skip
+            text = (
+                f"{arm}, which {how}, has paid for its training and search after {found:,.0f} "
+                f"requests to {shown} ({_by_seeds(rows, first, prompts)})."
+            )
         said.append(Sentence(text, ids(rows, prompts, first)))
     return said
 
@@ -94,9 +96,7 @@ def _by_seeds(rows: Sequence[dict], first: Sequence[dict], prompts: Sequence[dic
     return f"seeds: {min(known):,.0f} to {max(known):,.0f}{never}"
 
 
-def fronts(
-    ledger: Ledger, requests: int, per_hour: float = 0.0, per_label: float = 0.0
-) -> list[Sentence]:
+def fronts(ledger: Ledger, requests: int, per_hour: float = 0.0, per_label: float = 0.0) -> list[Sentence]:
     """Who is beaten by none in both cost and score for so many requests, and what to choose.
 
     In seconds, and if there are prices in money.
@@ -116,13 +116,14 @@ def fronts(
         return Sentence(
             f"For {requests:,} requests, in {unit}, none is both cheaper and better than "
             f"{', '.join(map(told, on))}; of these the cheapest that is not measured to be worse "
-            f"than the best is {told(choice)}.", ids(*(ledger.at("task", *g) for g in on))
-        )  # fmt: skip
+            f"than the best is {told(choice)}.",
+            ids(*(ledger.at("task", *g) for g in on)),
+        )
 
-    said = [tell("seconds with training and search", lambda cost: cost.seconds(requests),
-                 lambda total: f"{total:,.0f} s")]  # fmt: skip
+    said = [
+        tell("seconds with training and search", lambda cost: cost.seconds(requests), lambda total: f"{total:,.0f} s")
+    ]
     if per_hour or per_label:
         unit = f"money at {per_hour:g} an hour and {per_label:g} a label, those that choose too"
-        said.append(tell(unit, lambda cost: cost.money(requests, per_hour, per_label),
-                         lambda total: f"{total:,.2f}"))  # fmt: skip
+        said.append(tell(unit, lambda cost: cost.money(requests, per_hour, per_label), lambda total: f"{total:,.2f}"))
     return said

@@ -20,9 +20,7 @@ class Crossing(NamedTuple):
     high: float
 
 
-def crossing(
-    sizes: Sequence[float], a: Sequence[Drawn], b: Sequence[Drawn] | Drawn
-) -> Crossing | None:
+def crossing(sizes: Sequence[float], a: Sequence[Drawn], b: Sequence[Drawn] | Drawn) -> Crossing | None:
     """Where curve `a` passes `b` (a curve at the same sizes, or one level), from either side.
 
     Between sizes both are straight in the logarithm of the size. The first passing counts. None

@@ -46,9 +46,7 @@ class Ledger:
         """ledger.jsonl of a study. Raises UserError if there is none, or nothing in it."""
         path = folder / "ledger.jsonl"
         if not path.exists():
-            raise UserError(
-                f"{path}: no ledger; run: python -m compare.run STUDY --run-dir {folder}"
-            )
+            raise UserError(f"{path}: no ledger; run: python -m compare.run STUDY --run-dir {folder}")
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         if not rows:
             raise UserError(f"{path}: holds no row yet")

@@ -18,9 +18,7 @@ MORE = 10  # times as much data, for what the curves say beyond what was measure
 FITTED = 200  # worlds whose curves are fitted too
 
 
-def verdict(
-    ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_label: float = 0.0
-) -> list[Sentence]:
+def verdict(ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_label: float = 0.0) -> list[Sentence]:
     """All that can be said, from the text and the task to what so many requests cost."""
     said = []
     for axis in ("text", "task"):
@@ -28,9 +26,14 @@ def verdict(
             said += [*_winners(ledger, axis), *_floors(ledger, axis)]
             said += [*_distance(ledger)] if axis == "text" else []
             said += [*_crossings(ledger, axis), *_more(ledger, axis)]
-    return [*said, *_worth(ledger), *what_pays(ledger, requests),
-            *fronts(ledger, requests, per_hour, per_label),
-            *_forgetting(ledger), *_caveats(ledger)]  # fmt: skip
+    return [
+        *said,
+        *_worth(ledger),
+        *what_pays(ledger, requests),
+        *fronts(ledger, requests, per_hour, per_label),
+        *_forgetting(ledger),
+        *_caveats(ledger),
+    ]
 
 
 def better(axis: str, a: Drawn, b: Drawn) -> Drawn:
@@ -68,8 +71,11 @@ def fields(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
     found = []
     for size in sizes or [0.0]:
         at = {arm: size for arm in sized if size in ledger.sizes(axis, arm)}
-        at |= {arm: ledger.sizes(axis, arm)[0] for arm in level
-               if axis == "text" or ledger.sizes(axis, arm)[0] <= size or not sizes}  # fmt: skip
+        at |= {
+            arm: ledger.sizes(axis, arm)[0]
+            for arm in level
+            if axis == "text" or ledger.sizes(axis, arm)[0] <= size or not sizes
+        }
         found.append((size, at))
     return found
 
@@ -91,8 +97,7 @@ def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
             text = f"no difference was measured between {first} {its} and {shown}."
         else:
             second = others[0]
-            text = (f"{first} is best {its}, {gaps[second]} better than {second} "
-                    f"({scores[second].value:.3f}).")  # fmt: skip
+            text = f"{first} is best {its}, {gaps[second]} better than {second} ({scores[second].value:.3f})."
         rows = ids(*(ledger.at(axis, arm, at[arm]) for arm in (first, *others)))
         said.append(Sentence(f"{_at(axis, size)} {text}", rows))
     return said
@@ -115,8 +120,7 @@ def _floors(ledger: Ledger, axis: str) -> list[Sentence]:
             "no difference measured": [a for a in arms if gaps[a].low <= 0 <= gaps[a].high],
         }
         shown = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
-        text = (f"{_at(axis, size)} the floor is {floor} ({scores[floor].estimate} {UNITS[axis]}); "
-                f"{shown}.")  # fmt: skip
+        text = f"{_at(axis, size)} the floor is {floor} ({scores[floor].estimate} {UNITS[axis]}); {shown}."
         said.append(Sentence(text, ids(*(ledger.at(axis, arm, own) for arm, own in at.items()))))
     return said
 
@@ -134,10 +138,13 @@ def _distance(ledger: Ledger) -> list[Sentence]:
     beside = ""
     if general := general_bits(rows):
         beside = f", and {before.value / general[0]:.2f} times its own on general text"
-    return [Sentence(
-        f"As it is, the foundation needs {ratio} times the bits that {floor} needs after "
-        f"{size_text('text', ledger.sizes('text', floor)[-1])}{beside}.",
-        ids(rows, ledger.largest("text", floor)))]  # fmt: skip
+    return [
+        Sentence(
+            f"As it is, the foundation needs {ratio} times the bits that {floor} needs after "
+            f"{size_text('text', ledger.sizes('text', floor)[-1])}{beside}.",
+            ids(rows, ledger.largest("text", floor)),
+        )
+    ]
 
 
 def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
@@ -156,10 +163,12 @@ def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
         if found := crossing(sizes, a, b):
             below = max(size for size in sizes if size <= found.value)
             above = min(size for size in sizes if size >= found.value)
-            text = (f"{own} and {arm} cross at {size_text(axis, found.value)} "
-                    f"[{size_text(axis, found.low)}, {size_text(axis, found.high)}], if their "
-                    f"curves are straight (by the logarithm of the size) between "
-                    f"{size_text(axis, below)} and {size_text(axis, above)}.")  # fmt: skip
+            text = (
+                f"{own} and {arm} cross at {size_text(axis, found.value)} "
+                f"[{size_text(axis, found.low)}, {size_text(axis, found.high)}], if their "
+                f"curves are straight (by the logarithm of the size) between "
+                f"{size_text(axis, below)} and {size_text(axis, above)}."
+            )
         elif all(gap.low > 0 for gap in gaps) or all(gap.high < 0 for gap in gaps):
             best, other = (own, arm) if gaps[0].low > 0 else (arm, own)
             text = f"{best} is better than {other} at every size {reach}."
@@ -194,14 +203,22 @@ def _more(ledger: Ledger, axis: str) -> list[Sentence]:
             if axis == "task":
                 found = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
             what = {"text": "text", "task": "labels"}[axis]
-            said.append(Sentence(
-                f"Extrapolated, not measured: with {MORE} times the {what} and the same budget "
-                f"{arm} would have {found} {UNITS[axis]}, by a power law with a floor through "
-                f"{len(sizes)} sizes, if its form holds.", rows))  # fmt: skip
+            said.append(
+                Sentence(
+                    f"Extrapolated, not measured: with {MORE} times the {what} and the same budget "
+                    f"{arm} would have {found} {UNITS[axis]}, by a power law with a floor through "
+                    f"{len(sizes)} sizes, if its form holds.",
+                    rows,
+                )
+            )
     if bound:
-        said.append(Sentence(
-            "More text would buy nothing at this budget where not all of it was read; times that "
-            f"it was: {', '.join(bound)}.", behind))  # fmt: skip
+        said.append(
+            Sentence(
+                "More text would buy nothing at this budget where not all of it was read; times that "
+                f"it was: {', '.join(bound)}.",
+                behind,
+            )
+        )
     return said
 
 
@@ -249,9 +266,13 @@ def _forgetting(ledger: Ledger) -> list[Sentence]:
                 shown.append(f"{arm} {np.mean(more):+.3f} ({min(more):+.3f} to {max(more):+.3f})")
                 rows = [*rows, *ledger.largest(axis, arm)]
         if shown:
-            said.append(Sentence(
-                f"Learning the {axis} costs bits per byte on general text, by seeds: "
-                f"{', '.join(shown)} (from {before[0]:.3f}).", ids(rows)))  # fmt: skip
+            said.append(
+                Sentence(
+                    f"Learning the {axis} costs bits per byte on general text, by seeds: "
+                    f"{', '.join(shown)} (from {before[0]:.3f}).",
+                    ids(rows),
+                )
+            )
     return said
 
 
@@ -262,26 +283,40 @@ def _caveats(ledger: Ledger) -> list[Sentence]:
     if seeds < 3:
         left = "one seed, which the intervals leave out"
         few = "two seeds, few for an interval"
-        said.append(Sentence(
-            f"Trained with {few if seeds == 2 else left}: none of this is a result before 3 "
-            "seeds.", ids(*trained)))  # fmt: skip
+        said.append(
+            Sentence(
+                f"Trained with {few if seeds == 2 else left}: none of this is a result before 3 seeds.", ids(*trained)
+            )
+        )
     vain = [row for row in ledger.rows if row.get("kept_step") == 0]
     if vain:
         named = {f"{row['arm']} with {size_text(row['axis'], row['size'])}": None for row in vain}
-        said.append(Sentence(
-            "Validation kept the start and nothing of the training, with some seed or other, of "
-            f"{', '.join(named)}.", ids(vain)))  # fmt: skip
+        said.append(
+            Sentence(
+                "Validation kept the start and nothing of the training, with some seed or other, of "
+                f"{', '.join(named)}.",
+                ids(vain),
+            )
+        )
     chose = [row for row in ledger.rows if row.get("labels", 0) > row["size"]]
     if chose:
-        said.append(Sentence(
-            "Sizes are the labelled items that are learnt from; whatever had a setting or a "
-            f"checkpoint to choose chose by as many others, {LEAST} at least, as far as there "
-            "are.", ids(chose)))  # fmt: skip
+        said.append(
+            Sentence(
+                "Sizes are the labelled items that are learnt from; whatever had a setting or a "
+                f"checkpoint to choose chose by as many others, {LEAST} at least, as far as there "
+                "are.",
+                ids(chose),
+            )
+        )
     if ledger.rows:
         most = max(ledger.rows, key=lambda row: row.get("overlap") or 0.0)
         left = max(row.get("left_out", 0) for row in ledger.rows)
-        said.append(Sentence(
-            f"Of the held-out texts' runs of {RUN} characters at most {most.get('overlap', 0):.2%} "
-            f"stand in what an arm saw; {left} held-out texts of which {SAME:.0%} stood in one "
-            "training document were left out before.", [most["id"]]))  # fmt: skip
+        said.append(
+            Sentence(
+                f"Of the held-out texts' runs of {RUN} characters at most {most.get('overlap', 0):.2%} "
+                f"stand in what an arm saw; {left} held-out texts of which {SAME:.0%} stood in one "
+                "training document were left out before.",
+                [most["id"]],
+            )
+        )
     return said

@@ -126,6 +126,7 @@ def calibration_error(rows: Sequence[Row], bins: int = 10) -> float | None:
     sure = np.concatenate([row["confidence"] for row in rows])
     right = np.concatenate([row["correct"] for row in rows])
     at = np.minimum((sure * bins).astype(int), bins - 1)
-    gaps = [abs(right[at == b].mean() - sure[at == b].mean()) * (at == b).mean()
-            for b in range(bins) if (at == b).any()]  # fmt: skip
+    gaps = [
+        abs(right[at == b].mean() - sure[at == b].mean()) * (at == b).mean() for b in range(bins) if (at == b).any()
+    ]
     return float(sum(gaps))

@@ -100,10 +100,7 @@ def learn_majority(study: Study, cell: Cell, setting: Setting) -> Learned:
     def answers(split: str) -> dict:
         items = getattr(task, split)
         share = count / len(task.train)
-        return {
-            "correct": [float(item.label == common) for item in items],
-            "confidence": [share] * len(items),
-        }
+        return {"correct": [float(item.label == common) for item in items], "confidence": [share] * len(items)}
 
     return Learned([], answers=answers)
 
@@ -125,9 +122,7 @@ def tfidf_logistic(task: Task, strength: float) -> Learned:
     from sklearn.linear_model import LogisticRegression
 
     started = time.perf_counter()
-    vectorizer = TfidfVectorizer(
-        analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False
-    )
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False)
     train = vectorizer.fit_transform([item.text for item in task.train])
     labels = [item.label for item in task.train]
     alone = len(set(labels)) == 1  # which scikit-learn does not take
@@ -144,9 +139,7 @@ def tfidf_logistic(task: Task, strength: float) -> Learned:
         if model is None:
             chosen, sure = [labels[0]] * len(items), np.ones(len(items))
         else:  # one request at a time, as prompts are answered
-            p = np.concatenate(
-                [model.predict_proba(vectorizer.transform([item.text])) for item in items]
-            )
+            p = np.concatenate([model.predict_proba(vectorizer.transform([item.text])) for item in items])
             chosen, sure = model.classes_[p.argmax(1)], p.max(1)
         return {
             "correct": [float(a == i.label) for a, i in zip(chosen, items, strict=True)],

@@ -48,9 +48,7 @@ def asked(
 
     return Learned(
         saw,
-        answers=lambda split: task_answers(
-            model, tokenizer, task, shots, split, context=context, **how
-        ),
+        answers=lambda split: task_answers(model, tokenizer, task, shots, split, context=context, **how),
         general=lambda texts: document_bits(model, tokenizer, texts),
         write=lambda prompt: write_answer(model, tokenizer, prompt, task.stop, WRITTEN),
         prompts=prompts,
@@ -148,8 +146,6 @@ def _few(study: Study, cell: Cell, setting: Setting, count: int) -> Learned:
         bits=bits,
         costs=costs,
         general=lambda documents: document_bits(model, tokenizer, documents),
-        write=lambda prompt: write_answer(
-            model, tokenizer, "\n\n".join([*prefix, prompt]), "\n\n", WRITTEN
-        ),
+        write=lambda prompt: write_answer(model, tokenizer, "\n\n".join([*prefix, prompt]), "\n\n", WRITTEN),
         prompts=list,
     )

@@ -30,8 +30,11 @@ def learn_scratch(study: Study, cell: Cell, setting: Setting) -> Learned:
     sets = text_sets(study.part(cell.size), model, tokenizer, length, VALIDATED)
     costs = fit(study, cell, model, tokenizer, sets, arm.text, setting["rate"])
     costs["training_seconds"] += seconds
-    costs |= {"trained_parameters": model.num_parameters(), "vocab_size": tokenizer.vocab_size,
-              "stored_bytes": 4 * model.num_parameters()}  # fmt: skip
+    costs |= {
+        "trained_parameters": model.num_parameters(),
+        "vocab_size": tokenizer.vocab_size,
+        "stored_bytes": 4 * model.num_parameters(),
+    }
     keep = None
     if cell.size == 1.0:
         tried = kept(study).with_name(f"{kept(study).name}.tried")
@@ -43,18 +46,21 @@ def learn_scratch(study: Study, cell: Cell, setting: Setting) -> Learned:
         return document_bits(scored, tokenizer, texts)
 
     return Learned(
-        saw, bits=bits, general=bits, costs=costs, prompts=list, keep=keep,
+        saw,
+        bits=bits,
+        general=bits,
+        costs=costs,
+        prompts=list,
+        keep=keep,
         write=lambda prompt: write_answer(scored, tokenizer, prompt, "\n\n", WRITTEN),
-    )  # fmt: skip
+    )
 
 
 def learn_scratch_supervised(study: Study, cell: Cell, setting: Setting) -> Learned:
     """The model that was trained on all of the text, tuned on labelled items."""
     saw = study.texts(1.0, cell.arm)
     model, tokenizer = load_model(kept(study))
-    learned = tuned(
-        study, cell, setting, model.to(study.device).train(), tokenizer, study.recipe.scratch
-    )
+    learned = tuned(study, cell, setting, model.to(study.device).train(), tokenizer, study.recipe.scratch)
     learned.saw = [*saw, *learned.saw]
     return learned
 

@@ -101,9 +101,7 @@ def tuned(
     trained = model.num_parameters(trainable=True)
     if cell.axis == "text":
         saw = study.texts(cell.size, cell.arm)
-        sets: tuple[DataSet, DataSet] = text_sets(
-            study.part(cell.size), model, tokenizer, seq_len, VALIDATED
-        )
+        sets: tuple[DataSet, DataSet] = text_sets(study.part(cell.size), model, tokenizer, seq_len, VALIDATED)
         task, settings = study.task, arm.text
     else:
         task = study.labelled(int(cell.size), cell.arm)
@@ -147,8 +145,9 @@ def fit(
 ) -> dict[str, float]:
     """Train within the budget, and keep what was best on validation; what it took."""
     budget = study.budget(settings, rate)
-    recipe = FinetuneRecipe(base=study.recipe.foundation, data=study.recipe.data, train=budget,
-                            general=study.recipe.general)  # fmt: skip
+    recipe = FinetuneRecipe(
+        base=study.recipe.foundation, data=study.recipe.data, train=budget, general=study.recipe.general
+    )
     run = study.folder / "training" / cell.name
     with start_run(run, recipe, tokenizer, overwrite=True), Ranks(budget.device) as ranks:
         result = train(model, *sets, tokenizer, budget, run, ranks)

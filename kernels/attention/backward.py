@@ -15,10 +15,7 @@ from kernels.elementwise import LOG2E
 
 
 @triton.jit
-def prepare_backward(
-    OUT, o, DO, do, LSE, LSE2, DELTA, H, padded,
-    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr,
-):  # fmt: skip
+def prepare_backward(OUT, o, DO, do, LSE, LSE2, DELTA, H, padded, D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr):
     """DELTA = sum(o * do) and LSE2 = LSE in base 2, both (B, H, padded); grid (padded / M, B * H).
 
     Rows past T get LSE2 = +inf, hence probability 0 in the kernels below, without a mask there.
@@ -38,12 +35,36 @@ def prepare_backward(
 
 @triton.jit
 def _over_queries(
-    state, keys, values, q, do, dq, LSE2, DELTA, batch, head, begin, end, exists, first, last,
-    scale, softcap,
-    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    ATOMIC: tl.constexpr, FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    state,
+    keys,
+    values,
+    q,
+    do,
+    dq,
+    LSE2,
+    DELTA,
+    batch,
+    head,
+    begin,
+    end,
+    exists,
+    first,
+    last,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    FAST: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     # Key j, if it exists, is seen by queries first[j] to last[j] - 1.
     dk, dv = state
     for m in tl.range(begin, end, M):
@@ -84,12 +105,40 @@ def _over_queries(
 
 @triton.jit
 def backward_keys(
-    Q, q, K, k, V, v, DO, do, DQ, dq, DK, dk, DV, dv, LSE2, DELTA, LAST, H, group, padded, scale,
+    Q,
+    q,
+    K,
+    k,
+    V,
+    v,
+    DO,
+    do,
+    DQ,
+    dq,
+    DK,
+    dk,
+    DV,
+    dv,
+    LSE2,
+    DELTA,
+    LAST,
+    H,
+    group,
+    padded,
+    scale,
     softcap,
-    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr, ATOMIC: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    FAST: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Write dk and dv; grid (tiles of N keys, B * K). ATOMIC also adds to dq, float32, unscaled.
 
     LAST (B, S) int32: key j is seen by queries before LAST[j]; it never falls with S.
@@ -123,32 +172,131 @@ def backward_keys(
         head = kv_head * group + member
         plane = (batch * H + head).to(tl.int64) * padded
         state = _over_queries(
-            state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
-            begin, full_begin, columns < S, first, last, scale, softcap, D, DP, M, N,
-            True, CAUSAL, BOUNDED, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
-        )  # fmt: skip
+            state,
+            keys,
+            values,
+            q,
+            do,
+            dq,
+            LSE2 + plane,
+            DELTA + plane,
+            batch,
+            head,
+            begin,
+            full_begin,
+            columns < S,
+            first,
+            last,
+            scale,
+            softcap,
+            D,
+            DP,
+            M,
+            N,
+            True,
+            CAUSAL,
+            BOUNDED,
+            SOFTCAP,
+            ATOMIC,
+            FAST,
+            DESCRIPTOR,
+            PRECISION,
+        )
         state = _over_queries(
-            state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
-            full_begin, full_end, columns < S, first, last, scale, softcap, D, DP, M, N,
-            False, CAUSAL, BOUNDED, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
-        )  # fmt: skip
+            state,
+            keys,
+            values,
+            q,
+            do,
+            dq,
+            LSE2 + plane,
+            DELTA + plane,
+            batch,
+            head,
+            full_begin,
+            full_end,
+            columns < S,
+            first,
+            last,
+            scale,
+            softcap,
+            D,
+            DP,
+            M,
+            N,
+            False,
+            CAUSAL,
+            BOUNDED,
+            SOFTCAP,
+            ATOMIC,
+            FAST,
+            DESCRIPTOR,
+            PRECISION,
+        )
         if BOUNDED:
             state = _over_queries(
-                state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
-                full_end, end, columns < S, first, last, scale, softcap, D, DP, M, N,
-                True, CAUSAL, True, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
-            )  # fmt: skip
+                state,
+                keys,
+                values,
+                q,
+                do,
+                dq,
+                LSE2 + plane,
+                DELTA + plane,
+                batch,
+                head,
+                full_end,
+                end,
+                columns < S,
+                first,
+                last,
+                scale,
+                softcap,
+                D,
+                DP,
+                M,
+                N,
+                True,
+                CAUSAL,
+                True,
+                SOFTCAP,
+                ATOMIC,
+                FAST,
+                DESCRIPTOR,
+                PRECISION,
+            )
     store(dk, batch, column, kv_head, state[0] * scale, D, DP, N)
     store(dv, batch, column, kv_head, state[1], D, DP, N)
 
 
 @triton.jit
 def _dq_over_keys(
-    acc, queries, dos, lse, delta, k, v, batch, head, begin, end, first, last, scale, softcap,
-    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    acc,
+    queries,
+    dos,
+    lse,
+    delta,
+    k,
+    v,
+    batch,
+    head,
+    begin,
+    end,
+    first,
+    last,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     for n in tl.range(begin, end, N):
         keys = load(k, batch, n, head, D, DP, N, DESCRIPTOR)
         s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # (M, N)
@@ -170,20 +318,42 @@ def _dq_over_keys(
 
 @triton.jit
 def backward_queries(
-    Q, q, K, k, V, v, DO, do, DQ, dq, LSE2, DELTA, FIRST, H, group, padded, scale, softcap,
-    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    q,
+    K,
+    k,
+    V,
+    v,
+    DO,
+    do,
+    DQ,
+    dq,
+    LSE2,
+    DELTA,
+    FIRST,
+    H,
+    group,
+    padded,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Write dq; grid (tiles of M queries, B * H). FIRST as in the forward kernel."""
     q, k, v, do, dq = (Q, q), (K, k), (V, v), (DO, do), (DQ, dq)
     T, S = q[1][3], k[1][3]
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)
-    first, last, begin, full_begin, full_end, end = visible_keys(
-        FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED
-    )
+    first, last, begin, full_begin, full_end, end = visible_keys(FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED)
 
     queries = load(q, batch, row, head, D, DP, M, DESCRIPTOR)
     dos = load(do, batch, row, head, D, DP, M, DESCRIPTOR)
@@ -194,15 +364,84 @@ def backward_queries(
     acc = tl.zeros([M, DP], tl.float32)
     if BOUNDED:
         acc = _dq_over_keys(
-            acc, queries, dos, lse, delta, k, v, batch, kv_head, begin, full_begin, first, last,
-            scale, softcap, D, DP, N, True, CAUSAL, True, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
-        )  # fmt: skip
+            acc,
+            queries,
+            dos,
+            lse,
+            delta,
+            k,
+            v,
+            batch,
+            kv_head,
+            begin,
+            full_begin,
+            first,
+            last,
+            scale,
+            softcap,
+            D,
+            DP,
+            N,
+            True,
+            CAUSAL,
+            True,
+            SOFTCAP,
+            FAST,
+            DESCRIPTOR,
+            PRECISION,
+        )
     acc = _dq_over_keys(
-        acc, queries, dos, lse, delta, k, v, batch, kv_head, full_begin, full_end, first, last,
-        scale, softcap, D, DP, N, False, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
-    )  # fmt: skip
+        acc,
+        queries,
+        dos,
+        lse,
+        delta,
+        k,
+        v,
+        batch,
+        kv_head,
+        full_begin,
+        full_end,
+        first,
+        last,
+        scale,
+        softcap,
+        D,
+        DP,
+        N,
+        False,
+        CAUSAL,
+        BOUNDED,
+        SOFTCAP,
+        FAST,
+        DESCRIPTOR,
+        PRECISION,
+    )
     acc = _dq_over_keys(
-        acc, queries, dos, lse, delta, k, v, batch, kv_head, full_end, end, first, last,
-        scale, softcap, D, DP, N, True, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
-    )  # fmt: skip
+        acc,
+        queries,
+        dos,
+        lse,
+        delta,
+        k,
+        v,
+        batch,
+        kv_head,
+        full_end,
+        end,
+        first,
+        last,
+        scale,
+        softcap,
+        D,
+        DP,
+        N,
+        True,
+        CAUSAL,
+        BOUNDED,
+        SOFTCAP,
+        FAST,
+        DESCRIPTOR,
+        PRECISION,
+    )
     store(dq, batch, row, head, acc * scale, D, DP, M)

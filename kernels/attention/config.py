@@ -62,9 +62,7 @@ def padded_width(head_dim: int) -> int:
     return max(16, power_of_2(head_dim))
 
 
-def config(
-    arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bool = False
-) -> Tiles:
+def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bool = False) -> Tiles:
     """Tiles of the `which` kernel on `arch` ("sm_90", "gfx942", "interpreter").
 
     Other NVIDIA architectures use those of the nearest older one here: registers and instructions

@@ -27,9 +27,8 @@ Bounds = torch.Tensor | None
 
 
 def cpu_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: Bounds,
-    causal: bool, softcap: float, scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: Bounds, causal: bool, softcap: float, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(o, lse) as `launch_forward` gives them."""
     if _fits(q, k, first, causal, softcap):
         if q.shape[1] == 1:  # the queries of a group as rows of one head: keys need no copies
@@ -55,9 +54,17 @@ def cpu_forward(
 
 
 def cpu_backward(
-    do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
-    lse: torch.Tensor, first: Bounds, causal: bool, softcap: float, scale: float,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    first: Bounds,
+    causal: bool,
+    softcap: float,
+    scale: float,
+) -> tuple[torch.Tensor, ...]:
     """(dq, dk, dv) as `launch_backward` gives them."""
     if _fits(q, k, first, causal, softcap):
         if causal and q.dtype == torch.bfloat16 and 1 < q.shape[1] <= SHORT:
@@ -157,9 +164,12 @@ def _heads(x: torch.Tensor, heads: int | None = None) -> torch.Tensor:
     # (B, rows, H, D) -> (B, K, G * rows, D), the queries of a group under each other.
     B, rows, H, D = x.shape
     heads = heads or H
-    return x.to(wide(x.dtype)).view(B, rows, heads, H // heads, D).permute(0, 2, 3, 1, 4).reshape(
-        B, heads, H // heads * rows, D
-    )  # fmt: skip
+    return (
+        x.to(wide(x.dtype))
+        .view(B, rows, heads, H // heads, D)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(B, heads, H // heads * rows, D)
+    )
 
 
 def _rows(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

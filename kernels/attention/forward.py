@@ -14,21 +14,36 @@ from kernels.elementwise import LN2, LOG2E
 
 @triton.jit
 def _over_keys(
-    state, q, k, v, batch, head, begin, end, first, last, scale, softcap,
-    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    state,
+    q,
+    k,
+    v,
+    batch,
+    head,
+    begin,
+    end,
+    first,
+    last,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     # Online softmax over keys begin..end; row i sees first[i] to last[i]. Only tiles at an edge
     # are MASKED: most of the time goes into the others.
     acc, total, top = state
     for n in tl.range(begin, end, N):
         keys = load(k, batch, n, head, D, DP, N, DESCRIPTOR)
         s = tl.dot(q, tl.trans(keys), input_precision=PRECISION)  # (M, N)
-        if SOFTCAP:
-            s = soft_cap(s, scale, softcap, FAST) * (softcap * LOG2E)
-        else:
-            s = s * (scale * LOG2E)
+        s = soft_cap(s, scale, softcap, FAST) * (softcap * LOG2E) if SOFTCAP else s * (scale * LOG2E)
         if MASKED:
             s = tl.where(seen(n, k[1][3], first, last, N, CAUSAL, BOUNDED), s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
@@ -45,11 +60,31 @@ def _over_keys(
 
 @triton.jit
 def forward(
-    Q, q, K, k, V, v, OUT, o, LSE, FIRST, H, group, scale, softcap,
-    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    q,
+    K,
+    k,
+    V,
+    v,
+    OUT,
+    o,
+    LSE,
+    FIRST,
+    H,
+    group,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Write o (B, T, H, D) and LSE (B, H, T), natural; grid (tiles of M queries, B * H).
 
     FIRST (B, T) int32 is the first key that each query sees; it never falls with T.
@@ -60,30 +95,84 @@ def forward(
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)
-    first, last, begin, full_begin, full_end, end = visible_keys(
-        FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED
-    )
+    first, last, begin, full_begin, full_end, end = visible_keys(FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED)
 
     queries = load(q, batch, row, head, D, DP, M, DESCRIPTOR)
     kv_head = head // group
-    state = (
-        tl.zeros([M, DP], tl.float32),
-        tl.zeros([M], tl.float32),
-        tl.full([M], float("-inf"), tl.float32),
-    )
+    state = (tl.zeros([M, DP], tl.float32), tl.zeros([M], tl.float32), tl.full([M], float("-inf"), tl.float32))
     if BOUNDED:
         state = _over_keys(
-            state, queries, k, v, batch, kv_head, begin, full_begin, first, last, scale, softcap,
-            D, DP, N, True, CAUSAL, True, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
-        )  # fmt: skip
+            state,
+            queries,
+            k,
+            v,
+            batch,
+            kv_head,
+            begin,
+            full_begin,
+            first,
+            last,
+            scale,
+            softcap,
+            D,
+            DP,
+            N,
+            True,
+            CAUSAL,
+            True,
+            SOFTCAP,
+            FAST,
+            DESCRIPTOR,
+            PRECISION,
+        )
     state = _over_keys(
-        state, queries, k, v, batch, kv_head, full_begin, full_end, first, last, scale, softcap,
-        D, DP, N, False, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
-    )  # fmt: skip
+        state,
+        queries,
+        k,
+        v,
+        batch,
+        kv_head,
+        full_begin,
+        full_end,
+        first,
+        last,
+        scale,
+        softcap,
+        D,
+        DP,
+        N,
+        False,
+        CAUSAL,
+        BOUNDED,
+        SOFTCAP,
+        FAST,
+        DESCRIPTOR,
+        PRECISION,
+    )
     state = _over_keys(
-        state, queries, k, v, batch, kv_head, full_end, end, first, last, scale, softcap,
-        D, DP, N, True, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
-    )  # fmt: skip
+        state,
+        queries,
+        k,
+        v,
+        batch,
+        kv_head,
+        full_end,
+        end,
+        first,
+        last,
+        scale,
+        softcap,
+        D,
+        DP,
+        N,
+        True,
+        CAUSAL,
+        BOUNDED,
+        SOFTCAP,
+        FAST,
+        DESCRIPTOR,
+        PRECISION,
+    )
     acc, total, top = state
     store(o, batch, row, head, acc / total[:, None], D, DP, M)
     lse = LSE + (batch * H + head).to(tl.int64) * T

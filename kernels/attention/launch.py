@@ -33,9 +33,8 @@ def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None =
 
 
 def launch_backward(
-    do, q, k, v, o, lse, first, causal, softcap, scale, deterministic,
-    tiles: tuple[Tiles, Tiles] | None = None,
-):  # fmt: skip
+    do, q, k, v, o, lse, first, causal, softcap, scale, deterministic, tiles: tuple[Tiles, Tiles] | None = None
+):
     """(dq, dk, dv), contiguous, in the dtypes of q, k, v."""
     B, T, H, D = q.shape
     S, heads = k.shape[1:3]
@@ -49,17 +48,7 @@ def launch_backward(
     lse2 = torch.empty(B, H, padded, dtype=torch.float32, device=q.device)
     delta = torch.empty_like(lse2)
     prepare_backward[(padded // PADDING, B * H)](
-        *_tensor(o),
-        *_tensor(do),
-        lse,
-        lse2,
-        delta,
-        H,
-        padded,
-        D=D,
-        DP=padded_width(D),
-        M=PADDING,
-        num_warps=8,
+        *_tensor(o), *_tensor(do), lse, lse2, delta, H, padded, D=D, DP=padded_width(D), M=PADDING, num_warps=8
     )
     dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     last = None

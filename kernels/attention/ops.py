@@ -185,9 +185,7 @@ def _gradients(ctx, do, _):
     return *found, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "homegrown::attention", _gradients, setup_context=_save, lib=library
-)
+torch.library.register_autograd("homegrown::attention", _gradients, setup_context=_save, lib=library)
 
 
 def _pairs(T: int, S: int, causal: bool) -> int:

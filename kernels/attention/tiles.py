@@ -35,8 +35,7 @@ def inside(x, row, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load(x, batch, row, head, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
-         DESCRIPTOR: tl.constexpr):  # fmt: skip
+def load(x, batch, row, head, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, DESCRIPTOR: tl.constexpr):
     """A (BLOCK, DP) tile, zero where there is nothing."""
     if DESCRIPTOR:
         tile = x[0].load([batch, row, head, 0]).reshape([BLOCK, DP])
@@ -56,9 +55,8 @@ def store(x, batch, row, head, value, D: tl.constexpr, DP: tl.constexpr, BLOCK: 
 
 @triton.jit
 def visible_keys(
-    FIRST, batch, row, T, S,
-    M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
-):  # fmt: skip
+    FIRST, batch, row, T, S, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr
+):
     """Which keys queries `row` to `row + M` see: of each its first and last, (M,), and of the tile
 
     begin <= full_begin <= full_end <= end: between the middle two every query sees every key.

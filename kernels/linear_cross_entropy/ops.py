@@ -51,10 +51,17 @@ def linear_cross_entropy(
         chunk = max(1, CHUNK_BYTES // (weight.shape[0] * x.element_size()))
         chunk = chunk if x.is_cuda else min(chunk, CPU_CHUNK)
     loss, _, _ = torch.ops.homegrown.linear_cross_entropy(
-        x, weight, targets, ignore_index, softcap, z_loss, label_smoothing,
+        x,
+        weight,
+        targets,
+        ignore_index,
+        softcap,
+        z_loss,
+        label_smoothing,
         chunk,
-        grad and x.requires_grad, grad and weight.requires_grad,
-    )  # fmt: skip
+        grad and x.requires_grad,
+        grad and weight.requires_grad,
+    )
     return loss, (targets != ignore_index).sum()
 
 
@@ -65,13 +72,9 @@ def _check(x, weight, targets, softcap, z_loss, smoothing, chunk) -> None:
     if x.dtype != weight.dtype or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype}, weight {weight.dtype}; they must be the same float")
     if targets.shape != x.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(
-            f"targets is {targets.dtype} {tuple(targets.shape)}, not int64 ({x.shape[0]},)"
-        )
+        raise ValueError(f"targets is {targets.dtype} {tuple(targets.shape)}, not int64 ({x.shape[0]},)")
     if not x.device == weight.device == targets.device:
-        raise ValueError(
-            f"x is on {x.device}, weight on {weight.device}, targets on {targets.device}"
-        )
+        raise ValueError(f"x is on {x.device}, weight on {weight.device}, targets on {targets.device}")
     for name, value in (("softcap", softcap), ("z_loss", z_loss), ("chunk", chunk)):
         if value < 0:
             raise ValueError(f"{name} = {value} is negative")
@@ -87,9 +90,7 @@ library.define(
 )
 
 
-def _compute(
-    x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need_dx, need_dw
-):  # fmt: skip
+def _compute(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need_dx, need_dw):
     N, V = len(x), len(weight)
     loss = torch.zeros((), dtype=torch.float32, device=x.device)
     dx = torch.zeros_like(x) if need_dx else x.new_empty(0)
@@ -176,9 +177,7 @@ def _gradients(ctx, grad, *_):
     return dx, dw, *[None] * 8
 
 
-torch.library.register_autograd(
-    "homegrown::linear_cross_entropy", _gradients, setup_context=_save, lib=library
-)
+torch.library.register_autograd("homegrown::linear_cross_entropy", _gradients, setup_context=_save, lib=library)
 
 
 @register_flop_formula(torch.ops.homegrown.linear_cross_entropy)

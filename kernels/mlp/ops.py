@@ -17,10 +17,7 @@ def swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Raises ValueError if they are not.
     """
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        raise ValueError(
-            f"a is {a.dtype} {tuple(a.shape)} on {a.device}, b {b.dtype} {tuple(b.shape)} on "
-            f"{b.device}"
-        )
+        raise ValueError(f"a is {a.dtype} {tuple(a.shape)} on {a.device}, b {b.dtype} {tuple(b.shape)} on {b.device}")
     if called_plainly(a) or left_to_compiler():
         return swiglu_reference(a, b)
     return torch.ops.homegrown.swiglu(a, b)

@@ -10,9 +10,8 @@ from kernels.newton_schulz.config import config
 
 @triton.jit
 def symmetric_product(
-    X, stride_b, stride_m, stride_k, OUT, M, K,
-    TILE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    X, stride_b, stride_m, stride_k, OUT, M, K, TILE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr
+):
     """OUT (B, M, M) contiguous = X X^T for X (B, M, K); grid (tiles, tiles, B)."""
     i, j = tl.program_id(0), tl.program_id(1)
     if j > i:
@@ -26,12 +25,14 @@ def symmetric_product(
         depth = k + tl.arange(0, DEPTH)
         a = tl.load(
             X + rows[:, None].to(tl.int64) * stride_m + depth[None, :] * stride_k,
-            mask=(rows < M)[:, None] & (depth < K)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=(rows < M)[:, None] & (depth < K)[None, :],
+            other=0.0,
+        )
         b = tl.load(
             X + columns[None, :].to(tl.int64) * stride_m + depth[:, None] * stride_k,
-            mask=(columns < M)[None, :] & (depth < K)[:, None], other=0.0,
-        )  # fmt: skip
+            mask=(columns < M)[None, :] & (depth < K)[:, None],
+            other=0.0,
+        )
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     value = acc.to(OUT.dtype.element_ty)
     # A dot of a tile with its own transpose need not round alike on both sides of the diagonal.
@@ -47,7 +48,6 @@ def launch_symmetric_product(x: torch.Tensor) -> torch.Tensor:
     sizes = config(arch(x), x.dtype)
     tiles = triton.cdiv(M, sizes["TILE"])
     symmetric_product[(tiles, tiles, B)](
-        x, *x.stride(), out, M, K,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **sizes,
-    )  # fmt: skip
+        x, *x.stride(), out, M, K, PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **sizes
+    )
     return out

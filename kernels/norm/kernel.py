@@ -9,9 +9,7 @@ from kernels.norm.config import PARTS, config
 
 
 @triton.jit
-def rms_norm_forward(
-    X, RESIDUAL, WEIGHT, Y, H, RSTD, C, eps, BLOCK: tl.constexpr, ADD: tl.constexpr
-):
+def rms_norm_forward(X, RESIDUAL, WEIGHT, Y, H, RSTD, C, eps, BLOCK: tl.constexpr, ADD: tl.constexpr):
     """Y = H * RSTD * WEIGHT with H = X + RESIDUAL, all (N, C) contiguous; grid (N,)."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -30,9 +28,7 @@ def rms_norm_forward(
 
 
 @triton.jit
-def rms_norm_backward(
-    DY, DH, H, WEIGHT, RSTD, DX, DW, N, C, BLOCK: tl.constexpr, ADD: tl.constexpr
-):
+def rms_norm_backward(DY, DH, H, WEIGHT, RSTD, DX, DW, N, C, BLOCK: tl.constexpr, ADD: tl.constexpr):
     """DX (N, C), and in row i of DW (programs, C) the sum over the rows of program i.
 
     With ADD, DH is the gradient that reaches the sum on its other way. Grid (programs,).
@@ -63,9 +59,7 @@ def launch_norm(x, residual, weight, eps):
     y = torch.empty_like(x)
     h = x if residual is None else torch.empty_like(x)
     rstd = torch.empty(N, dtype=torch.float32, device=x.device)
-    rms_norm_forward[(N,)](
-        x, residual, weight, y, h, rstd, C, eps, ADD=residual is not None, **config(arch(x), C)
-    )
+    rms_norm_forward[(N,)](x, residual, weight, y, h, rstd, C, eps, ADD=residual is not None, **config(arch(x), C))
     return y, h, rstd
 
 
@@ -76,7 +70,5 @@ def launch_norm_backward(dy, dh, h, weight, rstd):
     programs = min(N, PARTS)
     dx = torch.empty_like(h)
     dw = torch.empty(programs, C, dtype=torch.float32, device=h.device)
-    rms_norm_backward[(programs,)](
-        dy, dh, h, weight, rstd, dx, dw, N, C, ADD=dh is not None, **config(arch(h), C)
-    )
+    rms_norm_backward[(programs,)](dy, dh, h, weight, rstd, dx, dw, N, C, ADD=dh is not None, **config(arch(h), C))
     return dx, dw.sum(0).to(weight.dtype)

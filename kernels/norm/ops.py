@@ -24,13 +24,9 @@ def rms_norm(
     Raises ValueError for shapes, dtypes and devices that do not fit.
     """
     if weight.shape != x.shape[-1:]:
-        raise ValueError(
-            f"weight is {tuple(weight.shape)}, x {tuple(x.shape)}: not (C,) and (…, C)"
-        )
+        raise ValueError(f"weight is {tuple(weight.shape)}, x {tuple(x.shape)}: not (C,) and (…, C)")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise ValueError(
-            f"residual is {residual.dtype} {tuple(residual.shape)}, x {x.dtype} {tuple(x.shape)}"
-        )
+        raise ValueError(f"residual is {residual.dtype} {tuple(residual.shape)}, x {x.dtype} {tuple(x.shape)}")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, x on {x.device}")
     if left_to_compiler():
@@ -49,8 +45,7 @@ library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
-    "rms_norm_backward(Tensor dy, Tensor? dh, Tensor h, Tensor weight, Tensor rstd) "
-    "-> (Tensor, Tensor)",
+    "rms_norm_backward(Tensor dy, Tensor? dh, Tensor h, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 

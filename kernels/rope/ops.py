@@ -11,9 +11,7 @@ from kernels.device import called_plainly, left_to_compiler, library, runs_trito
 from kernels.rope.reference import rope_reference
 
 
-def rope(
-    x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-5
-) -> torch.Tensor:
+def rope(x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
     """Rotate queries or keys by their positions, normalised per head first if there is a weight.
 
     Args:
@@ -31,9 +29,7 @@ def rope(
         raise ValueError(f"x is {tuple(x.shape)}, not (B, T, H, D) with an even D")
     _, T, _, D = x.shape
     if table.shape != (2, T, D // 2) or table.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"table is {table.dtype} {tuple(table.shape)}, not float32 {(2, T, D // 2)}"
-        )
+        raise ValueError(f"table is {table.dtype} {tuple(table.shape)}, not float32 {(2, T, D // 2)}")
     if weight is not None and weight.shape != (D,):
         raise ValueError(f"weight is {tuple(weight.shape)}, not ({D},)")
     for name, other in (("table", table), ("weight", weight)):
@@ -46,13 +42,9 @@ def rope(
     return torch.ops.homegrown.rope(x, table, weight, eps)
 
 
+library.define("rope(Tensor x, Tensor table, Tensor? weight, float eps) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 library.define(
-    "rope(Tensor x, Tensor table, Tensor? weight, float eps) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-library.define(
-    "rope_backward(Tensor dy, Tensor x, Tensor table, Tensor? weight, float eps) "
-    "-> (Tensor, Tensor)",
+    "rope_backward(Tensor dy, Tensor x, Tensor table, Tensor? weight, float eps) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -79,9 +71,7 @@ def _backward(dy, x, table, weight, eps):
     if runs_triton(x):
         from kernels.rope.kernel import launch_rope_backward
 
-        return launch_rope_backward(
-            unit_stride(dy), unit_stride(x), table.contiguous(), weight, eps
-        )
+        return launch_rope_backward(unit_stride(dy), unit_stride(x), table.contiguous(), weight, eps)
     # The transpose of a rotation is the rotation back.
     back = torch.stack([table[0], -table[1]])
     if weight is None:
@@ -108,9 +98,7 @@ def _fake(x, table, weight, eps):
 
 @torch.library.register_fake("homegrown::rope_backward", lib=library)
 def _fake_backward(dy, x, table, weight, eps):
-    return x.new_empty(x.shape), x.new_empty(0) if weight is None else weight.new_empty(
-        weight.shape
-    )
+    return x.new_empty(x.shape), x.new_empty(0) if weight is None else weight.new_empty(weight.shape)
 
 
 def _save(ctx, inputs, output) -> None:

@@ -3,9 +3,7 @@
 import torch
 
 
-def rope_reference(
-    x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None, eps: float
-) -> torch.Tensor:
+def rope_reference(x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     """RMSNorm per head if there is a weight, then rotary positions; see `rope`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     h = x.to(wide)

@@ -22,9 +22,12 @@ _QKV = ("wq", "wk", "wv")
 
 def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
     """The options of a config.json. Raises UserError for what is not supported, or KeyError."""
-    for option, plain in (("activation_function", "gelu_new"), ("scale_attn_weights", True),
-                          ("scale_attn_by_inverse_layer_idx", False),
-                          ("tie_word_embeddings", True)):  # fmt: skip
+    for option, plain in (
+        ("activation_function", "gelu_new"),
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("tie_word_embeddings", True),
+    ):
         if c.get(option, plain) != plain:
             raise UserError(f"config.json: {option} = {c[option]!r} is not supported")
     return ModelConfig(
@@ -46,12 +49,14 @@ def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
 
 def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
     """The settings of a config.json. Raises UserError for an option that it cannot hold."""
-    for option, value in (("n_kv_heads", c.n_heads), ("head_dim", c.dim // c.n_heads),
-                          ("tie_embeddings", True), ("qk_norm", False)):  # fmt: skip
+    for option, value in (
+        ("n_kv_heads", c.n_heads),
+        ("head_dim", c.dim // c.n_heads),
+        ("tie_embeddings", True),
+        ("qk_norm", False),
+    ):
         if getattr(c, option) != value:
-            raise UserError(
-                f"model.{option} = {json.dumps(getattr(c, option))}: GPT-2's is {value}"
-            )
+            raise UserError(f"model.{option} = {json.dumps(getattr(c, option))}: GPT-2's is {value}")
     return {
         "n_embd": c.dim,
         "n_layer": c.n_layers,

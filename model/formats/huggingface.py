@@ -82,8 +82,12 @@ def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, car
     }
     name = tokenizer.backend.id_to_token(separator)
     special = {"bos_token": name, "eos_token": name, "pad_token": name}
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False,
-             "model_max_length": model.config.max_seq_len, **special}  # fmt: skip
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": False,
+        "model_max_length": model.config.max_seq_len,
+        **special,
+    }
     if tokenizer.chat:
         (folder / "chat_template.jinja").write_text(tokenizer.chat.template, encoding="utf-8")
         about |= {k: v for k, v in tokenizer.chat._asdict().items() if v and k != "template"}
@@ -96,8 +100,7 @@ def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, car
 def family(config: ModelConfig) -> str:
     """The architecture that computes what this model does. Raises UserError if there is none."""
     plain = ModelConfig()
-    for option in ("key_shift", "embedding_norm", "value_embeddings", "bigram_buckets", "base_dim",
-                   "soft_tokens"):  # fmt: skip
+    for option in ("key_shift", "embedding_norm", "value_embeddings", "bigram_buckets", "base_dim", "soft_tokens"):
         value = getattr(config, option)
         if value != getattr(plain, option):
             raise UserError(f"model.{option} = {_shown(value)} has no Hugging Face equivalent")
@@ -108,11 +111,7 @@ def family(config: ModelConfig) -> str:
         own = getattr(config, option)
         if own == value or own == "relu2":
             raise UserError(f"model.{option} = {_shown(own)} has no Hugging Face equivalent here")
-    extras = {
-        "qwen2": config.biases == "qkv",
-        "qwen3": config.qk_norm,
-        "smollm3": config.unrotated_every > 0,
-    }
+    extras = {"qwen2": config.biases == "qkv", "qwen3": config.qk_norm, "smollm3": config.unrotated_every > 0}
     found = [kind for kind, has in extras.items() if has]
     if len(found) > 1:
         raise UserError(f"no Hugging Face architecture has the options of {' and '.join(found)}")

@@ -26,8 +26,12 @@ _TOP = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": 
 
 def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
     """The options of a config.json. Raises UserError for what is not supported, or KeyError."""
-    for option, plain in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False),
-                          ("use_sliding_window", False)):  # fmt: skip
+    for option, plain in (
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("use_sliding_window", False),
+    ):
         if c.get(option, plain) != plain:
             raise UserError(f"config.json: {option} = {c[option]!r} is not supported")
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
@@ -57,9 +61,7 @@ def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
 def _unrotated(c: dict[str, Any]) -> int:
     every = c.get("no_rope_layer_interval", 4)
     layers = range(1, c["num_hidden_layers"] + 1)
-    if c.get("no_rope_layers", [int(i % every != 0) for i in layers]) != [
-        int(i % every != 0) for i in layers
-    ]:
+    if c.get("no_rope_layers", [int(i % every != 0) for i in layers]) != [int(i % every != 0) for i in layers]:
         raise UserError("config.json: no_rope_layers is not every so manieth layer")
     return every
 

@@ -13,11 +13,14 @@ from configs.schema import LoraConfig, ModelConfig
 from model.transformer import Transformer
 
 PEFT_NAMES = {
-    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
     "mlp.up_proj": "feed_forward.w3",
-}  # fmt: skip
+}
 
 
 def small():
@@ -54,9 +57,7 @@ def test_merged_computes_what_unmerged_does():
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
-def test_training_gives_the_losses_of_peft_and_adapters_go_both_ways(
-    foundation, foundation_path, stabilized, tmp_path
-):
+def test_training_gives_the_losses_of_peft_and_adapters_go_both_ways(foundation, foundation_path, stabilized, tmp_path):
     from peft import LoraConfig as PeftConfig
     from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -145,9 +146,7 @@ def test_an_adapter_goes_on_its_own_base_only(tmp_path):
         load_adapter(small(), tmp_path)
 
 
-def test_the_command_tunes_a_run_and_leaves_a_model_to_sample(
-    command, recipe, corpus, cache, tmp_path
-):
+def test_the_command_tunes_a_run_and_leaves_a_model_to_sample(command, recipe, corpus, cache, tmp_path):
     base = tmp_path / "base"
     assert command("train.pretrain", recipe, "--run-dir", base).returncode == 0
     config = tmp_path / "tune.toml"
@@ -175,8 +174,12 @@ precision = "float32"
     sampled = command("model.sample", run / "merged", "--max-new-tokens", "5", "--json")
     assert json.loads(sampled.stdout)["tokens"] <= 5
     # An adapter goes on only upon the weights it was trained upon.
-    assert command("train.pretrain", recipe, "--run-dir", base, "--overwrite", "--train.seed", "1",
-                   "--train.steps", "1").returncode == 0  # fmt: skip
+    assert (
+        command(
+            "train.pretrain", recipe, "--run-dir", base, "--overwrite", "--train.seed", "1", "--train.steps", "1"
+        ).returncode
+        == 0
+    )
     changed = command("adapt.finetune", config, "--run-dir", run, "--resume")
     assert changed.returncode == 2
     assert "or on another base model" in changed.stderr

@@ -33,10 +33,13 @@ ENCODER = SoftPromptConfig(tokens=5, hidden_dim=16)
 @pytest.mark.parametrize("config", [PLAIN, ENCODER], ids=["plain", "encoder"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"positions": "learned"},
-     {"value_embeddings": True, "bigram_buckets": 20, "key_shift": True, "embedding_norm": True}],
+    [
+        {},
+        {"positions": "learned"},
+        {"value_embeddings": True, "bigram_buckets": 20, "key_shift": True, "embedding_norm": True},
+    ],
     ids=["plain", "learned", "recipe"],
-)  # fmt: skip
+)
 def test_only_the_prompt_is_trained_and_a_cache_changes_nothing(config, changes):
     model = add_soft_prompt(small(**changes), Letters, config, seed=0)
     x = torch.arange(12)[None]
@@ -87,9 +90,7 @@ def theirs(foundation_path):
 
 
 @pytest.mark.parametrize("hidden", [0, 64], ids=["plain", "encoder"])
-def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(
-    foundation, theirs, hidden, tmp_path
-):
+def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(foundation, theirs, hidden, tmp_path):
     from peft import PeftModel, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
     base, tokenizer = foundation
@@ -104,9 +105,7 @@ def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(
     with torch.no_grad():
         encoder.embedding.weight.copy_(ours.soft_prompt.vectors)
         if hidden:
-            pairs = zip(
-                ours.soft_prompt.mlp.parameters(), encoder.mlp_head.parameters(), strict=True
-            )
+            pairs = zip(ours.soft_prompt.mlp.parameters(), encoder.mlp_head.parameters(), strict=True)
             for mine, other in pairs:
                 other.copy_(mine)
     ids = torch.tensor([tokenizer.encode("K:G\nGFG BAB|gfg gab|GFG BAB|d2A AFD|\n")])
@@ -142,6 +141,4 @@ def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(
     peft.save_pretrained(tmp_path / "theirs")
     back = load_adapter(copy.deepcopy(base), tmp_path / "theirs")
     with torch.no_grad():
-        torch.testing.assert_close(
-            back(ids), peft.eval()(input_ids=ids).logits[:, 6:], atol=1e-3, rtol=1e-3
-        )
+        torch.testing.assert_close(back(ids), peft.eval()(input_ids=ids).logits[:, 6:], atol=1e-3, rtol=1e-3)

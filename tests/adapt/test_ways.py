@@ -40,8 +40,7 @@ def rows(tmp_path_factory):
     lines = []
     for n in range(120):
         first, *rest = words(n, 4).split()
-        row = {"text": " ".join([["red", "blue"][n % 2], first, *rest]),
-               "label": ["warm", "cold"][n % 2]}  # fmt: skip
+        row = {"text": " ".join([["red", "blue"][n % 2], first, *rest]), "label": ["warm", "cold"][n % 2]}
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -205,9 +204,9 @@ def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
     assert Classifier.load(tmp_path).predict(x) == head.predict(x)
     flat = (x[:, head.layers].reshape(90, -1) - head.mean) / head.scale
     sizes = [
-        abs(LogisticRegression(C=c / flat.shape[1], max_iter=300).fit(flat[:60], labels[:60]).coef_
-            - head.weight).max() for c in (0.01, 0.1, 1.0, 10.0, 100.0)
-    ]  # fmt: skip
+        abs(LogisticRegression(C=c / flat.shape[1], max_iter=300).fit(flat[:60], labels[:60]).coef_ - head.weight).max()
+        for c in (0.01, 0.1, 1.0, 10.0, 100.0)
+    ]
     assert min(sizes) < 1e-3
     same = task._replace(train=[item._replace(label="a") for item in task.train])
     with pytest.raises(UserError, match="60 training items are labelled"):
@@ -216,11 +215,23 @@ def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
 
 def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, rows):
     done, run = tune(
-        "--way", "full", "--task.name", rows, "--train.learning-rate", "0.3",
-        "--train.patience", "2", "--train.eval-every", "1", "--train.steps", "50",
-        "--train.save-every", "100",
-        "--train.keep-last", "1",
-    )  # fmt: skip
+        "--way",
+        "full",
+        "--task.name",
+        rows,
+        "--train.learning-rate",
+        "0.3",
+        "--train.patience",
+        "2",
+        "--train.eval-every",
+        "1",
+        "--train.steps",
+        "50",
+        "--train.save-every",
+        "100",
+        "--train.keep-last",
+        "1",
+    )
     assert done.returncode == 0, done.stderr
     scored = {r["step"]: r["bits_per_byte"] for r in read_metrics(run) if "bits_per_byte" in r}
     best = min(scored, key=scored.__getitem__)
@@ -237,9 +248,19 @@ def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, 
 @pytest.mark.parametrize("rate", ["30", "1e-3"])
 def test_the_best_is_kept_without_patience(tune, rows, rate):
     done, run = tune(
-        "--way", "full", "--task.name", rows, "--train.learning-rate", rate,
-        "--train.eval-every", "1", "--train.steps", "5", "--train.save-every", "100",
-    )  # fmt: skip
+        "--way",
+        "full",
+        "--task.name",
+        rows,
+        "--train.learning-rate",
+        rate,
+        "--train.eval-every",
+        "1",
+        "--train.steps",
+        "5",
+        "--train.save-every",
+        "100",
+    )
     assert done.returncode == 0, done.stderr
     scored = {r["step"]: r["bits_per_byte"] for r in read_metrics(run) if "bits_per_byte" in r}
     best = min(scored, key=scored.__getitem__)
@@ -249,9 +270,7 @@ def test_the_best_is_kept_without_patience(tune, rows, rate):
 
 def test_examples_of_ones_own_are_learnt(tune, tmp_path):
     path = tmp_path / "mine.jsonl"
-    path.write_text("".join(
-        json.dumps({"prompt": f"word {n}:", "completion": " yes"}) + "\n" for n in range(80)
-    ))  # fmt: skip
+    path.write_text("".join(json.dumps({"prompt": f"word {n}:", "completion": " yes"}) + "\n" for n in range(80)))
     done, run = tune("--examples", path, "--pack", "true", "--seq-len", "60")
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "summary.json").read_text())
@@ -280,10 +299,7 @@ def test_a_malformed_example_is_named_by_its_line(line, message, foundation, tmp
 
 def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
     long = tmp_path / "long.jsonl"
-    long.write_text("".join(
-        json.dumps({"prompt": f"{n}", "completion": "words " * 200}) + "\n"
-        for n in range(200)
-    ))  # fmt: skip
+    long.write_text("".join(json.dumps({"prompt": f"{n}", "completion": "words " * 200}) + "\n" for n in range(200)))
     bad = tmp_path / "bad.jsonl"
     bad.write_text(long.read_text() + "{\n")
     for arguments, message in (
@@ -303,9 +319,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
         assert not (run / "merged").exists()
 
 
-def test_an_adapter_is_merged_by_a_command_upon_its_own_base_only(
-    command, base, tune, rows, recipe, tmp_path
-):
+def test_an_adapter_is_merged_by_a_command_upon_its_own_base_only(command, base, tune, rows, recipe, tmp_path):
     for way in ("lora", "soft_prompt"):
         done, run = tune("--way", way, "--task.name", rows, name=way)
         assert done.returncode == 0, done.stderr
@@ -319,8 +333,9 @@ def test_an_adapter_is_merged_by_a_command_upon_its_own_base_only(
     there = command("adapt.merge", base, run / "adapter", tmp_path / "merged-lora")
     assert there.returncode == 2
     other = tmp_path / "other"
-    assert command("train.pretrain", recipe, "--run-dir", other, "--train.seed", "1",
-                   "--train.steps", "1").returncode == 0  # fmt: skip
+    assert (
+        command("train.pretrain", recipe, "--run-dir", other, "--train.seed", "1", "--train.steps", "1").returncode == 0
+    )
     refused = command("adapt.merge", other, run / "adapter", tmp_path / "wrong")
     assert refused.returncode == 2
     assert "was trained upon another base model" in refused.stderr.strip().splitlines()[-1]
@@ -350,8 +365,7 @@ def test_ways_are_combined_text_then_task_then_prompts(tune, rows, tmp_path):
     x = torch.arange(20)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(x), again(x))
-    items = [Item(str(n), f"{c} x", {"red": "warm", "blue": "cold"}[c])
-             for n, c in enumerate(["red", "blue"] * 3)]  # fmt: skip
+    items = [Item(str(n), f"{c} x", {"red": "warm", "blue": "cold"}[c]) for n, c in enumerate(["red", "blue"] * 3)]
     task = Task("Text", "Label", ["cold", "warm"], items, [], items)
     answers = task_answers(merged, tokenizer, task, fixed_shots(task, 2, 0))
     assert len(answers["correct"]) == 6

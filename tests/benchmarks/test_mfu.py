@@ -7,8 +7,7 @@ from benchmarks.mfu import in_torch, measure, plain, sdpa
 from configs.schema import ModelConfig, Recipe
 from model.transformer import Transformer
 
-SHAPE = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96,
-                    max_seq_len=32)  # fmt: skip
+SHAPE = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96, max_seq_len=32)
 
 
 @pytest.mark.parametrize("attend", [sdpa, plain])

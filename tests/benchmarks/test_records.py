@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-RECORDS = sorted(
-    [*Path("benchmarks/results").rglob("*.json"), *Path("kernels/results").glob("*.json")]
-)
+RECORDS = sorted([*Path("benchmarks/results").rglob("*.json"), *Path("kernels/results").glob("*.json")])
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=str)

@@ -62,9 +62,14 @@ def test_a_ledgers_cells_are_not_run_again(tmp_path):
 
 def test_a_cell_that_is_not_done_in_time_is_ended_and_left_for_the_next_call(tmp_path):
     cell = {
-        "way": "recipe", "size": "1m", "corpus": "python-stdlib", "seed": 0, "share": 1.0,
-        "learning_rate": 1e-3, "overrides": ["--model.dim=8"],
-    }  # fmt: skip
+        "way": "recipe",
+        "size": "1m",
+        "corpus": "python-stdlib",
+        "seed": 0,
+        "share": 1.0,
+        "learning_rate": 1e-3,
+        "overrides": ["--model.dim=8"],
+    }
     path = tmp_path / "ledger.jsonl"
     run(path, lambda rows: [cell], jobs=1, minutes=0.05)
     assert not path.exists()
@@ -73,8 +78,7 @@ def test_a_cell_that_is_not_done_in_time_is_ended_and_left_for_the_next_call(tmp
 def test_every_part_can_be_taken_out():
     about = {"size": "1m", "corpus": "python-stdlib", "share": 0.2, "learning_rate": 1e-3}
     whole, *others = [
-        recipe_of(about | {"way": part, "seed": 0, "overrides": overrides})
-        for part, overrides in WITHOUT.items()
+        recipe_of(about | {"way": part, "seed": 0, "overrides": overrides}) for part, overrides in WITHOUT.items()
     ]
     assert all(other != whole for other in others)
 
@@ -93,9 +97,7 @@ def test_parts_are_compared_seed_by_seed_whatever_the_order_of_the_ledger():
     assert first["part"] == "Muon"
     assert first["gain"] == pytest.approx(0.5)
     # Student's t with two degrees of freedom: 4.303 standard errors.
-    assert first["interval"] == pytest.approx(
-        [0.5 - 4.303 * 0.0577, 0.5 + 4.303 * 0.0577], abs=1e-3
-    )
+    assert first["interval"] == pytest.approx([0.5 - 4.303 * 0.0577, 0.5 + 4.303 * 0.0577], abs=1e-3)
     assert in_time("Muon", seconds)["step_without"] == pytest.approx(0.55)
     assert others[-1]["part"] == "WSD (cosine)"
     assert others[-1]["interval"][0] < 0 < others[-1]["interval"][1]
@@ -109,9 +111,7 @@ def test_parts_are_compared_seed_by_seed_whatever_the_order_of_the_ledger():
 
 
 def test_the_baseline_is_gpt2():
-    shape = ModelConfig(
-        dim=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, hidden_dim=128, max_seq_len=8
-    )
+    shape = ModelConfig(dim=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, hidden_dim=128, max_seq_len=8)
     model = Gpt2(shape, 50).double()  # whose rounding the bound is for
     tokens, targets = torch.randint(0, 50, (2, 3, 8), generator=torch.Generator().manual_seed(0))
     targets[0, :4] = -100
@@ -120,8 +120,6 @@ def test_the_baseline_is_gpt2():
     expected = -logits[scored].gather(1, targets[scored][:, None]).sum()
     torch.testing.assert_close(model(tokens, targets=targets), expected)
     assert model.gpt2.lm_head.weight is model.gpt2.transformer.wte.weight
-    assert sum(p.numel() for p in model.gpt2.transformer.h.parameters() if p.dim() == 2) == (
-        12 * 2 * 32**2
-    )
+    assert sum(p.numel() for p in model.gpt2.transformer.h.parameters() if p.dim() == 2) == (12 * 2 * 32**2)
     with pytest.raises(ValueError, match="GPT-2 has heads"):
         Gpt2(shape.model_copy(update={"hidden_dim": 96}), 50)

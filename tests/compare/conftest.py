@@ -10,30 +10,35 @@ from configs.cli import to_toml
 from configs.schema import DataConfig
 from configs.study import StudyRecipe
 
-TINY = {
-    "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 64,
-    "max_seq_len": 64,
-}  # fmt: skip
+TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 64, "max_seq_len": 64}
 
 
 @pytest.fixture
 def study(corpus, cache, tmp_path):
     """A study of made-up text, whose task is a file of labelled rows; the second try is in vain."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(
-        json.dumps({"text": words(1000 + n, 14).strip(), "label": "ab"[n % 2]}) + "\n"
-        for n in range(200)
-    ))  # fmt: skip
+    rows.write_text(
+        "".join(json.dumps({"text": words(1000 + n, 14).strip(), "label": "ab"[n % 2]}) + "\n" for n in range(200))
+    )
     data = DataConfig(corpus=str(corpus), section_chars=500, cache_dir=str(cache))
     train = {"batch_size": 8, "micro_batch_size": 8, "eval_every": 10, "patience": 100}
     scratch = {
-        "text_rates": [6e-3, 1e-7], "task_rates": [6e-3, 1e-7], "text": train, "task": train,
-        "tokenizer": {"vocab_size": 400}, "model": TINY,
-    }  # fmt: skip
+        "text_rates": [6e-3, 1e-7],
+        "task_rates": [6e-3, 1e-7],
+        "text": train,
+        "task": train,
+        "tokenizer": {"vocab_size": 400},
+        "model": TINY,
+    }
     recipe = StudyRecipe(
-        data=data, general="folk-tunes", seeds=[0, 1], shares=[0.2, 1.0], labels=[8, 64],
-        task={"name": str(rows), "train_items": 200, "test_items": 20}, scratch=scratch,
+        data=data,
+        general="folk-tunes",
+        seeds=[0, 1],
+        shares=[0.2, 1.0],
+        labels=[8, 64],
+        task={"name": str(rows), "train_items": 200, "test_items": 20},
+        scratch=scratch,
         budget_flops=1e10,
-    )  # fmt: skip
+    )
     (tmp_path / "config.toml").write_text(to_toml(recipe))
     return Study(tmp_path)

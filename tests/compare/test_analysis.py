@@ -24,12 +24,24 @@ def task_rows(arm, size, skill, draw, seeds=SEEDS, spread=0.0, hardness=None):
     for seed in range(seeds):
         chance = np.clip(skill + spread * draw.normal() - hardness, 0, 1)
         right = (draw.random(ITEMS) < chance).astype(float)
-        rows.append({
-            "id": f"{arm}-task-{size:g}-{seed}", "arm": arm, "axis": "task", "size": float(size),
-            "seed": seed, "correct": right.tolist(), "search": [], "peak_bytes": 1,
-            "seconds_per_request": 0.1, "training_seconds": 10.0, "training_steps": 5,
-            "corpus": "c", "task": "t", "setting": {},
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": f"{arm}-task-{size:g}-{seed}",
+                "arm": arm,
+                "axis": "task",
+                "size": float(size),
+                "seed": seed,
+                "correct": right.tolist(),
+                "search": [],
+                "peak_bytes": 1,
+                "seconds_per_request": 0.1,
+                "training_seconds": 10.0,
+                "training_steps": 5,
+                "corpus": "c",
+                "task": "t",
+                "setting": {},
+            }
+        )
     return rows
 
 
@@ -39,8 +51,7 @@ def test_the_same_model_under_two_names_is_no_difference(spread):
     told_apart = 0
     for world in range(100):
         hardness = draw.uniform(0, 0.4, ITEMS)
-        a, b = (task_rows(f"{name}{world}", 64, 0.8, draw, spread=spread, hardness=hardness)
-                for name in "ab")  # fmt: skip
+        a, b = (task_rows(f"{name}{world}", 64, 0.8, draw, spread=spread, hardness=hardness) for name in "ab")
         gap = score(a, "task").minus(score(b, "task")).estimate
         told_apart += not gap.low <= 0 <= gap.high
     assert told_apart <= 5
@@ -52,10 +63,12 @@ def test_the_same_model_under_two_names_needs_as_many_bits():
     for _ in range(100):
         size = draw.integers(50, 500, 60)
         a, b = (
-            [{"document_bits": (size * draw.normal(2, 0.3, 60)).tolist(), "id": "x",
-              "document_bytes": size.tolist()} for _ in range(SEEDS)]
+            [
+                {"document_bits": (size * draw.normal(2, 0.3, 60)).tolist(), "id": "x", "document_bytes": size.tolist()}
+                for _ in range(SEEDS)
+            ]
             for _ in range(2)
-        )  # fmt: skip
+        )
         gap = score(a, "text").minus(score(b, "text")).estimate
         told_apart += not gap.low <= 0 <= gap.high
     assert told_apart <= 5
@@ -66,8 +79,10 @@ def test_a_true_difference_is_found():
     found = 0
     for world in range(50):
         hardness = draw.uniform(0, 0.4, ITEMS)
-        a, b = (task_rows(f"{name}{world}", 64, skill, draw, spread=0.01, hardness=hardness)
-                for name, skill in (("a", 0.9), ("b", 0.7)))  # fmt: skip
+        a, b = (
+            task_rows(f"{name}{world}", 64, skill, draw, spread=0.01, hardness=hardness)
+            for name, skill in (("a", 0.9), ("b", 0.7))
+        )
         found += score(a, "task").minus(score(b, "task")).estimate.low > 0
     assert found >= 48
 
@@ -91,10 +106,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_a_ratio_of_sums_is_what_it_is_and_no_seed_is_lost():
-    rows = [{"id": "a", "arm": "a", "axis": "text", "size": 1.0, "document_bits": [8.0, 30.0],
-             "document_bytes": [4, 10]},
-            {"id": "b", "arm": "a", "axis": "text", "size": 1.0, "document_bits": [12.0, 20.0],
-             "document_bytes": [4, 10]}]  # fmt: skip
+    rows = [
+        {"id": "a", "arm": "a", "axis": "text", "size": 1.0, "document_bits": [8.0, 30.0], "document_bytes": [4, 10]},
+        {"id": "b", "arm": "a", "axis": "text", "size": 1.0, "document_bits": [12.0, 20.0], "document_bytes": [4, 10]},
+    ]
     assert score(rows, "text").value == pytest.approx((38 + 32) / 2 / 14)
     rows[1]["document_bits"] = [12.0]
     with pytest.raises(ValueError, match="different held-out data"):
@@ -106,16 +121,14 @@ def test_a_difference_is_paired_by_items_and_the_same_the_other_way_round():
     alone = task_rows("a", 8, 0.6, draw, seeds=1)
     gap = score(alone, "task").minus(score([r | {"id": "b"} for r in alone], "task")).estimate
     assert gap == (0.0, 0.0, 0.0)  # no item tells them apart, whichever are drawn
-    a, b = (score(task_rows(name, 8, skill, draw, spread=0.1), "task")
-            for name, skill in (("a", 0.7), ("b", 0.5)))  # fmt: skip
+    a, b = (score(task_rows(name, 8, skill, draw, spread=0.1), "task") for name, skill in (("a", 0.7), ("b", 0.5)))
     there, back = a.minus(b).estimate, b.minus(a).estimate
     assert (-there.value, -there.high, -there.low) == pytest.approx(back)
 
 
 def test_no_bound_is_impossible():
     draw = np.random.default_rng(6)
-    rows = [r | {"correct": [float(seed == 1)] * ITEMS}
-            for seed, r in enumerate(task_rows("a", 8, 0.5, draw))]  # fmt: skip
+    rows = [r | {"correct": [float(seed == 1)] * ITEMS} for seed, r in enumerate(task_rows("a", 8, 0.5, draw))]
     assert score(rows, "task").estimate[1:] == (0.0, 1.0)
     level = score(task_rows("b", 8, 0.5, draw), "task")
     assert score(rows, "task").minus(level).estimate.low < -0.5  # differences know no such bounds
@@ -176,9 +189,10 @@ def test_the_front_is_what_nothing_beats_in_both(points):
     costs, scores = zip(*points, strict=True)
     on = {points[i] for i in front(costs, scores)}
     assert on == {
-        (cost, score) for cost, score in points
+        (cost, score)
+        for cost, score in points
         if not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
-    }  # fmt: skip
+    }
 
 
 def test_search_and_what_went_before_are_counted():
@@ -200,9 +214,12 @@ def test_search_and_what_went_before_are_counted():
 def test_a_verdict_names_the_rows_behind_it():
     draw = np.random.default_rng(3)
     curves = {"scratch-supervised": (0.3, 0.5, 0.85), "lora": (0.5, 0.6, 0.7)}
-    rows = [r for arm, curve in curves.items()
-            for size, skill in zip((8, 64, 512), curve, strict=True)
-            for r in task_rows(arm, size, skill, draw, spread=0.005)]  # fmt: skip
+    rows = [
+        r
+        for arm, curve in curves.items()
+        for size, skill in zip((8, 64, 512), curve, strict=True)
+        for r in task_rows(arm, size, skill, draw, spread=0.005)
+    ]
     rows += task_rows("majority", 512, 0.4, draw) + task_rows("few-shot", 4, 0.55, draw)
     for row in rows:
         if row["arm"] == "few-shot":
@@ -215,10 +232,7 @@ def test_a_verdict_names_the_rows_behind_it():
     assert "scratch-supervised and lora cross at" in text
     worth = re.search(r"few-shot is worth (\d+) \[\d+, \d+\] labelled items of scratch-s", text)
     assert 64 < float(worth[1]) < 200  # 0.55 is a little above what it gets with 64 items, 0.5
-    assert (
-        "has paid for its training and search after 12 requests to few-shot (seeds: 12 to 12)"
-        in text
-    )
+    assert "has paid for its training and search after 12 requests to few-shot (seeds: 12 to 12)" in text
     assert "For 1,000 requests, in seconds with training and search, none is both cheaper" in text
     assert "of these the cheapest that is not measured to be worse than the best is scr" in text
     known = {row["id"] for row in rows}
@@ -228,8 +242,7 @@ def test_a_verdict_names_the_rows_behind_it():
         for arm in ("scratch-supervised", "lora", "majority", "few-shot"):
             if re.search(rf"\b{arm}\b", sentence.text) and "behind" not in sentence.text:
                 assert any(row.startswith(f"{arm}-task") for row in sentence.rows), sentence
-    twins = [r | {"arm": "lora", "id": r["id"].replace("full", "lora")}
-             for r in task_rows("full", 64, 0.7, draw)]  # fmt: skip
+    twins = [r | {"arm": "lora", "id": r["id"].replace("full", "lora")} for r in task_rows("full", 64, 0.7, draw)]
     same = verdict(Ledger([*task_rows("full", 64, 0.7, np.random.default_rng(9)), *twins]))
     assert "no difference was measured between" in same[0].text
 
@@ -243,8 +256,7 @@ def test_the_best_is_best_of_all_and_not_of_the_next_alone():
     sure = task_rows("full", 64, 0.8, draw) + task_rows("lora", 64, 0.6, draw)
     assert "With 64 labelled items full is best (0.8" in said_of(sure)
     # The third by value goes so far apart by seeds that nothing can be said of it.
-    wide = [r | {"correct": [float(seed == 2)] * ITEMS}
-            for seed, r in enumerate(task_rows("features", 64, 0.5, draw))]  # fmt: skip
+    wide = [r | {"correct": [float(seed == 2)] * ITEMS} for seed, r in enumerate(task_rows("features", 64, 0.5, draw))]
     text = said_of([*sure, *wide])
     assert "no difference was measured between full" in text
     assert "and features (0.333" in text
@@ -252,31 +264,40 @@ def test_the_best_is_best_of_all_and_not_of_the_next_alone():
 
 def test_the_choice_lies_on_the_front_and_labels_have_a_price():
     draw = np.random.default_rng(9)
-    rows = [
-        r | {"labels": 128.0, "training_seconds": 4.0} for r in task_rows("full", 64, 0.8, draw)
-    ]
-    rows += [
-        r | {"labels": 128.0, "training_seconds": 2.0} for r in task_rows("tfidf", 64, 0.6, draw)
-    ]
+    rows = [r | {"labels": 128.0, "training_seconds": 4.0} for r in task_rows("full", 64, 0.8, draw)]
+    rows += [r | {"labels": 128.0, "training_seconds": 2.0} for r in task_rows("tfidf", 64, 0.6, draw)]
     # Dearer and worse than tfidf, but so noisy that it is not measured to be worse than full.
-    rows += [r | {"correct": [float(seed < 1)] * ITEMS, "labels": 128.0, "training_seconds": 3.0}
-             for seed, r in enumerate(task_rows("lora", 64, 0.5, draw))]  # fmt: skip
+    rows += [
+        r | {"correct": [float(seed < 1)] * ITEMS, "labels": 128.0, "training_seconds": 3.0}
+        for seed, r in enumerate(task_rows("lora", 64, 0.5, draw))
+    ]
     rows += [r | {"training_seconds": 0.0} for r in task_rows("few-shot", 4, 0.3, draw)]
     text = said_of(rows, 10, 36.0, 0.5)
     assert "to be worse than the best is full with 64 items (0.8" in text
     # 128 labels of 0.5 each, and 4 + 10 * 0.1 s at 0.01 a second.
-    assert re.search(
-        r"in money at 36 an hour and 0.5 a label.*full with 64 items \(0.8..; 64.05\)", text
-    )
+    assert re.search(r"in money at 36 an hour and 0.5 a label.*full with 64 items \(0.8..; 64.05\)", text)
     assert "whatever had a setting or a checkpoint to choose chose by as many others" in text
 
 
 def text_rows(arm, size, bits, draw, **more):
-    return [{
-        "id": f"{arm}-text-{size:g}-{seed}", "arm": arm, "axis": "text", "size": size, "seed": seed,
-        "document_bytes": [8] * 60, "document_bits": (8 * draw.normal(bits, 0.05, 60)).tolist(),
-        "search": [], "peak_bytes": 1, "training_steps": 5, "corpus": "c", "task": "t", **more,
-    } for seed in range(SEEDS)]  # fmt: skip
+    return [
+        {
+            "id": f"{arm}-text-{size:g}-{seed}",
+            "arm": arm,
+            "axis": "text",
+            "size": size,
+            "seed": seed,
+            "document_bytes": [8] * 60,
+            "document_bits": (8 * draw.normal(bits, 0.05, 60)).tolist(),
+            "search": [],
+            "peak_bytes": 1,
+            "training_steps": 5,
+            "corpus": "c",
+            "task": "t",
+            **more,
+        }
+        for seed in range(SEEDS)
+    ]
 
 
 def test_on_text_differences_floors_and_what_more_would_buy_are_told():
@@ -285,8 +306,7 @@ def test_on_text_differences_floors_and_what_more_would_buy_are_told():
     for share in (0.01, 0.1, 1.0):
         rows += text_rows("xz", share, 2.5, draw)
         kept = 0 if share == 0.01 else 5
-        rows += text_rows("scratch", share, 1.0 + 0.8 * share**-0.25, draw, epochs=2.0,
-                          kept_step=kept)  # fmt: skip
+        rows += text_rows("scratch", share, 1.0 + 0.8 * share**-0.25, draw, epochs=2.0, kept_step=kept)
         rows += text_rows("lora", share, 2.2, draw, epochs=0.1, general_bits=25.0, general_bytes=10)
     text = said_of(rows)
     gap = r"0\.[34]\d\d \[0\.[34]\d\d, 0\.[34]\d\d\] better than lora"
@@ -295,9 +315,7 @@ def test_on_text_differences_floors_and_what_more_would_buy_are_told():
     assert re.search(r"the foundation needs 1\.(19|20). \[.*\] times the bits that xz", text)
     assert re.search(r"and 1\.(49|50) times its own on general text", text)
     assert "lora +0.500 (+0.500 to +0.500) (from 2.000)" in text
-    assert re.search(
-        r"Extrapolated, not measured: with 10 times .* scratch would have 1\.4\d", text
-    )
+    assert re.search(r"Extrapolated, not measured: with 10 times .* scratch would have 1\.4\d", text)
     assert "times that it was: lora 0.10." in text
     assert "nothing of the training, with some seed or other, of scratch with 1 % of the" in text
     assert re.search(r"scratch and lora cross at \d", text)

@@ -33,8 +33,7 @@ def test_every_cell_is_there_and_nothing_is_left_to_run(folder, command):
     measured_on = rows[0]["versions"]["python"]
     if recipe.general == "python-stdlib" and platform.python_version() != measured_on:
         pytest.skip(f"python-stdlib is another corpus here than in Python {measured_on}")
-    done = command("compare.run", f"configs/study/{folder.name}.toml", "--run-dir", folder,
-                   "--dry-run", timeout=600)  # fmt: skip
+    done = command("compare.run", f"configs/study/{folder.name}.toml", "--run-dir", folder, "--dry-run", timeout=600)
     assert done.returncode == 0, done.stderr
     assert f"{len(rows)} cells, 0 to run" in done.stdout
 

@@ -10,21 +10,14 @@ from adapt.lora import add_lora
 from adapt.soft_prompt import add_soft_prompt
 from adapt.top_layers import tune_top_layers
 from configs.cli import load
-from configs.schema import (
-    LoraConfig,
-    ModelConfig,
-    SoftPromptConfig,
-    TokenizerConfig,
-    TopLayersConfig,
-)
+from configs.schema import LoraConfig, ModelConfig, SoftPromptConfig, TokenizerConfig, TopLayersConfig
 from configs.study import StudyRecipe
 from model.transformer import Transformer
 from prompting.score import rank_completions, shared_prefix
 from tokenizer.train import train_tokenizer
 from train.optim import optimizers, step_flops
 
-LLAMA = ModelConfig(dim=96, n_layers=4, n_heads=6, n_kv_heads=2, head_dim=16, hidden_dim=256,
-                    max_seq_len=256)  # fmt: skip
+LLAMA = ModelConfig(dim=96, n_layers=4, n_heads=6, n_kv_heads=2, head_dim=16, hidden_dim=256, max_seq_len=256)
 STUDY = load(StudyRecipe, "configs/study/demo.toml")
 
 

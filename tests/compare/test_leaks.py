@@ -34,8 +34,10 @@ def test_a_copy_is_found_inside_another_text_and_a_likeness_is_not():
     assert HeldOut([]).copies(["anything"]) == {}
 
 
-@given(st.lists(st.text("ab \n", min_size=1, max_size=80), max_size=4),
-       st.lists(st.text("ab \n", max_size=120), max_size=5))  # fmt: skip
+@given(
+    st.lists(st.text("ab \n", min_size=1, max_size=80), max_size=4),
+    st.lists(st.text("ab \n", max_size=120), max_size=5),
+)
 def test_runs_are_found_as_by_comparing_strings(held, texts):
     def runs(text):
         squeezed = "".join(text.split())
@@ -48,10 +50,11 @@ def test_runs_are_found_as_by_comparing_strings(held, texts):
     assert found.overlap(texts) == pytest.approx(expected)
     long = {number for number, text in enumerate(held) if runs(text)}
     copied = {
-        number for number in long
+        number
+        for number in long
         for text in texts
         if len(runs(held[number]) & runs(text)) >= SAME * len(runs(held[number]))
-    }  # fmt: skip
+    }
     assert found.copies(texts).keys() & long == copied
 
 
@@ -102,9 +105,8 @@ def planted(study, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "axis"),
-    [(name, axis) for name, arm in ARMS.items() for axis in arm.sizes
-     if name not in ("zero-shot", "majority")],
-)  # fmt: skip
+    [(name, axis) for name, arm in ARMS.items() for axis in arm.sizes if name not in ("zero-shot", "majority")],
+)
 def test_no_arm_sees_what_is_planted(study, tmp_path, arm, axis):
     size = sizes_of(ARMS[arm], axis, study.recipe)[-1]
     setting = ARMS[arm].settings(study.recipe, axis)[0]

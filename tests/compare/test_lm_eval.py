@@ -58,8 +58,7 @@ def folder(tmp_path_factory, recipe):
         for p in model.parameters():
             p.mul_(3)
     save_huggingface(model, tokenizer, made / "model", model_card("x", model, "mit"))
-    rows = [{"text": words(n, 6), "choices": [words(90 + n, 1), words(50 + n, 3)],
-             "label": n % 2} for n in range(12)]  # fmt: skip
+    rows = [{"text": words(n, 6), "choices": [words(90 + n, 1), words(50 + n, 3)], "label": n % 2} for n in range(12)]
     (made / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return made
 
@@ -99,14 +98,21 @@ def test_a_long_request_is_refused_not_cut(folder):
         as_lm(model, tokenizer).loglikelihood(requests([("word " * 900, "x")]))
 
 
-@pytest.mark.parametrize(("rest", "metric"), [(CHOICE, "acc"), (WRITE, "exact_match"),
-                                              (WHOLE, "bits_per_byte")])  # fmt: skip
+@pytest.mark.parametrize(("rest", "metric"), [(CHOICE, "acc"), (WRITE, "exact_match"), (WHOLE, "bits_per_byte")])
 def test_a_local_task_runs(command, folder, tmp_path, rest, metric):
     (tmp_path / "task.yaml").write_text(TASK.format(folder=folder, rest=rest))
     done = command(
-        "compare.lm_eval", folder / "model", "--tasks", "local_words", "--include", tmp_path,
-        "--limit", "6", "--out", tmp_path / "out.json",
-    )  # fmt: skip
+        "compare.lm_eval",
+        folder / "model",
+        "--tasks",
+        "local_words",
+        "--include",
+        tmp_path,
+        "--limit",
+        "6",
+        "--out",
+        tmp_path / "out.json",
+    )
     assert done.returncode == 0, done.stderr
     assert "local_words" in done.stdout
     (values,) = json.loads((tmp_path / "out.json").read_text())["results"].values()

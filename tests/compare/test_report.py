@@ -19,9 +19,19 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def rows():
     """A ledger in which prompting is cheap at first and tuning pays later."""
     draw, found = np.random.default_rng(0), []
-    about = {"corpus": NAME, "task": "key", "commit": "abc", "device": "2 cores",
-             "versions": {"torch": "2"}, "command": "python -m compare.run x", "search": [],
-             "setting": {}, "peak_bytes": 2**30, "overlap": 0.01, "left_out": 2}  # fmt: skip
+    about = {
+        "corpus": NAME,
+        "task": "key",
+        "commit": "abc",
+        "device": "2 cores",
+        "versions": {"torch": "2"},
+        "command": "python -m compare.run x",
+        "search": [],
+        "setting": {},
+        "peak_bytes": 2**30,
+        "overlap": 0.01,
+        "left_out": 2,
+    }
 
     def add(arm, axis, size, **measured):
         for seed in range(3):
@@ -37,23 +47,57 @@ def rows():
 
     for size, scratch, lora in ((0.01, 4.0, 3.0), (0.1, 3.0, 2.5), (1.0, 1.6, 2.1)):
         for arm, value in (("scratch", scratch), ("lora", lora)):
-            add(arm, "text", size, document_bits=bits(value), document_bytes=lambda _: [8] * 40,
-                training_seconds=lambda _: 60.0, training_steps=lambda _: 9)  # fmt: skip
+            add(
+                arm,
+                "text",
+                size,
+                document_bits=bits(value),
+                document_bytes=lambda _: [8] * 40,
+                training_seconds=lambda _: 60.0,
+                training_steps=lambda _: 9,
+            )
     add("xz", "text", 1.0, document_bits=bits(2.2), document_bytes=lambda _: [8] * 40)
-    add("zero-shot", "text", 0.0, document_bits=bits(3.3), document_bytes=lambda _: [8] * 40,
-        written=lambda _: [{"prompt": "X:1", "expected": "K:G", "text": "<b>not bold</b>"}]
-    )  # fmt: skip
+    add(
+        "zero-shot",
+        "text",
+        0.0,
+        document_bits=bits(3.3),
+        document_bytes=lambda _: [8] * 40,
+        written=lambda _: [{"prompt": "X:1", "expected": "K:G", "text": "<b>not bold</b>"}],
+    )
     for size, tuned in ((8.0, 0.3), (64.0, 0.5), (512.0, 0.9)):
-        add("lora", "task", size, correct=right(tuned), seconds_per_request=lambda _: 0.1,
-            flops_per_request=lambda _: 1e9, training_seconds=lambda _: 600.0,
-            training_steps=lambda _: 9, read_tokens=lambda _: 50.0,
-            labels=lambda _, size=size: size + 16)  # fmt: skip
-    add("few-shot", "task", 4.0, correct=right(0.6), seconds_per_request=lambda _: 1.0,
-        flops_per_request=lambda _: 1e10, confidence=lambda _: [0.7] * 100,
-        labels=lambda _: 20.0)  # fmt: skip
+        add(
+            "lora",
+            "task",
+            size,
+            correct=right(tuned),
+            seconds_per_request=lambda _: 0.1,
+            flops_per_request=lambda _: 1e9,
+            training_seconds=lambda _: 600.0,
+            training_steps=lambda _: 9,
+            read_tokens=lambda _: 50.0,
+            labels=lambda _, size=size: size + 16,
+        )
+    add(
+        "few-shot",
+        "task",
+        4.0,
+        correct=right(0.6),
+        seconds_per_request=lambda _: 1.0,
+        flops_per_request=lambda _: 1e10,
+        confidence=lambda _: [0.7] * 100,
+        labels=lambda _: 20.0,
+    )
     # As good as the best, free to train and dear to ask.
-    add("neighbour-shots", "task", 512.0, correct=right(0.87), seconds_per_request=lambda _: 2.0,
-        flops_per_request=lambda _: 1e10, labels=lambda _: 528.0)  # fmt: skip
+    add(
+        "neighbour-shots",
+        "task",
+        512.0,
+        correct=right(0.87),
+        seconds_per_request=lambda _: 2.0,
+        flops_per_request=lambda _: 1e10,
+        labels=lambda _: 528.0,
+    )
     add("majority", "task", 512.0, correct=right(0.4), labels=lambda _: 512.0)
     return found
 
@@ -95,10 +139,17 @@ def test_the_page_works_in_a_browser(folder, scheme):
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,1600",
-                 "--disable-background-networking", "--disable-component-update",
-                 "--disable-sync", "--disable-dev-shm-usage",
-                 f"--user-data-dir={folder / 'chrome'}"):  # fmt: skip
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1200,1600",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'chrome'}",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
@@ -111,9 +162,7 @@ def test_the_page_works_in_a_browser(folder, scheme):
         paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
         series = browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")
-        assert {s.get_attribute("data-arm") for s in series} == {
-            "scratch", "lora", "xz", "zero-shot"
-        }  # fmt: skip
+        assert {s.get_attribute("data-arm") for s in series} == {"scratch", "lora", "xz", "zero-shot"}
         assert "0.01: " in series[0].get_attribute("aria-label")
         placed = browser.execute_script("return apart([100, 99, 101, 279, 280, 280], 20, 280)")
         for a, b in itertools.pairwise(sorted(placed)):
@@ -134,9 +183,7 @@ def test_the_page_works_in_a_browser(folder, scheme):
         price.send_keys(Keys.HOME)  # nothing: by seconds alone
         assert browser.find_element(By.ID, "price-shown").text == "nothing"
         requests.send_keys(Keys.HOME)  # one request: training has not paid
-        assert (
-            "For 1 requests: neighbour-shots, 512 items (0.87; 2 s) is the cheapest" in choice.text
-        )
+        assert "For 1 requests: neighbour-shots, 512 items (0.87; 2 s) is the cheapest" in choice.text
         assert browser.execute_script(front)[:2] == ["majority 512", "few-shot 4"]
         before = browser.execute_script(line)
         requests.send_keys(Keys.END)  # a hundred million: prompts are dearer

@@ -20,9 +20,7 @@ from tokenizer.train import train_tokenizer
 @pytest.fixture(scope="module")
 def small():
     tokenizer = train_tokenizer(words(0, 3000).splitlines(), TokenizerConfig(vocab_size=300))
-    config = ModelConfig(
-        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=64, max_seq_len=48
-    )
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=64, max_seq_len=48)
     return Transformer(config, 300).init_weights(0).eval(), tokenizer
 
 
@@ -104,9 +102,7 @@ def labelled(count, seed):
 
 
 def test_the_task_floor_learns_what_can_be_learned():
-    task = Task(
-        "Text", "Kind", ["late", "vowel"], labelled(200, 0), labelled(40, 1), labelled(60, 2)
-    )
+    task = Task("Text", "Kind", ["late", "vowel"], labelled(200, 0), labelled(40, 1), labelled(60, 2))
     learned = tfidf_logistic(task, 10.0)
     found = learned.answers("test")
     assert np.mean(found["correct"]) > 0.95

@@ -21,9 +21,19 @@ from model.score import document_bits
 
 DEMO = "configs/study/demo.toml"
 SMALL = (
-    "--budget-seconds", "5", "--test-documents", "6", "--task.test-items", "8",
-    "--task.train-items", "100", "--labels", "16", "--shares", "1.0",
-)  # fmt: skip
+    "--budget-seconds",
+    "5",
+    "--test-documents",
+    "6",
+    "--task.test-items",
+    "8",
+    "--task.train-items",
+    "100",
+    "--labels",
+    "16",
+    "--shares",
+    "1.0",
+)
 
 
 def test_a_plan_puts_first_what_others_go_on_from():
@@ -102,9 +112,24 @@ def test_an_unequal_search_is_refused(tmp_path):
 @pytest.mark.slow
 def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_path):
     folder = tmp_path / "study"
-    args = (DEMO, "--run-dir", folder, "--data.cache-dir", cache, *SMALL,
-            "--arms", "xz", "ngram", "zero-shot", "few-shot", "scratch", "majority", "tfidf",
-            "scratch-supervised", "lora")  # fmt: skip
+    args = (
+        DEMO,
+        "--run-dir",
+        folder,
+        "--data.cache-dir",
+        cache,
+        *SMALL,
+        "--arms",
+        "xz",
+        "ngram",
+        "zero-shot",
+        "few-shot",
+        "scratch",
+        "majority",
+        "tfidf",
+        "scratch-supervised",
+        "lora",
+    )
     done = command("compare.run", *args, timeout=1500)
     assert done.returncode == 0, done.stderr
     ledger = Ledger.read(folder)
@@ -202,13 +227,23 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
 
 @pytest.mark.slow
 def test_a_study_killed_while_it_trains_ends_with_the_same_numbers(command, cache, tmp_path):
-    args = (DEMO, "--data.cache-dir", cache, *SMALL, "--budget-flops", "4e11",
-            "--arms", "scratch", "scratch-supervised")  # fmt: skip
+    args = (
+        DEMO,
+        "--data.cache-dir",
+        cache,
+        *SMALL,
+        "--budget-flops",
+        "4e11",
+        "--arms",
+        "scratch",
+        "scratch-supervised",
+    )
     done = command("compare.run", *args, "--run-dir", tmp_path / "whole", timeout=900)
     assert done.returncode == 0, done.stderr
     for arm in ("scratch-text-1-0", "scratch-supervised-task-16-0"):
-        running = command.start("compare.run", *args, "--run-dir", tmp_path / "cut",
-                                *(["--resume"] if (tmp_path / "cut").exists() else []))  # fmt: skip
+        running = command.start(
+            "compare.run", *args, "--run-dir", tmp_path / "cut", *(["--resume"] if (tmp_path / "cut").exists() else [])
+        )
         steps = tmp_path / "cut" / "training" / arm / "metrics.jsonl"
         while not (steps.exists() and steps.read_text().count("\n") > 5):
             assert running.poll() is None
@@ -265,9 +300,7 @@ def test_features_are_read_once_for_all_that_is_tried(study):
     assert cost_of([row]).once_flops == pytest.approx(first["flops"] + second["flops"])
 
 
-@pytest.mark.parametrize(
-    "damage", ["", '{"id": "xz', "[]", "null", '{"id": "other", "x": 1}', "\0"]
-)
+@pytest.mark.parametrize("damage", ["", '{"id": "xz', "[]", "null", '{"id": "other", "x": 1}', "\0"])
 def test_a_damaged_cell_is_not_believed(tmp_path, damage):
     cell = Cell("xz", "text", 1.0, 0)
     about = {cell: {"config_hash": "h"}}

@@ -9,15 +9,7 @@ import time
 
 import pytest
 
-from configs.atomic import (
-    atomic_folder,
-    inside,
-    read_json,
-    to_json,
-    valid_manifest,
-    write_atomically,
-    write_manifest,
-)
+from configs.atomic import atomic_folder, inside, read_json, to_json, valid_manifest, write_atomically, write_manifest
 from configs.console import one_line, printable
 
 NEVER = lambda path: False  # noqa: E731
@@ -72,9 +64,8 @@ def test_a_folder_of_a_killed_process_does_not_stop_the_next_one(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, target, "die"])
     assert done.returncode == -signal.SIGKILL
     alive = subprocess.Popen(
-        [sys.executable, "-c", script, target, "wait"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", script, target, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert alive.stdout.readline() == "ready\n"
     for left in tmp_path.iterdir():
         age(left)
@@ -161,11 +152,7 @@ def test_a_name_from_a_file_may_not_lead_out_of_its_folder(tmp_path, name):
 def test_json_never_holds_nan(tmp_path):
     value = {"loss": float("nan"), "all": [1.0, float("inf"), {"x": -float("inf")}], "t": (2.5,)}
     refuse = {"parse_constant": lambda word: pytest.fail(word)}
-    assert json.loads(to_json(value), **refuse) == {
-        "loss": None,
-        "all": [1.0, None, {"x": None}],
-        "t": [2.5],
-    }
+    assert json.loads(to_json(value), **refuse) == {"loss": None, "all": [1.0, None, {"x": None}], "t": [2.5]}
     assert read_json(tmp_path / "none.json") is None
 
 

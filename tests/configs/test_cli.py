@@ -16,9 +16,7 @@ def toml(tmp_path):
 
 def test_overrides_win_over_the_file_and_the_file_over_defaults(toml):
     path = toml("[train]\nsteps = 5\nseed = 3\n")
-    recipe = load(
-        Recipe, path, ["--train.steps", "7", "--model.qk-norm=true", "--data.corpus", "x"]
-    )
+    recipe = load(Recipe, path, ["--train.steps", "7", "--model.qk-norm=true", "--data.corpus", "x"])
     assert (recipe.train.steps, recipe.train.seed, recipe.train.batch_size) == (7, 3, 32)
     assert recipe.model.qk_norm is True
     assert recipe.data.corpus == "x"
@@ -48,11 +46,7 @@ def test_the_resolved_recipe_reads_back_as_itself(toml, tmp_path):
         ("[train]\nsteps = 'x'", [], "train.steps = 'x': Input should be a valid integer"),
         ("[train]\nsteps = 0", [], "train.steps = 0: Input should be greater than or equal to 1"),
         ("[train", [], "not valid TOML"),
-        (
-            "",
-            ["--train.stesp", "7"],
-            'unknown option "--train.stesp"; did you mean "--train.steps"',
-        ),
+        ("", ["--train.stesp", "7"], 'unknown option "--train.stesp"; did you mean "--train.steps"'),
         ("", ["--train.steps", "many"], "train.steps = 'many'"),
         ("", ["--train.steps"], "--train.steps takes one value, got no value"),
         ("", ["--train.schedule", "foo"], "should be 'cosine', 'wsd' or 'linear'"),

@@ -38,8 +38,10 @@ def test_the_torchrun_recipe_trains(recipe, tmp_path):
     done = subprocess.run(
         ["bash", LAUNCH / "torchrun.sh", recipe, "--run-dir", run],
         env=os.environ | {"HEAD": "localhost", "NODES": "1", "GPUS": "2", "PORT": "0"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert (run / "checkpoints" / "000010").exists()
 
@@ -49,20 +51,25 @@ def test_the_slurm_recipe_trains(recipe, tmp_path):
     """Under a stand-in for the two SLURM commands that it calls, with two tasks."""
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho localhost\n")
     (tmp_path / "srun").write_text(
-        "#!/bin/sh\n"
-        "for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task \"$@\" & done\n"
-        "wait\n"
-    )  # fmt: skip
+        '#!/bin/sh\nfor task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & done\nwait\n'
+    )
     for name in ("scontrol", "srun"):
         (tmp_path / name).chmod(0o755)
     run = tmp_path / "run"
-    slurm = {"SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS": "2",
-             "SLURM_JOB_ID": str(os.getpid()),
-             "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    slurm = {
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
     done = subprocess.run(
-        ["bash", LAUNCH / "slurm.sbatch", recipe, "--run-dir", run], cwd=ROOT,
-        env=os.environ | slurm, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        ["bash", LAUNCH / "slurm.sbatch", recipe, "--run-dir", run],
+        cwd=ROOT,
+        env=os.environ | slurm,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert "2 ranks x 1 x 4" in done.stderr
     assert (run / "checkpoints" / "000010").exists()

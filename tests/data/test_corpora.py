@@ -23,9 +23,7 @@ def test_the_same_rows_come_from_jsonl_and_parquet(tmp_path):
     expected = [row["body"] for row in rows]
     assert texts(tmp_path / "a.jsonl", text_field="body") == expected
     assert texts(tmp_path / "a.parquet", text_field="body") == expected
-    corpus = open_corpus(
-        DataConfig(corpus=str(tmp_path / "a.jsonl"), text_field="body", group_field="who")
-    )
+    corpus = open_corpus(DataConfig(corpus=str(tmp_path / "a.jsonl"), text_field="body", group_field="who"))
     assert [d.group for d in corpus.read()] == [str(row["who"]) for row in rows]
 
 
@@ -79,13 +77,9 @@ def test_a_misspelt_built_in_is_told_the_nearest_name():
 def test_a_hub_that_does_not_answer_is_one_line(command, recipe, offline):
     # Nothing listens on the discard port of this machine.
     settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}
-    done = command(
-        "data.prepare", recipe, "--data.corpus", "some/dataset", env=os.environ | settings
-    )
+    done = command("data.prepare", recipe, "--data.corpus", "some/dataset", env=os.environ | settings)
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        'error: data.corpus = "some/dataset" is no file, folder or built-in'
-    )
+    assert done.stderr.startswith('error: data.corpus = "some/dataset" is no file, folder or built-in')
     assert done.stderr.count("\n") == 1
 
 

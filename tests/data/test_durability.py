@@ -69,9 +69,10 @@ def test_a_killed_preparation_leaves_nothing_that_stops_the_next(command, recipe
     )
     for _ in range(5):
         process = subprocess.Popen(
-            [sys.executable, slow, *map(str, args[1:])], stderr=subprocess.PIPE,
+            [sys.executable, slow, *map(str, args[1:])],
+            stderr=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.getcwd()},
-        )  # fmt: skip
+        )
         deadline, before = time.monotonic() + 60, set(cache.glob("documents/.*.tmp"))
         while set(cache.glob("documents/.*.tmp")) == before and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -102,8 +103,7 @@ def test_only_what_is_ours_is_overwritten(command, recipe, tmp_path):
     assert (precious / "thesis.tex").read_text() == "years of work"
     run = tmp_path / "run"
     for _ in range(2):
-        done = command("train.pretrain", recipe, "--run-dir", run, "--overwrite", "--train.steps",
-                       "1")  # fmt: skip
+        done = command("train.pretrain", recipe, "--run-dir", run, "--overwrite", "--train.steps", "1")
         assert done.returncode == 0, done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {"thesis", "run"}
 

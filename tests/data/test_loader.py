@@ -40,12 +40,13 @@ def test_epochs_and_seeds_differ():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    tokens=st.integers(20, 400), length=st.integers(3, 17), seed=st.integers(0, 3),
-    worlds=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=8), data=st.data(),
-)  # fmt: skip
-def test_every_token_once_per_epoch_while_the_number_of_ranks_changes(
-    tokens, length, seed, worlds, data
-):
+    tokens=st.integers(20, 400),
+    length=st.integers(3, 17),
+    seed=st.integers(0, 3),
+    worlds=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=8),
+    data=st.data(),
+)
+def test_every_token_once_per_epoch_while_the_number_of_ranks_changes(tokens, length, seed, worlds, data):
     windows = Windows.__new__(Windows)
     windows.seq_len, windows.ids = length, np.arange(tokens)  # every token is another one
     batch = 6

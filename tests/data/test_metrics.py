@@ -10,9 +10,15 @@ def test_a_name_is_met_exactly_or_not():
 
 @pytest.mark.parametrize(
     ("answer", "label", "score"),
-    [("the cat sat", "The cat, sat.", 1), ("a b", "c d", 0), ("", "", 1), ("", "x", 0),
-     ("a a b", "a b c", 2 / 3), ("a", "a b c", 0.5)],
-)  # fmt: skip
+    [
+        ("the cat sat", "The cat, sat.", 1),
+        ("a b", "c d", 0),
+        ("", "", 1),
+        ("", "x", 0),
+        ("a a b", "a b c", 2 / 3),
+        ("a", "a b c", 0.5),
+    ],
+)
 def test_free_text_is_scored_by_the_words_it_shares(answer, label, score):
     assert word_f1(answer, label) == pytest.approx(score)
     assert score_answer("completion", answer, label) == pytest.approx(score)

@@ -72,9 +72,7 @@ def test_no_near_duplicate_straddles_a_split(tmp_path):
         parts[draw.randrange(20, 40)] = parts[draw.randrange(60, 80)] = "other"
         rows.append({"text": " ".join([*parts[:-10], *words(seed + 1000, 10).split()])})
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    config = DataConfig(
-        corpus=str(path), cache_dir=str(tmp_path), validation_fraction=0.2, test_fraction=0.2
-    )
+    config = DataConfig(corpus=str(path), cache_dir=str(tmp_path), validation_fraction=0.2, test_fraction=0.2)
     folder = prepare(config)
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
     assert counts["dropped_straddles_split"] > 20
@@ -132,9 +130,7 @@ def test_a_share_of_the_training_documents_is_that_large_and_grows(tmp_path):
 
 def test_folk_tunes_hold_no_melody_in_two_splits(cache):
     folder = prepare(DataConfig(cache_dir=str(cache)))
-    incipits = {
-        split: {tuple(melody(d["text"])[:24]) for d in documents(folder, split)} for split in SPLITS
-    }
+    incipits = {split: {tuple(melody(d["text"])[:24]) for d in documents(folder, split)} for split in SPLITS}
     assert len(incipits["train"]) > 3000
     assert not incipits["train"] & (incipits["test"] | incipits["validation"])
     assert not incipits["test"] & incipits["validation"]

@@ -17,10 +17,21 @@ from data.prepare import clean
 from data.readers import list_files, section_target
 
 NAMES = (
-    "notes [1].txt", "q[ab].txt", "a*b.txt", "what?.txt", "{x,y}.txt", "!important.txt",
-    "two words.txt", "a::b.txt", "https:.txt", "line\nbreak.txt", "tab\there.txt", "#1 100%.txt",
-    "café 北京.txt", "-rf.txt",
-)  # fmt: skip
+    "notes [1].txt",
+    "q[ab].txt",
+    "a*b.txt",
+    "what?.txt",
+    "{x,y}.txt",
+    "!important.txt",
+    "two words.txt",
+    "a::b.txt",
+    "https:.txt",
+    "line\nbreak.txt",
+    "tab\there.txt",
+    "#1 100%.txt",
+    "café 北京.txt",
+    "-rf.txt",
+)
 
 
 def read(path, **settings):
@@ -66,10 +77,7 @@ def test_two_files_of_one_name_are_two(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "notes.txt").write_text(f"in {folder}\n" * 20)
     found = read(tmp_path, group_field="file", document="file")
-    assert [(d.id, d.group) for d in found] == [
-        ("a/notes.txt:0", "a/notes.txt"),
-        ("b/notes.txt:0", "b/notes.txt"),
-    ]
+    assert [(d.id, d.group) for d in found] == [("a/notes.txt:0", "a/notes.txt"), ("b/notes.txt:0", "b/notes.txt")]
 
 
 def test_links_are_followed_once_and_a_broken_one_is_named(tmp_path):
@@ -131,9 +139,7 @@ def test_what_one_document_is(tmp_path):
     table.write_text('{"text": "x"}\n')
     with pytest.raises(UserError, match=r"data\.document = \"line\" is for text"):
         read(table, document="line")
-    with pytest.raises(
-        UserError, match=r"data\.document = \"file\": folk-tunes has its own documents"
-    ):
+    with pytest.raises(UserError, match=r"data\.document = \"file\": folk-tunes has its own documents"):
         read("folk-tunes", document="file")
 
 
@@ -180,8 +186,9 @@ PACK = {".gz": gzip.compress, ".zst": zstandard.compress}
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a"])
 def test_packed_files_hold_the_same(tmp_path, packed, name):
-    text = {"a.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
-            "a.csv": "text,who\none,1\n"}.get(name, words(0, 900))  # fmt: skip
+    text = {"a.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS), "a.csv": "text,who\none,1\n"}.get(
+        name, words(0, 900)
+    )
     plain = tmp_path / (name if "." in name else "a.txt")
     plain.write_text(text)
     path = tmp_path / f"packed-{name}{packed}"
@@ -260,8 +267,7 @@ def test_chinese_without_spaces_is_cut_and_near_duplicates_are_found(tmp_path):
     folder = prepare(config)
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
     assert counts["dropped_near_duplicate"] == 1
-    kept = {d["text"] for split in ("train", "validation", "test")
-            for d in documents(folder, split)}  # fmt: skip
+    kept = {d["text"] for split in ("train", "validation", "test") for d in documents(folder, split)}
     assert kept == set(rows)
     path.write_text("".join(rows))  # one line
     assert max(len(text.text) for text in read(path)) <= 2 * len("".join(rows)) // 20
@@ -328,8 +334,7 @@ def test_files_much_larger_than_the_cap_are_held_out_too(tmp_path):
 
     for number in range(30):
         (tmp_path / f"book-{number}.txt").write_text(words(number, 2000))
-    config = DataConfig(corpus=str(tmp_path), document="file", held_out_chars=3000,
-                        cache_dir=str(tmp_path / ".cache"))  # fmt: skip
+    config = DataConfig(corpus=str(tmp_path), document="file", held_out_chars=3000, cache_dir=str(tmp_path / ".cache"))
     splits = json.loads((prepare(config) / "manifest.json").read_text())["splits"]
     assert splits["test"]["documents"] == splits["validation"]["documents"] == 1
 

@@ -34,9 +34,7 @@ def test_the_shards_decode_to_the_documents(prepared):
         assert texts == [d["text"] for d in documents(folder, split)]
 
 
-@pytest.mark.parametrize(
-    ("size", "dtype"), [(400, "<u2"), (1 << 16, "<u2"), ((1 << 16) + 1, "<u4")]
-)
+@pytest.mark.parametrize(("size", "dtype"), [(400, "<u2"), (1 << 16, "<u2"), ((1 << 16) + 1, "<u4")])
 def test_ids_take_no_more_bytes_than_they_need(size, dtype):
     assert _dtype(SimpleNamespace(vocab_size=size)) == np.dtype(dtype)
 
@@ -47,9 +45,7 @@ def test_each_token_after_the_first_is_a_target_once(prepared):
     inputs, targets = windows.batch(np.arange(len(windows)))
     kept = targets.reshape(-1)[targets.reshape(-1) != IGNORE]
     assert (kept.numpy() == windows.ids[1:]).all()
-    assert (
-        inputs[:, 1:][targets[:, 1:] != IGNORE] == targets[:, :-1][targets[:, 1:] != IGNORE]
-    ).all()
+    assert (inputs[:, 1:][targets[:, 1:] != IGNORE] == targets[:, :-1][targets[:, 1:] != IGNORE]).all()
 
 
 def test_examples_score_the_completion_only(prepared):
@@ -61,9 +57,6 @@ def test_examples_score_the_completion_only(prepared):
         scored = targets[row][targets[row] != IGNORE].tolist()
         assert scored == tokenizer.encode(completion)
         first = int((targets[row] != IGNORE).nonzero()[0])
-        assert inputs[row, : first + 1].tolist() == [
-            tokenizer.separator_id,
-            *tokenizer.encode(prompt),
-        ]
+        assert inputs[row, : first + 1].tolist() == [tokenizer.separator_id, *tokenizer.encode(prompt)]
     with pytest.raises(UserError, match="more than the context of 3"):
         Examples(completions(pairs, tokenizer), 3, tokenizer)

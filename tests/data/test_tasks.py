@@ -8,8 +8,7 @@ from configs.schema import DataConfig, TaskConfig
 from data.prepare import SPLITS, documents, prepare
 from data.tasks import load_task
 
-ROWS = [{"text": f"text number {n}", "label": "odd" if n % 2 else "even", "group": str(n // 2)}
-        for n in range(200)]  # fmt: skip
+ROWS = [{"text": f"text number {n}", "label": "odd" if n % 2 else "even", "group": str(n // 2)} for n in range(200)]
 
 
 @pytest.fixture

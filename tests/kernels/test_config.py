@@ -11,9 +11,7 @@ from kernels.newton_schulz import config as newton_schulz
 from kernels.norm import config as norm
 from kernels.rope import config as rope
 
-ARCHITECTURES = (
-    "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx942", "interpreter",
-)  # fmt: skip
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx942", "interpreter")
 
 
 @pytest.mark.parametrize("capped", [False, True])

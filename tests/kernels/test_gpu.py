@@ -16,10 +16,7 @@ from kernels.norm.reference import rms_norm_reference
 from kernels.rope import rope
 from kernels.rope.reference import rope_reference
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 # Each case compiles kernels of its own: in tests of their own they do so side by side (-n auto).
@@ -34,9 +31,21 @@ def test_attention_equals_float64(dtype, deterministic, case):
 @pytest.mark.parametrize("D", [64, 80, 128])
 @pytest.mark.parametrize("T", [1000, 2048])
 def test_long_attention_with_the_shipped_tiles(D, T):
-    case = {"seed": 0, "B": 2, "T": T, "S": T, "heads": (8, 2), "D": D, "causal": True,
-            "window": 300, "documents": True, "softcap": 0.0, "dtype": torch.bfloat16,
-            "layout": "packed", "deterministic": True}  # fmt: skip
+    case = {
+        "seed": 0,
+        "B": 2,
+        "T": T,
+        "S": T,
+        "heads": (8, 2),
+        "D": D,
+        "causal": True,
+        "window": 300,
+        "documents": True,
+        "softcap": 0.0,
+        "dtype": torch.bfloat16,
+        "layout": "packed",
+        "deterministic": True,
+    }
     check(case, "cuda")
     check(case | {"deterministic": False, "softcap": 30.0}, "cuda")
     check(case | {"window": 0, "documents": False, "causal": False}, "cuda")
@@ -69,14 +78,16 @@ def compare(ours, reference, inputs, bound=5e-3):
 def test_the_others_equal_float64():
     torch.manual_seed(0)
     x, gain = torch.randn(512, 768), torch.randn(768)
-    compare(lambda a, w: rms_norm(a, w, 1e-5)[0], lambda a, w: rms_norm_reference(a, w, 1e-5)[0],
-            [x, gain])  # fmt: skip
+    compare(lambda a, w: rms_norm(a, w, 1e-5)[0], lambda a, w: rms_norm_reference(a, w, 1e-5)[0], [x, gain])
     compare(swiglu, swiglu_reference, [x, x.flip(0)])
     compare(relu2, relu2_reference, [x])
     angles = torch.randn(50, 32, device="cuda")
     table = torch.stack([angles.cos(), angles.sin()])
-    compare(lambda a, w: rope(a, table, w), lambda a, w: rope_reference(a, table, w, 1e-5),
-            [torch.randn(2, 50, 6, 64), torch.randn(64)])  # fmt: skip
+    compare(
+        lambda a, w: rope(a, table, w),
+        lambda a, w: rope_reference(a, table, w, 1e-5),
+        [torch.randn(2, 50, 6, 64), torch.randn(64)],
+    )
     targets = torch.randint(0, 5000, (512,), device="cuda")
     targets[::7] = -100
     compare(

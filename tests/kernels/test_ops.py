@@ -27,10 +27,7 @@ DOCUMENTS = torch.tensor([[3] * 5 + [4] * 1 + [9] * 14, [0] * 20])
 def qkv(B=2, T=20, S=None, H=4, K=2, D=8, dtype=torch.float64):
     generator = torch.Generator().manual_seed(T)
     shapes = ((B, T, H, D), (B, S or T, K, D), (B, S or T, K, D))
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-        for shape in shapes
-    ]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
 CASES = {
@@ -87,9 +84,7 @@ def test_bfloat16_gradients_of_short_sequences(T):
 def test_attention_equals_torch_on_packed_slices():
     packed = torch.randn(2, 33, 3, 4, 16)
     q, k, v = packed.unbind(2)
-    expected = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True
-    ).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
     torch.testing.assert_close(attention(q, k, v)[0], expected)
 
 
@@ -181,9 +176,7 @@ def double(*shape):
 
 def test_the_other_kernels_pass_gradcheck():
     assert gradcheck(lambda x, w: rms_norm(x, w, 1e-5)[0], (double(3, 5), double(5)))
-    assert gradcheck(
-        lambda x, r, w: rms_norm(x, w, 1e-5, r), (double(3, 5), double(3, 5), double(5))
-    )
+    assert gradcheck(lambda x, r, w: rms_norm(x, w, 1e-5, r), (double(3, 5), double(3, 5), double(5)))
     angles = torch.randn(4, 3, dtype=torch.float64)
     table = torch.stack([angles.cos(), angles.sin()])
     assert gradcheck(lambda x: rope(x, table), (double(2, 4, 3, 6),))
@@ -263,10 +256,7 @@ def operators():
         "attention": (ops.attention, (q, k, v, None, True, 0.0, 0.3, True)),
         "attention-window": (ops.attention, (q, k, v, first, True, 2.0, 0.3, True)),
         "attention-backward": (ops.attention_backward, (*backward, None, True, 0.0, 0.3, True)),
-        "loss": (
-            ops.linear_cross_entropy,
-            (x, weight, torch.arange(5), -100, 0.0, 0.0, 0.0, 2, True, True),
-        ),
+        "loss": (ops.linear_cross_entropy, (x, weight, torch.arange(5), -100, 0.0, 0.0, 0.0, 2, True, True)),
         "norm": (ops.rms_norm, (x, None, gain, 1e-5)),
         "norm-residual": (ops.rms_norm, (x, torch.randn(5, 8, requires_grad=True), gain, 1e-5)),
         "rope": (ops.rope, (q, table, None, 1e-5)),
@@ -326,9 +316,7 @@ MISTAKES = {
         zeros(1, 2, 3, 8), zeros(1, 2, 2, 8), zeros(1, 2, 2, 8)
     ),
     "do not fit q": lambda: attention(zeros(1, 2, 2, 8), zeros(2, 2, 2, 8), zeros(2, 2, 2, 8)),
-    "q has 3 positions, more than the 2": lambda: attention(
-        zeros(1, 3, 2, 8), zeros(1, 2, 2, 8), zeros(1, 2, 2, 8)
-    ),
+    "q has 3 positions, more than the 2": lambda: attention(zeros(1, 3, 2, 8), zeros(1, 2, 2, 8), zeros(1, 2, 2, 8)),
     "q is float32 .* not": lambda: attention(*[zeros(2, 2, 8)] * 3),
     "softcap = -1.0 is negative": lambda: attention(*[zeros(1, 2, 2, 8)] * 3, softcap=-1.0),
     "window = -1 is negative": lambda: first_keys(4, window=-1),
@@ -345,9 +333,7 @@ MISTAKES = {
     r"they must be \(N, C\) and \(V, C\)": lambda: linear_cross_entropy(
         zeros(2, 3), zeros(5, 4), torch.zeros(2, dtype=torch.int64)
     ),
-    "targets is torch.int32": lambda: linear_cross_entropy(
-        zeros(2, 3), zeros(5, 3), torch.zeros(2, dtype=torch.int32)
-    ),
+    "targets is torch.int32": lambda: linear_cross_entropy(zeros(2, 3), zeros(5, 3), torch.zeros(2, dtype=torch.int32)),
     "label_smoothing = 1.0": lambda: linear_cross_entropy(
         zeros(2, 3), zeros(5, 3), torch.zeros(2, dtype=torch.int64), label_smoothing=1.0
     ),

@@ -16,11 +16,23 @@ from model.generate import generate
 from model.load import load_model, pinned, version_of
 from model.transformer import Transformer
 
-SHAPE = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
-         "num_attention_heads": 4, "num_key_value_heads": 2,
-         "max_position_embeddings": 256}  # fmt: skip
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-          "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}
 FAMILIES = {
     "llama": ("Llama", SHAPE),
@@ -115,12 +127,15 @@ SCRATCH = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, h
 
 @pytest.mark.parametrize(
     ("changes", "kind"),
-    [({}, "llama"), ({"qk_norm": True}, "qwen3"), ({"tie_embeddings": False}, "llama"),
-     ({"biases": "qkv"}, "qwen2"), ({"unrotated_every": 2}, "smollm3")],
-)  # fmt: skip
-def test_a_scratch_model_is_written_as_the_family_that_has_its_options(
-    changes, kind, tokenizer, tmp_path
-):
+    [
+        ({}, "llama"),
+        ({"qk_norm": True}, "qwen3"),
+        ({"tie_embeddings": False}, "llama"),
+        ({"biases": "qkv"}, "qwen2"),
+        ({"unrotated_every": 2}, "smollm3"),
+    ],
+)
+def test_a_scratch_model_is_written_as_the_family_that_has_its_options(changes, kind, tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM
 
     config = SCRATCH.model_copy(update=changes)
@@ -137,10 +152,18 @@ def test_a_scratch_model_is_written_as_the_family_that_has_its_options(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"activation": "relu2"}, {"key_shift": True}, {"value_embeddings": True}, {"base_dim": 64},
-     {"embedding_norm": True}, {"bigram_buckets": 10}, {"soft_tokens": 3}, {"norm": "layer"}],
+    [
+        {"activation": "relu2"},
+        {"key_shift": True},
+        {"value_embeddings": True},
+        {"base_dim": 64},
+        {"embedding_norm": True},
+        {"bigram_buckets": 10},
+        {"soft_tokens": 3},
+        {"norm": "layer"},
+    ],
     ids=lambda changes: next(iter(changes)),
-)  # fmt: skip
+)
 def test_an_option_that_no_family_has_is_named(changes, tokenizer, tmp_path):
     model = Transformer(SCRATCH.model_copy(update=changes), 300).init_weights(0)
     with pytest.raises(UserError, match=f"model.{next(iter(changes))} = .* has no Hugging Face"):

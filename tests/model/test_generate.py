@@ -10,10 +10,7 @@ from model.sample import Stream, sample
 from model.transformer import Transformer
 
 MODEL = Transformer(
-    ModelConfig(
-        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=64, max_seq_len=64
-    ),
-    50,
+    ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=64, max_seq_len=64), 50
 ).init_weights(3)
 
 
@@ -107,9 +104,8 @@ def test_a_special_token_ends_a_sample(foundation):
 def test_stopped_samples_do_not_stop_the_others(foundation):
     model, tokenizer = foundation
     *_, streams = sample(
-        model, tokenizer, "Once upon a time", max_new_tokens=12, num_samples=3, stop=["a"],
-        temperature=1.0, seed=2,
-    )  # fmt: skip
+        model, tokenizer, "Once upon a time", max_new_tokens=12, num_samples=3, stop=["a"], temperature=1.0, seed=2
+    )
     assert all(s.stopped for s in streams)
     assert all("a" not in s.text for s in streams)
 
@@ -134,10 +130,17 @@ def test_bad_settings_are_one_line(command, flag):
 @pytest.mark.parametrize("recipe_parts", [False, True])
 def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
     config = ModelConfig(
-        dim=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48,
-        qk_norm=recipe_parts, key_shift=recipe_parts, value_embeddings=recipe_parts,
+        dim=32,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        hidden_dim=48,
+        qk_norm=recipe_parts,
+        key_shift=recipe_parts,
+        value_embeddings=recipe_parts,
         bigram_buckets=50 * recipe_parts,
-    )  # fmt: skip
+    )
     model = Transformer(config, 61).init_weights(0).double()
     draw = torch.Generator().manual_seed(0)
     head, item = (torch.randint(61, (1, n), generator=draw) for n in (11, 5))
@@ -151,8 +154,6 @@ def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
             one = trunk.branch(1, 5)
             model(item, cache=one)
             several = one.branch(4, 3)
-            got = torch.cat(
-                [model(ends[:, :2], cache=several), model(ends[:, 2:], cache=several)], 1
-            )
+            got = torch.cat([model(ends[:, :2], cache=several), model(ends[:, 2:], cache=several)], 1)
             torch.testing.assert_close(got, expected)
             assert several.length == 19

@@ -14,12 +14,22 @@ from model.load import load_model
 
 TOKENS = ["<|begin|>", *sorted("ĠĊ!abcdefghijklmnopqrstuvwxyz0123456789"), "ab", "Ġa"]
 MERGES = ["a b", "Ġ a"]
-NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-         "post_attention_layernorm": "ffn_norm"}  # fmt: skip
-TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-       "lm_head.weight": "output.weight"}  # fmt: skip
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+TOP = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 HEADS, KV_HEADS = 4, 2
 
 
@@ -42,18 +52,24 @@ def rotated_pairs(weight, heads):
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, -1)
 
 
-def write(
-    path, kind, *, architecture="llama", pre="gpt-2", freqs=None, scaling=None, layers=2, **changes
-):
+def write(path, kind, *, architecture="llama", pre="gpt-2", freqs=None, scaling=None, layers=2, **changes):
     """A file, and the model of transformers with what its weights come to."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(TOKENS), hidden_size=256, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=20_000,
-        rms_norm_eps=1e-5, **changes,
-    )).eval()  # fmt: skip
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(TOKENS),
+            hidden_size=256,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS,
+            max_position_embeddings=20_000,
+            rms_norm_eps=1e-5,
+            **changes,
+        )
+    ).eval()
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(layers)
     if scaling:
@@ -117,14 +133,19 @@ def test_every_kind_of_weight_gives_the_logits_of_transformers(kind, tmp_path):
 def test_the_slowed_frequencies_of_llama_3(tmp_path):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     plain = 500000.0 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
     model = write(tmp_path / "first.gguf", Kind.F32, rope_parameters=rope)
     slowed, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, device="cpu")
     freqs = (plain / slowed).numpy().astype(np.float32)
-    theirs = write(tmp_path / "x.gguf", Kind.F32, pre="llama-bpe", freqs=freqs,
-                   rope_parameters=rope)  # fmt: skip
+    theirs = write(tmp_path / "x.gguf", Kind.F32, pre="llama-bpe", freqs=freqs, rope_parameters=rope)
     ours, _ = load_model(tmp_path / "x.gguf")
     x = torch.randint(len(TOKENS), (1, 3000), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

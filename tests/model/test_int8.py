@@ -33,9 +33,7 @@ def test_a_row_of_zeros_stays_zero():
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"activation": "relu2", "tie_embeddings": False}])
 def test_equalized_weights_compute_the_same(options):
-    config = ModelConfig(
-        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48, **options
-    )
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48, **options)
     model, x = Transformer(config, 61).init_weights(0).double(), torch.arange(50)[None]
     expected, w2 = model(x), model.layers[0].feed_forward.w2
     before = w2.weight.abs().amax(0)

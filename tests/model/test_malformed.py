@@ -29,9 +29,14 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("llama")
     tokenizer = train_tokenizer(["a text of some words " * 9], TokenizerConfig(vocab_size=262))
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
     LlamaForCausalLM(config).save_pretrained(out)
     (out / "tokenizer.json").write_text(tokenizer.to_json())
     load_model(out)
@@ -62,10 +67,7 @@ def said_of(path):
     return ""
 
 
-CONFIGS = (
-    DEEP, "", "[]", "3", "null", '"llama"', "{", "\x00", '{"model_type": []}',
-    '{"model_type": "llama"}',
-)  # fmt: skip
+CONFIGS = (DEEP, "", "[]", "3", "null", '"llama"', "{", "\x00", '{"model_type": []}', '{"model_type": "llama"}')
 
 
 @pytest.mark.parametrize("text", CONFIGS, ids=range(len(CONFIGS)))
@@ -75,8 +77,9 @@ def test_a_config_that_is_none(broken, text):
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "many", -1, 0, 1e99, True, [[3]], 2**70])
-@pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "rope_parameters",
-                                 "rms_norm_eps", "max_position_embeddings"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "num_attention_heads", "rope_parameters", "rms_norm_eps", "max_position_embeddings"]
+)
 def test_a_config_with_values_of_other_kinds(broken, key, value):
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {key: value}))

@@ -16,9 +16,7 @@ def test_logits_are_those_of_the_plain_model(foundation, dtype, bound, rows):
     plain = copy.deepcopy(foundation[0]).to(dtype)
     packed = pack(copy.deepcopy(plain), rows)
     assert isinstance(packed.output, PackedLinear)
-    tokens = torch.randint(
-        0, plain.vocab_size, (rows, 9), generator=torch.Generator().manual_seed(0)
-    )
+    tokens = torch.randint(0, plain.vocab_size, (rows, 9), generator=torch.Generator().manual_seed(0))
     expected, cache = plain(tokens), KVCache(9)
     found = torch.cat([packed(tokens[:, :8], cache=cache), packed(tokens[:, 8:], cache=cache)], 1)
     assert (found - expected).norm() <= bound * expected.norm()

@@ -23,9 +23,14 @@ def folder(tmp_path_factory):
     tokenizer = train_tokenizer([words(3, 2000)], TokenizerConfig(vocab_size=300))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     LlamaForCausalLM(config).save_pretrained(out)
     (out / "tokenizer.json").write_text(tokenizer.to_json())
     return out

@@ -10,10 +10,7 @@ from model.cache import KVCache
 from model.fused import attend, rope
 from model.transformer import IGNORE, RMSNorm, Transformer
 
-BASE = {
-    "dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 10, "hidden_dim": 48,
-    "max_seq_len": 96,
-}  # fmt: skip
+BASE = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 10, "hidden_dim": 48, "max_seq_len": 96}
 VARIANTS = [
     {},
     {"n_kv_heads": 1},
@@ -23,10 +20,16 @@ VARIANTS = [
     {"bigram_buckets": 13},
     {"key_shift": True},
     {
-        "qk_norm": True, "activation": "relu2", "tie_embeddings": False, "key_shift": True,
-        "embedding_norm": True, "value_embeddings": True, "bigram_buckets": 113, "zero_init": True,
+        "qk_norm": True,
+        "activation": "relu2",
+        "tie_embeddings": False,
+        "key_shift": True,
+        "embedding_norm": True,
+        "value_embeddings": True,
+        "bigram_buckets": 113,
+        "zero_init": True,
     },
-]  # fmt: skip
+]
 
 
 def build(**changes):
@@ -51,18 +54,27 @@ def test_logits_equal_transformers_llama(kv_heads, tied):
     c = ours.config
     theirs = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=67, hidden_size=c.dim, intermediate_size=c.hidden_dim,
-            num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+            vocab_size=67,
+            hidden_size=c.dim,
+            intermediate_size=c.hidden_dim,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads,
+            num_key_value_heads=c.n_kv_heads,
+            head_dim=c.head_dim,
+            rms_norm_eps=c.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-            tie_word_embeddings=tied, max_position_embeddings=c.max_seq_len,
+            tie_word_embeddings=tied,
+            max_position_embeddings=c.max_seq_len,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     names = {
-        "attention.w": "self_attn.", "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
-        "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    }  # fmt: skip
+        "attention.w": "self_attn.",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }
     state = {}
     for key, value in ours.state_dict().items():
         if key == "output.weight":
@@ -132,14 +144,10 @@ def test_attention_equals_softmax_in_float64(T, S, kv_heads):
     draw = torch.Generator().manual_seed(0)
     q = torch.randn(2, T, 6, 8, generator=draw)
     k, v = torch.randn(2, 2, S, kv_heads, 8, generator=draw)
-    scores = torch.einsum(
-        "bthd,bshd->bhts", q.double(), k.double().repeat_interleave(6 // kv_heads, 2)
-    ) / math.sqrt(8)
+    scores = torch.einsum("bthd,bshd->bhts", q.double(), k.double().repeat_interleave(6 // kv_heads, 2)) / math.sqrt(8)
     later = torch.arange(S)[None] > torch.arange(S - T, S)[:, None]
     weights = scores.masked_fill(later, -math.inf).softmax(-1)
-    expected = torch.einsum(
-        "bhts,bshd->bthd", weights, v.double().repeat_interleave(6 // kv_heads, 2)
-    )
+    expected = torch.einsum("bhts,bshd->bthd", weights, v.double().repeat_interleave(6 // kv_heads, 2))
     torch.testing.assert_close(attend(q, k, v).double(), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -236,10 +244,19 @@ def test_positions_beyond_the_context_are_refused():
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_documents_in_one_row_see_nothing_of_each_other(positions):
     config = ModelConfig(
-        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48, max_seq_len=64,
-        qk_norm=True, key_shift=True, value_embeddings=True, bigram_buckets=50,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        hidden_dim=48,
+        max_seq_len=64,
+        qk_norm=True,
+        key_shift=True,
+        value_embeddings=True,
+        bigram_buckets=50,
         positions=positions,
-    )  # fmt: skip
+    )
     model = Transformer(config, 61).init_weights(0).double()
     torch.nn.init.normal_(model.bigram_embeddings.weight)
     draw = torch.Generator().manual_seed(0)

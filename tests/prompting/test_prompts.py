@@ -18,9 +18,7 @@ TASK = Task("Text", "Kind", ["even", "odd"], ITEMS[:30], ITEMS[30:35], ITEMS[35:
 
 def test_a_few_shot_prompt_is_solved_examples_then_the_question():
     shots = [Item("a", "one", "odd"), Item("b", "two", "even")]
-    assert few_shot(TASK, "three", shots) == (
-        "Text: one\nKind: odd\n\nText: two\nKind: even\n\nText: three\nKind:"
-    )
+    assert few_shot(TASK, "three", shots) == ("Text: one\nKind: odd\n\nText: two\nKind: even\n\nText: three\nKind:")
     assert few_shot(TASK, "three", no_shots("three")) == "Text: three\nKind:"
 
 
@@ -149,8 +147,7 @@ def test_a_label_is_ranked_calibrated_or_written_as_asked(foundation):
         return [float(c == i.label) for c, i in zip(choices, task.test, strict=True)]
 
     def ranked(**how):
-        return [task.labels[rank_completions(model, tokenizer, p, completions, **how).choice]
-                for p in prompts]  # fmt: skip
+        return [task.labels[rank_completions(model, tokenizer, p, completions, **how).choice] for p in prompts]
 
     written = [write_answer(model, tokenizer, p, "\n", 8) for p in prompts]
     for how, expected in (
@@ -179,16 +176,31 @@ def test_a_task_is_put_to_a_model_by_a_command(command, recipe, cache, tmp_path)
     run, path = tmp_path / "run", tmp_path / "rows.jsonl"
     done = command("train.pretrain", recipe, "--run-dir", run)
     assert done.returncode == 0, done.stderr
-    path.write_text("".join(
-        json.dumps({"text": f"{'red' if n % 2 else 'blue'} {n}", "label": "ab"[n % 2],
-                    "split": "train" if n < 40 else "validation" if n < 50 else "test"}) + "\n"
-        for n in range(70)
-    ))  # fmt: skip
-    args = ("configs/prompt/tune-key.toml", "--model", run, "--task.name", path, "--shots", "2",
-            "--data.cache-dir", cache)  # fmt: skip
-    done = command(
-        "prompting.evaluate", *args, "--chosen", "rows.jsonl:2", "rows.jsonl:1", "--json"
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "text": f"{'red' if n % 2 else 'blue'} {n}",
+                    "label": "ab"[n % 2],
+                    "split": "train" if n < 40 else "validation" if n < 50 else "test",
+                }
+            )
+            + "\n"
+            for n in range(70)
+        )
     )
+    args = (
+        "configs/prompt/tune-key.toml",
+        "--model",
+        run,
+        "--task.name",
+        path,
+        "--shots",
+        "2",
+        "--data.cache-dir",
+        cache,
+    )
+    done = command("prompting.evaluate", *args, "--chosen", "rows.jsonl:2", "rows.jsonl:1", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["low"] <= found["score"] <= found["high"]

@@ -160,8 +160,16 @@ def test_passages_that_do_not_fit_are_left_out_worst_first(foundation):
 
 
 def test_a_question_is_answered_with_its_sources(command, store, tmp_path):
-    asked = ("prompting.ask", "smollm2-135m", "--store", tmp_path / "store",
-             "--question", "What do dogs bark at?", "--max-new-tokens", "12")  # fmt: skip
+    asked = (
+        "prompting.ask",
+        "smollm2-135m",
+        "--store",
+        tmp_path / "store",
+        "--question",
+        "What do dogs bark at?",
+        "--max-new-tokens",
+        "12",
+    )
     done = command(*asked, "--json")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)

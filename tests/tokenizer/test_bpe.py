@@ -14,15 +14,11 @@ from tokenizer.train import train_tokenizer
 TEXT = words(0, 4000) + "1234567 and 12 at 3.14\n\n\n    indented  twice\n" * 20
 VARIANTS = [
     TokenizerConfig(vocab_size=400, digits=d, newlines=n, whitespace=w)
-    for d, n, w in itertools.product(
-        ("single", "triple", "any"), ("own", "attach"), ("word", "own", "merge")
-    )
+    for d, n, w in itertools.product(("single", "triple", "any"), ("own", "attach"), ("word", "own", "merge"))
 ]
 
 
-@pytest.fixture(
-    scope="module", params=VARIANTS, ids=lambda v: f"{v.digits}-{v.newlines}-{v.whitespace}"
-)
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: f"{v.digits}-{v.newlines}-{v.whitespace}")
 def variant(request):
     lines = TEXT.splitlines(keepends=True)
     texts = ["".join(lines[i : i + 20]) for i in range(0, len(lines), 20)]

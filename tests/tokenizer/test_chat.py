@@ -19,9 +19,7 @@ CHAT = [
 ]
 
 
-def test_chat_is_written_as_transformers_writes_it_and_the_assistant_is_scored(
-    foundation, tmp_path
-):
+def test_chat_is_written_as_transformers_writes_it_and_the_assistant_is_scored(foundation, tmp_path):
     _, tokenizer = foundation
     path = tmp_path / "chat.jsonl"
     lines = [{"messages": CHAT, "group": str(n)} for n in range(40)]
@@ -59,9 +57,11 @@ def test_templates_of_other_families_are_written_as_transformers_writes_them(fou
     _, tokenizer = foundation
     chat = tokenizer.chat._replace(template=TEMPLATES[name])
     theirs = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend, bos_token=chat.bos_token, eos_token=chat.eos_token,
+        tokenizer_object=tokenizer.backend,
+        bos_token=chat.bos_token,
+        eos_token=chat.eos_token,
         chat_template=chat.template,
-    )  # fmt: skip
+    )
     talk = [m | {"content": f"  {m['content']}"} for m in CHAT]
     expected = theirs.apply_chat_template(talk, tokenize=False)
     ours = copy.copy(tokenizer)

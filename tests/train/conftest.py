@@ -22,9 +22,7 @@ def fit(recipe, tmp_path):
         folder = tmp_path / name
         start_run(folder, config.model_copy(update={"train": settings}), tokenizer, resume=resume)
         with Ranks("cpu") as ranks:
-            result = train(
-                model, *(sets or text), tokenizer, settings, folder, ranks, resume=resume
-            )
+            result = train(model, *(sets or text), tokenizer, settings, folder, ranks, resume=resume)
         return result, folder, model
 
     return run

@@ -37,10 +37,21 @@ def test_compiled_blocks_learn_the_same(fit):
 def test_every_part_compiled_in_bfloat16_is_as_near_to_float32_as_it_is_not_compiled(recwarn):
     torch.compiler.reset()
     config = ModelConfig(
-        dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96, max_seq_len=64,
-        activation="relu2", qk_norm=True, key_shift=True, tie_embeddings=False,
-        embedding_norm=True, value_embeddings=True, bigram_buckets=99,
-    )  # fmt: skip
+        dim=64,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=16,
+        hidden_dim=96,
+        max_seq_len=64,
+        activation="relu2",
+        qk_norm=True,
+        key_shift=True,
+        tie_embeddings=False,
+        embedding_norm=True,
+        value_embeddings=True,
+        bigram_buckets=99,
+    )
     x, y = torch.randint(0, 101, (2, 2, 48), generator=torch.Generator().manual_seed(0))
 
     def gradients(bfloat16, compiled):

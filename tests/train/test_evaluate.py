@@ -29,8 +29,7 @@ class Data:
         return self.count
 
 
-@pytest.mark.parametrize(("every", "batch", "length"), [(250, 8, 512), (100, 8, 256), (10, 2, 64),
-                                                        (1000, 512, 1024)])  # fmt: skip
+@pytest.mark.parametrize(("every", "batch", "length"), [(250, 8, 512), (100, 8, 256), (10, 2, 64), (1000, 512, 1024)])
 @pytest.mark.parametrize("windows", [1, 37, 2000, 10**6])
 def test_a_periodic_evaluation_costs_a_hundredth(every, batch, length, windows):
     config = TrainConfig(eval_every=every, batch_size=batch)
@@ -83,8 +82,7 @@ def test_a_resumed_run_scores_the_same_windows(few, fit):
     _, cut, _ = fit(steps=6, eval_every=2, save_every=2, name="cut", resume=True)
 
     def scores(run):
-        return {row["step"]: row["bits_per_byte"] for row in read_metrics(run)
-                if "bits_per_byte" in row}  # fmt: skip
+        return {row["step"]: row["bits_per_byte"] for row in read_metrics(run) if "bits_per_byte" in row}
 
     # (The rate of a run of 4 steps is another one, so only its first evaluation is the same.)
     assert scores(whole)[0] == scores(cut)[0]
@@ -119,8 +117,9 @@ def test_how_long_a_run_takes_is_said_before_it_starts(command, recipe, tmp_path
     assert done.returncode == 0, done.stderr
     said = re.search(
         r"time: about (\d+:\d\d) in all: training \d+:\d\d; 5 evaluations of ([\d,]+) windows "
-        r"\d+:\d\d \(\d+\.\d%\)", done.stderr,
-    )  # fmt: skip
+        r"\d+:\d\d \(\d+\.\d%\)",
+        done.stderr,
+    )
     assert said, done.stderr
     assert done.stderr.index("time: about") < done.stderr.index("step 1 ")
 

@@ -15,10 +15,7 @@ from train.metrics import read_metrics
 
 KILLS = 20
 STEPS = 600  # more than a fast machine takes between twenty kills
-SETTINGS = (
-    "--train.steps", STEPS, "--train.save-every", "1", "--train.eval-every", STEPS,
-    "--train.average", "0.9",
-)  # fmt: skip
+SETTINGS = ("--train.steps", STEPS, "--train.save-every", "1", "--train.eval-every", STEPS, "--train.average", "0.9")
 
 
 def losses(run):
@@ -30,8 +27,7 @@ def steps(run):
 
 
 def torchrun(*options):
-    return ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options,
-            "-m", "train.pretrain")  # fmt: skip
+    return ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options, "-m", "train.pretrain")
 
 
 def kill_group(process, run):
@@ -87,9 +83,7 @@ def test_twenty_kills_leave_no_trace(command, recipe, whole, tmp_path):
     reached, saving = [], 0
     for kill in range(KILLS):
         resume = ["--resume"] if (run / "config.toml").exists() else []
-        process = command.start(
-            *torchrun(), recipe, "--run-dir", run, *SETTINGS, *resume, start_new_session=True
-        )
+        process = command.start(*torchrun(), recipe, "--run-dir", run, *SETTINGS, *resume, start_new_session=True)
         metrics = run / "metrics.jsonl"
         before = metrics.stat().st_mtime_ns if metrics.exists() else 0
         if kill % 5 == 4:  # while it starts

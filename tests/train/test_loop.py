@@ -27,10 +27,7 @@ def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
     tokenizer, *_ = prepared(load(Recipe, recipe))
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
     examples = Examples(completions(pairs, tokenizer), 64, tokenizer)
-    runs = [
-        losses(fit((examples, examples), name=f"m{size}", micro_batch_size=size, steps=6)[1])
-        for size in (8, 4, 1)
-    ]
+    runs = [losses(fit((examples, examples), name=f"m{size}", micro_batch_size=size, steps=6)[1]) for size in (8, 4, 1)]
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
 
@@ -38,16 +35,12 @@ def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
 def test_a_micro_batch_that_is_found_gives_the_same_losses(fit, capsys):
     found = losses(fit(name="found", micro_batch_size=0, steps=5)[1])
     assert "8 windows/step = 1 ranks x 1 x 8" in capsys.readouterr().err
-    assert found == pytest.approx(
-        losses(fit(name="given", micro_batch_size=2, steps=5)[1]), rel=1e-5
-    )
+    assert found == pytest.approx(losses(fit(name="given", micro_batch_size=2, steps=5)[1]), rel=1e-5)
 
 
 def test_it_learns_a_batch_by_heart(fit, recipe):
     tokenizer, *_ = prepared(load(Recipe, recipe))
-    examples = Examples(
-        completions([("one", " two three"), ("four", " five six")], tokenizer), 64, tokenizer
-    )
+    examples = Examples(completions([("one", " two three"), ("four", " five six")], tokenizer), 64, tokenizer)
     _, run, _ = fit((examples, examples), batch_size=2, steps=150, learning_rate=3e-3)
     assert losses(run)[-1] < 0.1 < losses(run)[0]
 
@@ -119,8 +112,7 @@ def test_only_parameters_that_require_gradients_change_and_are_saved(fit, recipe
 
 
 def test_the_newest_and_the_best_checkpoints_stay(fit):
-    _, run, _ = fit(steps=8, save_every=1, eval_every=1, keep_last=2, learning_rate=3.0,
-                    warmup=0.5, clip_norm=1e9)  # fmt: skip
+    _, run, _ = fit(steps=8, save_every=1, eval_every=1, keep_last=2, learning_rate=3.0, warmup=0.5, clip_norm=1e9)
     kept = [int(p.name) for p in checkpoints(run)]
     scores = {r["step"]: r["bits_per_byte"] for r in read_metrics(run) if "bits_per_byte" in r}
     best = min((s for s in scores if s > 0), key=scores.__getitem__)
@@ -163,9 +155,7 @@ def test_decay_spares_gains(recipe):
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 def test_schedules_warm_up_peak_and_end_low(schedule):
-    config = TrainConfig(
-        schedule=schedule, learning_rate=1.0, min_lr_ratio=0.1, warmup=0.1, cooldown=0.3
-    )
+    config = TrainConfig(schedule=schedule, learning_rate=1.0, min_lr_ratio=0.1, warmup=0.1, cooldown=0.3)
     rates = [learning_rate(step / 100, config) for step in range(101)]
     assert rates[5] == pytest.approx(0.5)
     assert rates[10] == max(rates) == pytest.approx(1.0)
@@ -204,8 +194,9 @@ def test_wandb_offline_writes_a_run(command, recipe, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_it_trains_on_a_gpu(command, recipe, tmp_path):
-    done = command("train.pretrain", recipe, "--run-dir", tmp_path / "run",
-                   "--train.device", "cuda", "--train.precision", "auto")  # fmt: skip
+    done = command(
+        "train.pretrain", recipe, "--run-dir", tmp_path / "run", "--train.device", "cuda", "--train.precision", "auto"
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -42,8 +42,9 @@ def test_muon_gets_the_blocks_and_adamw_the_rest():
     }
     parameters = {n: torch.nn.Parameter(torch.randn(shape)) for n, shape in names.items()}
     muon, adamw = optimizers(parameters, TrainConfig(optimizer="muon", weight_decay=0.3))
-    of = {id(p): (type(o).__name__, g["weight_decay"]) for o in (muon, adamw)
-          for g in o.param_groups for p in g["params"]}  # fmt: skip
+    of = {
+        id(p): (type(o).__name__, g["weight_decay"]) for o in (muon, adamw) for g in o.param_groups for p in g["params"]
+    }
     found = {name: of[id(p)] for name, p in parameters.items()}
     assert found == {
         "tok_embeddings.weight": ("AdamW", 0.3),
@@ -82,9 +83,15 @@ def test_with_a_base_width_steps_change_the_logits_alike_at_every_width(base, gr
     changes = []
     for width in (32, 128, 512):
         shape = ModelConfig(
-            dim=width, n_layers=2, n_heads=width // 16, n_kv_heads=width // 16, head_dim=16,
-            hidden_dim=2 * width, max_seq_len=32, base_dim=base,
-        )  # fmt: skip
+            dim=width,
+            n_layers=2,
+            n_heads=width // 16,
+            n_kv_heads=width // 16,
+            head_dim=16,
+            hidden_dim=2 * width,
+            max_seq_len=32,
+            base_dim=base,
+        )
         model = Transformer(shape, 60).init_weights(0)
         config = TrainConfig(learning_rate=4e-3, weight_decay=0.0)
         (optimizer,) = optimizers(dict(model.named_parameters()), config, shape.width_ratio)

@@ -68,10 +68,24 @@ def fit_examples(recipe, tmp_path, processes, parallel, micro):
     script, run = tmp_path / "examples.py", tmp_path / f"{parallel}-{processes}-{micro}"
     script.write_text(EXAMPLES)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-         str(processes), script, recipe, run, parallel, str(micro)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            script,
+            recipe,
+            run,
+            parallel,
+            str(micro),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
     assert done.returncode == 0, done.stderr
     return run
 
@@ -80,9 +94,7 @@ def fit_examples(recipe, tmp_path, processes, parallel, micro):
 def test_every_way_gives_the_losses_of_one_process(recipe, tmp_path):
     whole = fit_examples(recipe, tmp_path, 1, "ddp", 8)
     assert len(losses(whole)) == 30
-    for processes, parallel, micro in [
-        (2, "ddp", 4), (2, "ddp", 1), (2, "fsdp", 4), (2, "fsdp", 1), (4, "fsdp", 2),
-    ]:  # fmt: skip
+    for processes, parallel, micro in [(2, "ddp", 4), (2, "ddp", 1), (2, "fsdp", 4), (2, "fsdp", 1), (4, "fsdp", 2)]:
         assert_close(fit_examples(recipe, tmp_path, processes, parallel, micro), whole)
 
 
@@ -92,10 +104,26 @@ def four(command, recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
     done = command("train.pretrain", recipe, "--run-dir", folder / "one")
     assert done.returncode == 0, done.stderr
-    first = command.torchrun(4, "train.pretrain", recipe, "--run-dir", folder / "four", *FSDP,
-                             "--train.micro-batch-size", "1", "--train.steps", "6",
-                             "--train.eval-every", "5", "--train.save-every", "3",
-                             "--train.schedule", "wsd", "--train.cooldown", "0")  # fmt: skip
+    first = command.torchrun(
+        4,
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        folder / "four",
+        *FSDP,
+        "--train.micro-batch-size",
+        "1",
+        "--train.steps",
+        "6",
+        "--train.eval-every",
+        "5",
+        "--train.save-every",
+        "3",
+        "--train.schedule",
+        "wsd",
+        "--train.cooldown",
+        "0",
+    )
     assert first.returncode == 0, first.stderr
     return folder
 
@@ -109,9 +137,7 @@ def test_a_sharded_checkpoint_is_a_whole_model(four):
     assert max(sizes) < 1.5 * min(sizes)
     model, _ = load_run(four / "four")
     other, _ = load_run(four / "one")
-    assert {n: p.shape for n, p in model.named_parameters()} == {
-        n: p.shape for n, p in other.named_parameters()
-    }
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
     assert (four / "four" / "sample.txt").exists()
 
 
@@ -119,16 +145,16 @@ def test_a_sharded_checkpoint_is_a_whole_model(four):
 @pytest.mark.parametrize(("processes", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
 def test_saved_by_four_resumed_by_fewer(command, recipe, four, tmp_path, processes, parallel):
     run, same = tmp_path / "run", tmp_path / "same"
-    settings = ("--resume", "--train.steps", "12", "--train.schedule", "wsd",
-                "--train.cooldown", "0")  # fmt: skip
+    settings = ("--resume", "--train.steps", "12", "--train.schedule", "wsd", "--train.cooldown", "0")
     shutil.copytree(four / "four", run)
     shutil.copytree(four / "four", same)
     arguments = ("train.pretrain", recipe, "--run-dir", run, *settings)
     arguments = (*arguments, "--train.parallel", parallel)
     done = command.torchrun(processes, *arguments) if processes > 1 else command(*arguments)
     assert done.returncode == 0, done.stderr
-    done = command.torchrun(4, "train.pretrain", recipe, "--run-dir", same, *settings, *FSDP,
-                            "--train.micro-batch-size", "1")  # fmt: skip
+    done = command.torchrun(
+        4, "train.pretrain", recipe, "--run-dir", same, *settings, *FSDP, "--train.micro-batch-size", "1"
+    )
     assert done.returncode == 0, done.stderr
     assert_close(run, same)
     moments = [read_file(latest_checkpoint(r), "optimizer.safetensors") for r in (run, same)]
@@ -140,13 +166,20 @@ def test_saved_by_four_resumed_by_fewer(command, recipe, four, tmp_path, process
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_muon_recompute_and_average_give_the_same_on_two_ranks(command, recipe, tmp_path, parallel):
-    settings = ("--train.optimizer", "muon", "--train.recompute", "true", "--train.average", "0.9",
-                "--train.learning-rate", "1e-3")  # fmt: skip
+    settings = (
+        "--train.optimizer",
+        "muon",
+        "--train.recompute",
+        "true",
+        "--train.average",
+        "0.9",
+        "--train.learning-rate",
+        "1e-3",
+    )
     one, two = tmp_path / "one", tmp_path / "two"
     done = command("train.pretrain", recipe, "--run-dir", one, *settings)
     assert done.returncode == 0, done.stderr
-    done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", two, *settings,
-                            "--train.parallel", parallel)  # fmt: skip
+    done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", two, *settings, "--train.parallel", parallel)
     assert done.returncode == 0, done.stderr
     assert_close(two, one)
     for name in ("model", "average", "optimizer"):
@@ -165,9 +198,14 @@ def test_ranks_share_the_cores_out(tmp_path):
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, str(script)], cwd=ROOT, capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120,
-    )  # fmt: skip
+        [*launch, str(script)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
     (mine, threads), (other, same) = ast.literal_eval(done.stdout.strip())
     here = sorted(os.sched_getaffinity(0))
     if len(here) == 1:

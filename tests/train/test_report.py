@@ -17,8 +17,18 @@ from train.report import load_curves
 @pytest.fixture(scope="module")
 def run(command, recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp("report") / "first & best"
-    done = command("train.pretrain", recipe, "--run-dir", run, "--profile", "3:5",
-                   "--train.price-per-hour", "3600", "--train.tensorboard", "true")  # fmt: skip
+    done = command(
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        run,
+        "--profile",
+        "3:5",
+        "--train.price-per-hour",
+        "3600",
+        "--train.tensorboard",
+        "true",
+    )
     assert done.returncode == 0, done.stderr
     run.with_suffix(".err").write_text(done.stderr)
     return run
@@ -51,12 +61,9 @@ def test_a_profile_covers_the_steps_that_were_asked_for(run):
 
 def test_before_a_run_its_needs_are_said(run):
     said = run.with_suffix(".err").read_text()
-    found = re.search(
-        r"memory: weights .* activations .* \(4 windows\) = .* of (.*) GiB free", said
-    )
+    found = re.search(r"memory: weights .* activations .* \(4 windows\) = .* of (.*) GiB free", said)
     assert float(found[1]) > 0.5
-    assert re.search(r"the model is [\d.,]+ times as large as is compute-optimal for 5,120 tokens",
-                     said)  # fmt: skip
+    assert re.search(r"the model is [\d.,]+ times as large as is compute-optimal for 5,120 tokens", said)
     assert re.search(r"step 10  10/10 steps .* \d+\.\d\d in all", said)
 
 

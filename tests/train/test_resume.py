@@ -40,9 +40,7 @@ def whole(command, recipe, tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [3, 5])
-def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(
-    command, recipe, whole, tmp_path, step
-):
+def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(command, recipe, whole, tmp_path, step):
     run = tmp_path / "run"
     # The run is killed for real, at a point that it cannot pass: nothing after the last checkpoint
     # survives, but its metrics do.
@@ -59,11 +57,12 @@ def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(
         "runpy.run_module('train.pretrain', run_name='__main__', alter_sys=True)\n"
     )
     first = subprocess.Popen(
-        [sys.executable, script, recipe, "--run-dir", run, "--train.save-every", str(step),
-         "--train.eval-every", "1"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, script, recipe, "--run-dir", run, "--train.save-every", str(step), "--train.eval-every", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
+    )
     deadline = time.time() + 120
     while not (run / "checkpoints" / f"{step:06d}").exists() or max(losses(run)) <= step:
         assert time.time() < deadline
@@ -86,8 +85,18 @@ def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(
 
 def test_one_rank_can_go_on_as_two(command, recipe, whole, tmp_path):
     run = tmp_path / "run"
-    first = command("train.pretrain", recipe, "--run-dir", run, "--train.steps", "10",
-                    "--train.save-every", "1", "--train.keep-last", "20")  # fmt: skip
+    first = command(
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        run,
+        "--train.steps",
+        "10",
+        "--train.save-every",
+        "1",
+        "--train.keep-last",
+        "20",
+    )
     assert first.returncode == 0, first.stderr
     for checkpoint in sorted((run / "checkpoints").iterdir())[5:]:
         for file in checkpoint.iterdir():
@@ -101,9 +110,7 @@ def test_one_rank_can_go_on_as_two(command, recipe, whole, tmp_path):
         assert got[step] == pytest.approx(loss, rel=1e-5)
 
 
-def test_two_ranks_give_the_losses_of_one_with_twice_the_accumulation(
-    command, recipe, whole, tmp_path
-):
+def test_two_ranks_give_the_losses_of_one_with_twice_the_accumulation(command, recipe, whole, tmp_path):
     run = tmp_path / "run"
     done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", run)
     assert done.returncode == 0, done.stderr
@@ -116,10 +123,13 @@ def test_two_ranks_give_the_losses_of_one_with_twice_the_accumulation(
     for key, value in tensors(whole).items():
         torch.testing.assert_close(tensors(run)[key], value, rtol=1e-4, atol=1e-5)
     evaluations = [
-        [r["bits_per_byte"] for r in map(json.loads, (r / "metrics.jsonl").read_text().splitlines())
-         if "bits_per_byte" in r]
+        [
+            r["bits_per_byte"]
+            for r in map(json.loads, (r / "metrics.jsonl").read_text().splitlines())
+            if "bits_per_byte" in r
+        ]
         for r in (run, whole)
-    ]  # fmt: skip
+    ]
     assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-5)
 
 
@@ -127,9 +137,17 @@ def test_two_ranks_give_the_losses_of_one_with_twice_the_accumulation(
 def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, number):
     run = tmp_path / "run"
     process = command.start(
-        "train.pretrain", recipe, "--run-dir", run, "--train.steps", "100000",
-        "--train.eval-every", "100000", "--train.save-every", "100000",
-    )  # fmt: skip
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        run,
+        "--train.steps",
+        "100000",
+        "--train.eval-every",
+        "100000",
+        "--train.save-every",
+        "100000",
+    )
     deadline = time.time() + 120
     while not (run / "metrics.jsonl").exists() or len(losses(run)) < 20:
         assert time.time() < deadline
@@ -142,9 +160,7 @@ def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, number)
     assert f"saved step {saved}; go on with:" in said
     assert said.strip().endswith("--resume")
     assert max(losses(run)) == saved
-    later = command(
-        "train.pretrain", recipe, "--run-dir", run, "--resume", "--train.steps", saved + 3
-    )
+    later = command("train.pretrain", recipe, "--run-dir", run, "--resume", "--train.steps", saved + 3)
     assert later.returncode == 0, later.stderr
     assert max(losses(run)) == saved + 3
 
@@ -154,9 +170,7 @@ def test_a_run_directory_is_never_overwritten_unasked(command, recipe, whole, tm
     refused = command("train.pretrain", recipe, "--run-dir", whole)
     assert refused.returncode == 2
     assert (
-        refused.stderr.strip()
-        .splitlines()[-1]
-        .endswith("exists; go on with --resume, or replace it with --overwrite")
+        refused.stderr.strip().splitlines()[-1].endswith("exists; go on with --resume, or replace it with --overwrite")
     )
     assert_same(tensors(whole), before)
     precious = tmp_path / "thesis"
@@ -174,18 +188,28 @@ def test_a_run_directory_is_complete(whole):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "bits_per_byte" in row] == [0, 5, 10]
     step = next(row for row in rows if "loss" in row)
-    assert step.keys() >= {
-        "lr", "grad_norm", "tokens", "tokens_per_second", "loader_seconds", "memory_bytes", "epoch",
-    }  # fmt: skip
+    assert step.keys() >= {"lr", "grad_norm", "tokens", "tokens_per_second", "loader_seconds", "memory_bytes", "epoch"}
 
 
 def test_torchrun_stopped_by_a_signal_saves_on_all_ranks(command, recipe, tmp_path):
     run = tmp_path / "run"
     process = command.start(
-        "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train.pretrain",
-        recipe, "--run-dir", run, "--train.steps", "100000", "--train.eval-every", "100000",
-        "--train.save-every", "100000",
-    )  # fmt: skip
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        run,
+        "--train.steps",
+        "100000",
+        "--train.eval-every",
+        "100000",
+        "--train.save-every",
+        "100000",
+    )
     deadline = time.time() + 120
     while not (run / "metrics.jsonl").exists() or len(losses(run)) < 5:
         assert time.time() < deadline
@@ -198,7 +222,15 @@ def test_torchrun_stopped_by_a_signal_saves_on_all_ranks(command, recipe, tmp_pa
 
 
 def test_a_mistake_ends_all_ranks_with_one_error(command, recipe, tmp_path):
-    done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", tmp_path / "run",
-                            "--data.corpus", tmp_path / "missing.txt", timeout=120)  # fmt: skip
+    done = command.torchrun(
+        2,
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        tmp_path / "run",
+        "--data.corpus",
+        tmp_path / "missing.txt",
+        timeout=120,
+    )
     assert done.returncode != 0
     assert done.stderr.count("error: data.corpus: ") == 1

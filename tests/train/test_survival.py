@@ -48,8 +48,7 @@ def assert_same_run(a, b):
 def whole(command, recipe, tmp_path_factory):
     """Ten steps in one go, all checkpoints kept."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = command("train.pretrain", recipe, "--run-dir", run, "--train.save-every", "2",
-                   "--train.keep-last", "9")  # fmt: skip
+    done = command("train.pretrain", recipe, "--run-dir", run, "--train.save-every", "2", "--train.keep-last", "9")
     assert done.returncode == 0, done.stderr
     return run
 
@@ -57,9 +56,7 @@ def whole(command, recipe, tmp_path_factory):
 def test_every_flipped_byte_is_noticed_and_named(tmp_path):
     tensors = {"a": torch.randn(5, 3), "b.c": torch.randn(7)}
     state = {"progress": {"step": 3}, "words": ["x", "y"]}
-    path = write_checkpoint(
-        tmp_path, 3, {"model.safetensors": tensors, "state.json": state}, {"tokenizer": "t"}
-    )
+    path = write_checkpoint(tmp_path, 3, {"model.safetensors": tensors, "state.json": state}, {"tokenizer": "t"})
     generator = random.Random(0)
     for file in sorted(path.iterdir()):
         sound = file.read_bytes()
@@ -112,9 +109,17 @@ def test_a_second_process_is_refused(command, recipe, tmp_path):
 def test_sigusr1_saves_and_goes_on(command, recipe, tmp_path):
     run = tmp_path / "run"
     process = command.start(
-        "train.pretrain", recipe, "--run-dir", run, "--train.steps", "100000",
-        "--train.save-every", "100000", "--train.eval-every", "100000",
-    )  # fmt: skip
+        "train.pretrain",
+        recipe,
+        "--run-dir",
+        run,
+        "--train.steps",
+        "100000",
+        "--train.save-every",
+        "100000",
+        "--train.eval-every",
+        "100000",
+    )
     wait_for(lambda: len(losses(run)) > 3, process)
     process.send_signal(signal.SIGUSR1)
     wait_for(lambda: checkpoints(run), process)
@@ -158,8 +163,9 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(recipe, whole, tmp_path):
         # There is room for one checkpoint and a half: keeping one, the second never fits.
         f"{train} --train.steps 6 --train.save-every 2 --train.eval-every 100 || echo status $?\n"
         f"ls /mnt/run/checkpoints\ncp -r /mnt/run {out}\n",
-        f"{ballast + 64}k", tmp_path,
-    )  # fmt: skip
+        f"{ballast + 64}k",
+        tmp_path,
+    )
     assert "the checkpoint of step 4 could not be saved: " in done.stderr
     assert "No space left" in done.stderr
     assert "the newest is step 2; going on" in done.stderr
@@ -172,9 +178,8 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(recipe, whole, tmp_path):
 
 def test_a_read_only_run_directory_is_refused(recipe, tmp_path):
     done = in_small_filesystem(
-        f"mount -o remount,ro /mnt\n{sys.executable} -m train.pretrain {recipe} --run-dir /mnt/run",
-        "1m", tmp_path,
-    )  # fmt: skip
+        f"mount -o remount,ro /mnt\n{sys.executable} -m train.pretrain {recipe} --run-dir /mnt/run", "1m", tmp_path
+    )
     assert done.returncode == 2
     assert "Read-only file system" in done.stderr
     assert "Traceback" not in done.stderr
@@ -196,10 +201,25 @@ def test_a_rank_that_hangs_is_named(command, recipe, tmp_path):
     )
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         script, recipe, "--run-dir", tmp_path / "run", "--train.hang-seconds", "12"],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            script,
+            recipe,
+            "--run-dir",
+            tmp_path / "run",
+            "--train.hang-seconds",
+            "12",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
     assert done.returncode != 0
     assert time.monotonic() - started < 90
     assert "the ranks wait for rank 1, in step 5. The stack of rank 1:" in done.stderr

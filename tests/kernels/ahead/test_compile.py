@@ -34,8 +34,7 @@ def test_everything_compiles_without_spilling(compiled, arch):
     # Both ways to dq, both masks, both widths, and the soft cap.
     for switch in ("ATOMIC", "BOUNDED", "SOFTCAP"):
         for kernel in ("forward", "backward_keys"):
-            seen = {row.settings[switch] for row in found
-                    if row.kernel == kernel and switch in row.settings}  # fmt: skip
+            seen = {row.settings[switch] for row in found if row.kernel == kernel and switch in row.settings}
             assert seen in ({True, False}, set()), (kernel, switch)
 
 

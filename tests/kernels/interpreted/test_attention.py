@@ -15,10 +15,22 @@ from kernels.device import use_triton
 
 # Found on a GPU: of the gradient of q little is left but the rounding of o.
 ONE_NUMBER = {
-    "seed": 0, "B": 1, "T": 2, "S": 2, "heads": (1, 1), "D": 1, "causal": False, "window": 0,
-    "documents": False, "softcap": 0.0, "dtype": torch.bfloat16, "layout": "plain",
-    "deterministic": False, "descriptor": False, "tiles": (16, 32),
-}  # fmt: skip
+    "seed": 0,
+    "B": 1,
+    "T": 2,
+    "S": 2,
+    "heads": (1, 1),
+    "D": 1,
+    "causal": False,
+    "window": 0,
+    "documents": False,
+    "softcap": 0.0,
+    "dtype": torch.bfloat16,
+    "layout": "plain",
+    "deterministic": False,
+    "descriptor": False,
+    "tiles": (16, 32),
+}
 
 
 @pytest.fixture
@@ -30,10 +42,7 @@ def tiles(monkeypatch):
     return use
 
 
-@settings(
-    max_examples=64, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+@settings(max_examples=64, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(case=ONE_NUMBER)
 @given(case=cases())
 def test_outputs_and_gradients_equal_float64(tiles, case):
@@ -51,9 +60,7 @@ def test_another_document_changes_not_a_bit(tiles):
     do = torch.randn(1, 51, 2, 16)
     results = []
     for change in (0.0, 1.0):
-        shifted = [
-            torch.cat([x[:, :21] + change, x[:, 21:]], 1).requires_grad_() for x in (q, k, v)
-        ]
+        shifted = [torch.cat([x[:, :21] + change, x[:, 21:]], 1).requires_grad_() for x in (q, k, v)]
         with use_triton():
             o, _ = attention(*shifted, first=first)
             o.backward(do)

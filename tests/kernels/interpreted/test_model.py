@@ -9,14 +9,12 @@ from model.transformer import Transformer
 
 
 @pytest.mark.parametrize(
-    "variant",
-    [{"activation": "swiglu"}, {"activation": "relu2", "qk_norm": True, "tie_embeddings": False}],
+    "variant", [{"activation": "swiglu"}, {"activation": "relu2", "qk_norm": True, "tie_embeddings": False}]
 )
 def test_loss_and_gradients_are_the_same(variant):
     config = ModelConfig(
-        dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=12, hidden_dim=40, max_seq_len=50,
-        **variant,
-    )  # fmt: skip
+        dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=12, hidden_dim=40, max_seq_len=50, **variant
+    )
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 61, (2, 38), generator=generator)
     targets = torch.where(tokens < 7, -100, tokens.roll(-1, 1))

@@ -46,19 +46,14 @@ def test_norm(rows, width, residual, dtype):
     if residual:
         inputs.append(torch.randn(rows, width))
         compare(
-            lambda x, w, r: rms_norm(x, w, 1e-5, r),
-            lambda x, w, r: rms_norm_reference(x, w, 1e-5, r), inputs, dtype,
-        )  # fmt: skip
+            lambda x, w, r: rms_norm(x, w, 1e-5, r), lambda x, w, r: rms_norm_reference(x, w, 1e-5, r), inputs, dtype
+        )
     else:
-        compare(
-            lambda x, w: rms_norm(x, w, 1e-5)[:1],
-            lambda x, w: rms_norm_reference(x, w, 1e-5)[:1], inputs, dtype,
-        )  # fmt: skip
+        compare(lambda x, w: rms_norm(x, w, 1e-5)[:1], lambda x, w: rms_norm_reference(x, w, 1e-5)[:1], inputs, dtype)
 
 
 @few
-@given(st.integers(1, 2), st.integers(1, 9), st.integers(1, 5), st.integers(1, 20), st.booleans(),
-       DTYPES)  # fmt: skip
+@given(st.integers(1, 2), st.integers(1, 9), st.integers(1, 5), st.integers(1, 20), st.booleans(), DTYPES)
 def test_rope(batch, T, heads, half, norm, dtype):
     torch.manual_seed(T)
     inputs = [torch.randn(batch, heads, T, 2 * half).transpose(1, 2)]
@@ -66,15 +61,9 @@ def test_rope(batch, T, heads, half, norm, dtype):
     table = torch.stack([angles.cos(), angles.sin()])
     if norm:
         inputs.append(torch.randn(2 * half))
-        compare(
-            lambda x, w: (rope(x, table, w),), lambda x, w: (rope_reference(x, table, w, 1e-5),),
-            inputs, dtype,
-        )  # fmt: skip
+        compare(lambda x, w: (rope(x, table, w),), lambda x, w: (rope_reference(x, table, w, 1e-5),), inputs, dtype)
     else:
-        compare(
-            lambda x: (rope(x, table),), lambda x: (rope_reference(x, table, None, 1e-5),),
-            inputs, dtype,
-        )  # fmt: skip
+        compare(lambda x: (rope(x, table),), lambda x: (rope_reference(x, table, None, 1e-5),), inputs, dtype)
 
 
 @few
@@ -88,9 +77,13 @@ def test_activations(size, dtype):
 
 @few
 @given(
-    st.integers(1, 20), st.integers(2, 300), st.sampled_from([0.0, 3.0]),
-    st.sampled_from([0.0, 1e-2]), st.sampled_from([0.0, 0.1]), st.integers(1, 9),
-)  # fmt: skip
+    st.integers(1, 20),
+    st.integers(2, 300),
+    st.sampled_from([0.0, 3.0]),
+    st.sampled_from([0.0, 1e-2]),
+    st.sampled_from([0.0, 0.1]),
+    st.integers(1, 9),
+)
 def test_linear_cross_entropy(rows, vocabulary, softcap, z_loss, smoothing, chunk):
     torch.manual_seed(rows)
     x, weight = torch.randn(rows, 16), torch.randn(vocabulary, 16)
@@ -100,11 +93,10 @@ def test_linear_cross_entropy(rows, vocabulary, softcap, z_loss, smoothing, chun
         lambda x, w: linear_cross_entropy(
             x, w, targets, softcap=softcap, z_loss=z_loss, label_smoothing=smoothing, chunk=chunk
         )[:1],
-        lambda x, w: (
-            linear_cross_entropy_reference(x, w, targets, -100, softcap, z_loss, smoothing),
-        ),
-        [x, weight], torch.float32,
-    )  # fmt: skip
+        lambda x, w: (linear_cross_entropy_reference(x, w, targets, -100, softcap, z_loss, smoothing),),
+        [x, weight],
+        torch.float32,
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (63, 20), (64, 64), (150, 70), (300, 33), (3, 40, 65)])
