@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 from adapt.lora import add_lora, lora_layers
 from adapt.soft_prompt import with_soft_prompt
-from configs.atomic import to_json, write_atomically
-from configs.cli import UserError
-from configs.revisions import is_commit
-from configs.schema import LoraConfig
+from cli.atomic import to_json, write_atomically
+from cli.errors import UserError
+from cli.revisions import is_commit
+from configs.finetune_recipe import LoraConfig
 from model.formats.llama import LAYER_NAMES
 from model.soft_prompt import SoftPrompt
 from model.transformer import Transformer
-from train.foresight import frozen_hash
+from train.preflight import frozen_hash
 
 _PREFIX = "base_model.model.model.layers"
 _OURS = {theirs: ours for ours, theirs in LAYER_NAMES.items()}

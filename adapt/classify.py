@@ -1,22 +1,23 @@
-"""Label texts with the classifier that way = "features" has fitted.
+"""Label texts with a classifier that `method = "features"` has fitted.
 
     python -m adapt.classify RUN TEXT …
     python -m adapt.classify RUN
 
-Prints label and probability of each text; without a text, how many of the task's test items are
-labelled right.
+Prints the label and its probability for each text; without a text, the accuracy on the test items
+of the task.
 """
 
 from pathlib import Path
 
 from adapt.features import Classifier, extract
-from configs.cli import Parser, load, run_command
-from configs.console import show
-from configs.schema import FinetuneRecipe
+from cli.console import show
+from cli.errors import run_command
+from cli.recipes import Parser, load
+from configs.finetune_recipe import FinetuneRecipe
 from data.metrics import mean_with_interval
 from data.tasks import load_task
 from model.load import load_model
-from train.foresight import uses_bfloat16
+from train.preflight import uses_bfloat16
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""Frozen features and a classifier: the model reads every text once, then its head is cheap.
+"""Frozen features and a classifier on them: the model reads every text once.
 
-What each layer says of a text is kept, pooled over its tokens; logistic regression is fitted on the
-layer that does best on the validation split, on the last one, or on all side by side.
+Each layer's hidden states are pooled over the tokens of a text; logistic regression is fitted on the
+layer that is best on the validation split, on the last layer, or on all layers concatenated.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +14,16 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from configs.atomic import to_json, write_atomically
-from configs.cli import UserError
-from configs.console import track
-from configs.schema import FeaturesConfig
-from data.tasks import Task
+from cli.atomic import to_json, write_atomically
+from cli.console import say, track
+from cli.errors import UserError
+from configs.finetune_recipe import FeaturesConfig, FinetuneRecipe
+from data.items import Task
+from data.tasks import load_task
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
+from train.preflight import uses_bfloat16
+from train.run_directory import start_run
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse of the regularisation, chosen on validation
 BATCH = 8
@@ -60,7 +64,7 @@ class Classifier(NamedTuple):
         """What `save` wrote. Raises UserError if it is not there."""
         path = folder / "classifier.json"
         if not path.exists():
-            raise UserError(f"{folder}: holds no classifier; train one with way = features")
+            raise UserError(f"{folder}: holds no classifier; train one with method = features")
         about = json.loads(path.read_text())
         arrays = load_file(folder / "classifier.safetensors")
         return cls(
@@ -138,6 +142,44 @@ def fit(task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesC
     return best[1], best[0]
 
 
+def train_classifier(
+    recipe: FinetuneRecipe, run: Path, model: Transformer, tokenizer: Tokenizer, overwrite: bool
+) -> None:
+    """Fit a classifier on frozen features and save it in `run`. Raises UserError for an open task."""
+    assert recipe.task is not None  # the schema sees to it
+    task = load_task(recipe.task, recipe.data)
+    if not task.labels:
+        raise UserError(f"task {recipe.task.name}: its answers are open; features choose a label")
+    if uses_bfloat16("auto", model, model.device):
+        model.bfloat16()
+    pooling = recipe.features.pooling
+    train_features, validation_features = (
+        extract(model, tokenizer, [item.text for item in items], pooling) for items in (task.train, task.validation)
+    )
+    head, score = fit(task, train_features, validation_features, recipe.features)
+    with start_run(run, recipe, tokenizer, overwrite=overwrite):
+        head.save(run)
+    layers = f"layer {head.layers[0]}" if len(head.layers) == 1 else f"{len(head.layers)} layers"
+    common, count = Counter(item.label for item in task.validation).most_common(1)[0]
+    summary = {
+        "trained_parameters": head.weight.size + head.bias.size,
+        "frozen_parameters": model.num_parameters(),
+        "training_items": len(task.train),
+        "validation_accuracy": score,
+        "validation_majority": count / len(task.validation),
+    }
+    write_atomically(run / "summary.json", to_json(summary, 2) + "\n")
+    say(
+        f"{summary['trained_parameters']:,} parameters trained, {model.num_parameters():,} frozen; "
+        f'"{common}" alone would be {summary["validation_majority"]:.3f} of the validation items'
+    )
+    say(
+        f"done: {layers}, {score:.3f} of {len(task.validation)} validation items right (layer and "
+        f"regularisation are chosen on them); the classifier is in {run}"
+    )
+    say(f"test items: python -m adapt.classify {run}; or give it texts")
+
+
 def fit_head(task: Task, train: np.ndarray, layers: list[int], strength: float, pooling: str) -> Classifier:
     """Logistic regression on some layers of (N, layers, C) features of the training items.
 
@@ -147,7 +189,7 @@ def fit_head(task: Task, train: np.ndarray, layers: list[int], strength: float, 
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise UserError("way = features needs: pip install -e '.[compare]'") from None
+        raise UserError("method = features needs: pip install -e '.[compare]'") from None
     x = _flat(train, layers)
     mean, scale = x.mean(0), x.std(0) + 1e-6
     labels = [item.label for item in task.train]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from configs.cli import UserError, nearest
-from configs.schema import LoraConfig
+from cli.errors import UserError, nearest
+from configs.finetune_recipe import LoraConfig
 from model.transformer import Transformer
 
 

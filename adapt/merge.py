@@ -2,19 +2,42 @@
 
     python -m adapt.merge BASE ADAPTER RUN [--overwrite]
 
-BASE is what the adapter was trained upon, as `base` in a recipe; ADAPTER is a folder that
-adapt.finetune or `peft` has written.
+BASE is the model that the adapter was trained on, as `base` in a recipe; ADAPTER is a folder
+written by adapt.finetune or `peft`.
 """
 
 from pathlib import Path
 
 from adapt.adapter import load_adapter
-from adapt.finetune import save_merged
-from configs.cli import Parser, run_command
-from configs.console import say
+from adapt.methods import merge_model
+from cli.console import say
+from cli.errors import run_command
+from cli.recipes import Parser
+from configs.finetune_recipe import MergedModel
 from configs.schema import Section
+from model.formats.native import write_checkpoint
 from model.load import load_model
-from train.run import check_run
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+from train.run_directory import check_run, start_run
+
+
+def save_merged(
+    run: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    base: str,
+    trained_on: str = "",
+    step: int = 0,
+    score: float | None = None,
+) -> None:
+    """Write the whole model as a run directory of its own, in place of any that is there."""
+    merge_model(model)
+    recipe = MergedModel(base=base, trained_on=trained_on, model=model.config)
+    with start_run(run, recipe, tokenizer, overwrite=True):
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        info = {"tokenizer": tokenizer.hash, "bits_per_byte": score}
+        write_checkpoint(run, step, {"model.safetensors": weights}, info)
 
 
 def main() -> None:

@@ -1,21 +1,22 @@
-"""Soft prompts: vectors before every text are trained, the model is frozen.
+"""Soft prompts: vectors before every text are trained; the model is frozen.
 
-Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains them themselves; a prompt encoder (Liu
-et al. 2021, arXiv:2103.10385, section 3.2; the MLP of `peft`) trains a network that gives them.
+Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains the vectors. P-tuning trains a prompt
+encoder, a network that computes them (Liu et al. 2021, arXiv:2103.10385, section 3.2; the MLP of
+`peft`).
 """
 
 import torch
 from torch import nn
 
-from configs.cli import UserError
-from configs.schema import SoftPromptConfig
+from cli.errors import UserError
+from configs.finetune_recipe import SoftPromptConfig
 from model.soft_prompt import SoftPrompt
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
 
 class PromptEncoder(SoftPrompt):
-    """Vectors that a network of two hidden layers makes of trained embeddings."""
+    """Vectors computed by a network of two hidden layers from trained embeddings."""
 
     def __init__(self, tokens: int, dim: int, hidden_dim: int):
         super().__init__(tokens, dim)
@@ -36,9 +37,9 @@ class PromptEncoder(SoftPrompt):
 def add_soft_prompt(model: Transformer, tokenizer: Tokenizer, config: SoftPromptConfig, seed: int) -> Transformer:
     """Freeze `model` and put trained vectors before every text; returns it.
 
-    They (of a prompt encoder: what its network is given) start as embeddings of `init_text` or of
-    tokens drawn at random. Raises UserError if they fill the context, or hold less than the text,
-    or there are some already.
+    The vectors (with a prompt encoder: its inputs) start as embeddings of `init_text`, or of random
+    tokens. Raises UserError if they fill the context, if `init_text` is longer than they are, or if
+    the model has a soft prompt already.
     """
     if model.config.soft_tokens:
         raise UserError(
@@ -67,15 +68,15 @@ def add_soft_prompt(model: Transformer, tokenizer: Tokenizer, config: SoftPrompt
 
 
 def with_soft_prompt(model: Transformer, prompt: SoftPrompt) -> Transformer:
-    """`model`, in place, with these vectors before every text."""
+    """Put these vectors before every text of `model`, in place; returns it."""
     model.soft_prompt = prompt
     model.config = model.config.model_copy(update={"soft_tokens": len(prompt.vectors)})
     return model
 
 
 @torch.no_grad()
-def settle(model: Transformer) -> Transformer:
-    """Replace a prompt encoder by the vectors that it gives; returns the model."""
+def fix_soft_prompt(model: Transformer) -> Transformer:
+    """Replace a prompt encoder by the vectors that it computes; returns the model."""
     prompt = SoftPrompt(model.config.soft_tokens, model.config.dim)
     prompt.vectors.copy_(model.soft_prompt())
     return with_soft_prompt(model, prompt)

@@ -1,20 +1,20 @@
-"""The last blocks, the last norm and the output projection are trained, the rest is frozen.
+"""The last blocks, the last norm and the output projection are trained; the rest is frozen.
 
-No gradient runs below the first trained block: its backward pass is neither computed nor kept.
+The backward pass stops at the first trained block.
 """
 
 from torch import nn
 
-from configs.cli import UserError
-from configs.schema import TopLayersConfig
+from cli.errors import UserError
+from configs.finetune_recipe import TopLayersConfig
 from model.transformer import Transformer
 
 
 def tune_top_layers(model: Transformer, config: TopLayersConfig) -> Transformer:
-    """Freeze `model` but for its top; returns it.
+    """Freeze `model` except its top layers, in place; returns it.
 
-    An output projection that was the embedding becomes a copy of its own, so that the embedding
-    stays frozen. Raises UserError if there are fewer blocks than asked for.
+    A tied output projection becomes a copy, so that the embedding stays frozen. Raises UserError if
+    the model has fewer blocks than `config.layers`.
     """
     if config.layers > len(model.layers):
         raise UserError(f"top_layers.layers = {config.layers}: this model has {len(model.layers)} layers")

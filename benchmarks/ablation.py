@@ -16,9 +16,9 @@ import statistics
 
 from scipy.stats import ttest_rel
 
-from benchmarks.cells import Cell, done, run, step_seconds
+from benchmarks.grid import Cell, done, run, step_seconds
 from benchmarks.record import folder, record
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe
 
 RECIPE = "configs/speedrun-1m.toml"

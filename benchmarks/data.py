@@ -19,7 +19,7 @@ import tokenizers
 
 from benchmarks.record import record
 from benchmarks.runs import steps_of
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe
 from data.loader import Loader
 from data.prepare import documents, prepare

@@ -13,8 +13,8 @@ import argparse
 from pathlib import Path
 
 from benchmarks.record import record
-from configs.cli import read_toml
-from configs.console import show
+from cli.console import show
+from cli.recipes import read_toml
 from train.metrics import read_metrics
 
 

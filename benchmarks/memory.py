@@ -19,7 +19,7 @@ import torch
 from benchmarks.peers import transformers_llama
 from benchmarks.record import record
 from configs.schema import ModelConfig
-from model.transformer import Transformer
+from model.build import build_model
 
 POINTS = [(length, 4096) for length in (256, 512, 1024, 2048, 4096, 8192)]
 POINTS += [(1024, vocabulary) for vocabulary in (8192, 16384, 32768, 65536)]
@@ -43,7 +43,7 @@ def measure(way: str, length: int, vocabulary: int) -> int:
         max_seq_len=length,
         tie_embeddings=False,
     )
-    own = Transformer(shape, vocabulary).init_weights(0)
+    own = build_model(shape, vocabulary).init_weights(0)
     x, y = torch.randint(0, vocabulary, (2, 1, length))
     if way == "ours":
         model, loss = own, lambda: own(x, targets=y) / length

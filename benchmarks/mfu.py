@@ -25,13 +25,15 @@ import torch.nn.functional as F
 import model.norm
 import model.transformer
 from benchmarks.record import record
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe
 from kernels.mlp.reference import relu2_reference, swiglu_reference
 from kernels.norm.reference import rms_norm_reference
 from kernels.rope.reference import rope_reference
+from model.build import build_model
+from model.flops import training_flops
 from model.transformer import Transformer
-from train.compilation import compile_blocks
+from train.forward import set_block_forward
 from train.metrics import peak_memory
 from train.optim import adamw
 from train.profiler import peak_flops
@@ -85,7 +87,7 @@ class Way:
         self.optimizer = adamw(dict(self.net.named_parameters()), recipe.train)
         self.loss: Callable = self.net
         if compiled and attend is None:
-            compile_blocks(self.net)
+            set_block_forward(self.net, compiled=True, checkpointing=False)
         elif compiled:
             self.loss = torch.compile(self.net)
 
@@ -122,9 +124,9 @@ def ceiling(device: torch.device) -> float:
 def measure(recipe: Recipe, vocabulary: int, batch: int, rounds: int) -> list[dict]:
     """One row per way. Raises SystemExit if they are not the same model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = Transformer(recipe.model, vocabulary).init_weights(0).to(device)
+    net = build_model(recipe.model, vocabulary).init_weights(0).to(device)
     x, y = torch.randint(0, vocabulary, (2, batch, recipe.model.max_seq_len), device=device)
-    flops = net.training_flops(y.numel(), y.numel(), recipe.model.max_seq_len)
+    flops = training_flops(net, y.numel(), y.numel(), recipe.model.max_seq_len)
     attentions: dict[str, Callable | None] = {"ours": None, "sdpa": sdpa, "plain": plain}
     ways, first, peaks = {}, {}, {}
     for compiled in (False, True):

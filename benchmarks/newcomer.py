@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from configs.console import printable
+from cli.console import printable
 
 SMALL = (
     "--train.steps",

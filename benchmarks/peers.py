@@ -105,7 +105,7 @@ class Gpt2(nn.Module):
         super().__init__()
         if config.n_heads * config.head_dim != config.dim or config.hidden_dim != 4 * config.dim:
             raise ValueError(f"GPT-2 has heads of dim / n_heads and 4 dim inside, not {config}")
-        self.config, self.recompute = config, False
+        self.config = config.model_copy(update={"tie_embeddings": True})
         none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
         self.gpt2 = GPT2LMHeadModel(
             GPT2Config(
@@ -129,9 +129,13 @@ class Gpt2(nn.Module):
         """Parameters; all are trained."""
         return sum(p.numel() for p in self.parameters())
 
-    def training_flops(self, tokens: int, scored: int, length: int) -> float:
-        """FLOPs of forward and backward, counted as `Transformer.training_flops` counts them."""
-        blocks = sum(p.numel() for p in self.gpt2.transformer.h.parameters() if p.dim() == 2)
-        head = self.gpt2.lm_head.weight.numel()
-        attention = 4 * self.config.n_layers * self.config.dim * length / 2
-        return tokens * (6 * blocks + 3 * attention) + scored * 6 * head
+    # What `model.flops` counts.
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks."""
+        return self.gpt2.transformer.h
+
+    @property
+    def output(self) -> nn.Linear:
+        """The output projection."""
+        return self.gpt2.lm_head

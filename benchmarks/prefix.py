@@ -15,7 +15,7 @@ from benchmarks.record import record
 from configs.schema import DataConfig, TaskConfig
 from data.tasks import load_task
 from model.load import load_model
-from prompting.score import rank_completions, shared_prefix
+from prompting.likelihood import rank_completions, shared_prefix
 from prompting.shots import fixed_shots
 from prompting.templates import few_shot
 

@@ -11,17 +11,19 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from tokenizer.inspect import bytes_per_token
+
 from benchmarks.record import record
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe
 from data.prepare import documents, prepare
 from data.shards import cached_tokenizer
-from model.transformer import Transformer
+from model.build import build_model
 from tokenizer.bpe import Tokenizer
-from tokenizer.inspect import bytes_per_token
 from train.distributed import Ranks
-from train.pretrain import prepared, train
-from train.run import start_run
+from train.loop import train
+from train.pretrain import load_data
+from train.run_directory import start_run
 
 VARIANTS = {
     "gpt2": {"digits": "any", "newlines": "attach", "whitespace": "word"},
@@ -48,8 +50,8 @@ def main() -> None:
             changes = {"steps": args.steps, "seed": seed, "eval_every": 10**9, "save_every": 10**9}
             settings = recipe.train.model_copy(update=changes)
             variant = recipe.model_copy(update={"tokenizer": tokens, "train": settings})
-            tokenizer, train_set, validation_set = prepared(variant)
-            model = Transformer(variant.model, tokenizer.vocab_size).init_weights(seed)
+            tokenizer, train_set, validation_set = load_data(variant)
+            model = build_model(variant.model, tokenizer.vocab_size).init_weights(seed)
             with tempfile.TemporaryDirectory() as folder, Ranks("cpu") as ranks:
                 run = Path(folder) / name
                 start_run(run, variant, tokenizer)

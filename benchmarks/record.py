@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from configs.atomic import to_json, write_atomically
+from cli.atomic import to_json, write_atomically
 
 PACKAGES = (
     "torch",

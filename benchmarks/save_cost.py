@@ -18,7 +18,7 @@ import torch
 from benchmarks.record import record
 from configs.schema import ModelConfig, TrainConfig
 from data.loader import Loader
-from model.transformer import Transformer
+from model.build import build_model
 from tokenizer.bpe import Tokenizer
 from train.checkpoint import TrainState
 from train.distributed import Ranks
@@ -34,7 +34,7 @@ VOCABULARY = 8192
 def main() -> None:
     """Entry point of `python -m benchmarks.save_cost`."""
     config = TrainConfig()
-    model = Transformer(MODEL, VOCABULARY).init_weights(0)
+    model = build_model(MODEL, VOCABULARY).init_weights(0)
     parameters = dict(model.named_parameters())
     tokenizer = Tokenizer.load(next(Path("cache/tokenizers").glob("*.json")))
     tokens = torch.randint(0, VOCABULARY, (4, MODEL.max_seq_len))

@@ -22,7 +22,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
-from benchmarks.cells import COMPILED, STEPS, Cell, done, run, step_seconds
+from benchmarks.grid import COMPILED, STEPS, Cell, done, run, step_seconds
 from benchmarks.record import folder, record
 
 TUNED_ON = "python-stdlib"

@@ -25,9 +25,10 @@ from torch import nn
 
 from benchmarks.peers import litgpt_llama, transformers_llama
 from benchmarks.record import profile, record
-from configs.console import say
+from cli.console import say
 from configs.schema import ModelConfig
-from model.transformer import Transformer
+from model.build import build_model
+from model.flops import training_flops
 
 SHAPES = {
     "small": ModelConfig(
@@ -85,7 +86,7 @@ def rows_of(name: str, rounds: int, compiled: bool) -> list[dict]:
     """Measure one shape: every way in both precisions on one thread and on all."""
     shape, vocabulary, batch = SHAPES[name], VOCABULARY[name], BATCH[name]
     x, y = torch.randint(0, vocabulary, (2, batch, shape.max_seq_len))
-    own = Transformer(shape, vocabulary).init_weights(0)
+    own = build_model(shape, vocabulary).init_weights(0)
     made: dict[str, tuple[nn.Module, Loss]] = {"ours": (own, lambda x, y: own(x, targets=y) / y.numel())}
     state = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     theirs = transformers_llama(shape, state)
@@ -105,7 +106,7 @@ def rows_of(name: str, rounds: int, compiled: bool) -> list[dict]:
     if max(first.values()) - min(first.values()) > 1e-4:
         raise SystemExit(f"not the same model: first losses are {first}")
     tokens = y.numel()
-    flops = own.training_flops(tokens, tokens, shape.max_seq_len)
+    flops = training_flops(own, tokens, tokens, shape.max_seq_len)
     rows = []
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)

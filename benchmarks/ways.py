@@ -21,22 +21,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adapt.datasets import task_sets
 from adapt.features import extract, fit
-from adapt.finetune import adapt, merge, task_sets
+from adapt.methods import merge_model, prepare_model
 from benchmarks.record import folder, record
-from compare.analysis.worlds import Drawn, drawn
-from configs.cli import load
-from configs.console import say
-from configs.schema import FinetuneRecipe
+from cli.console import say
+from cli.recipes import load
+from compare.analysis.bootstrap import Resampled, resample
+from configs.finetune_recipe import FinetuneRecipe
 from data.tasks import load_task
 from model.load import load_model
 from prompting.answers import task_answers
 from prompting.shots import no_shots
 from train.distributed import Ranks
-from train.foresight import uses_bfloat16
+from train.loop import train
 from train.metrics import peak_memory
-from train.pretrain import train
-from train.run import start_run
+from train.preflight import uses_bfloat16
+from train.run_directory import start_run
 
 SEEDS = (0, 1, 2)
 MOST = 300.0  # CPU seconds that training may take
@@ -78,7 +79,7 @@ def measure(way: str, seed: int) -> dict:
         right = [float(a == item.label) for a, item in zip(found, task.test, strict=True)]
         return row | {"correct": right, "peak_bytes": peak_memory(model.device)}
     if way != "zero-shot":
-        adapt(model, tokenizer, recipe)
+        prepare_model(model, tokenizer, recipe.method, recipe, seed)
         sets = task_sets(task, model, tokenizer)
         run = Path("runs/ways") / f"{way}-{seed}"
         with start_run(run, recipe, tokenizer, overwrite=True), Ranks("cpu") as ranks:
@@ -89,7 +90,7 @@ def measure(way: str, seed: int) -> dict:
             "trained_parameters": model.num_parameters(trainable=True),
             "peak_bytes": result.peak_bytes,
         }
-        merge(model)
+        merge_model(model)
     model.eval()
     if uses_bfloat16("auto", model, model.device):
         model.bfloat16()
@@ -104,9 +105,9 @@ def compared(rows: list[dict]) -> list[dict]:
     if not groups["zero-shot"]:
         raise SystemExit("the untouched model comes first: add zero-shot to --ways")
 
-    def score(matrix: list[list[float]]) -> Drawn:
+    def score(matrix: list[list[float]]) -> Resampled:
         values = np.array(matrix)
-        return drawn(values, np.ones(values.shape[1]))
+        return resample(values, np.ones(values.shape[1]))
 
     before = score([groups["zero-shot"][0]["correct"]])
     majority = score([groups["zero-shot"][0]["majority"]])

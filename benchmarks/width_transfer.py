@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.record import record
-from configs.cli import load
-from configs.console import say
+from cli.console import say
+from cli.recipes import load
 from configs.schema import ModelConfig, Recipe
 from data.loader import Loader
-from model.transformer import IGNORE, Transformer
+from model.build import build_model
+from model.transformer import IGNORE
 from train.optim import learning_rate, optimizers
-from train.pretrain import prepared
+from train.pretrain import load_data
 
 WIDTHS = (64, 128, 256)
 WAYS = {"one rate for all widths": 0, "scaled by width (muP)": WIDTHS[-1]}
@@ -40,7 +41,7 @@ def sets():
     """The recipe, its tokenizer and its windows, once per process."""
     torch.set_num_threads(1)  # as many processes as cores
     recipe = load(Recipe, "configs/tiny.toml", ["--model.max-seq-len", str(LENGTH)])
-    return recipe, prepared(recipe)
+    return recipe, load_data(recipe)
 
 
 def final_loss(case: tuple[int, int, int, int]) -> float:
@@ -67,7 +68,7 @@ def final_loss(case: tuple[int, int, int, int]) -> float:
         activation="relu2",
         base_dim=base,
     )
-    model = Transformer(shape, tokenizer.vocab_size).init_weights(seed)
+    model = build_model(shape, tokenizer.vocab_size).init_weights(seed)
     parameters = dict(model.named_parameters())
     (optimizer,) = optimizers(parameters, config, shape.width_ratio)
     loader, losses = Loader(len(train_set), BATCH, seed), []

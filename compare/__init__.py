@@ -1,1 +1,1 @@
-"""The study: arms, ledger, table, verdict."""
+"""The study: methods, ledger, table, verdict."""

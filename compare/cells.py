@@ -3,7 +3,7 @@
     python -m compare.cells STUDY-DIR ARM AXIS SIZE SEED RESULT
 
 reads STUDY-DIR/config.toml and writes what it measured to the file RESULT; `compare.run` calls it.
-On the first seed every setting of the arm is tried and validation chooses; other seeds take what
+On the first seed every setting of the method is tried and validation chooses; other seeds take what
 was chosen. The test split is read once, with the choice made.
 """
 
@@ -15,37 +15,37 @@ from pathlib import Path
 
 import torch
 
-from compare.arm import Learned, Setting
-from compare.arms import ARMS, FLOORS
-from compare.study import Cell, Study
-from configs.atomic import read_json, to_json, write_atomically
-from configs.cli import UserError, run_command
+from cli.atomic import read_json, to_json, write_atomically
+from cli.errors import UserError, run_command
+from compare.context import Cell, Study
+from compare.method import Learned, Setting
+from compare.methods import BASELINES, METHODS
 from data.prepare import shuffled
 from train.metrics import peak_memory, reset_peak_memory
 
-SHOWN = 2  # held-out prompts that every arm continues, side by side in the report
+SHOWN = 2  # held-out prompts that every method continues, side by side in the report
 SHOWN_CHARS = 60
 VALIDATED = 30  # documents that choose between settings
 
 
 def measure(study: Study, cell: Cell) -> dict:
     """The row of a cell, without what tells where it comes from."""
-    arm = ARMS[cell.arm]
-    settings, search = arm.settings(study.recipe, cell.axis), []
+    method = METHODS[cell.method]
+    settings, search = method.settings(study.recipe, cell.axis), []
     if cell.seed != study.recipe.seeds[0]:
         first = study.folder / "cells" / f"{cell._replace(seed=study.recipe.seeds[0]).name}.json"
         if not first.exists():
-            raise UserError(f"{first.name} is missing: its first seed chooses an arm's setting")
+            raise UserError(f"{first.name} is missing: its first seed chooses an method's setting")
         chosen = read_json(first)
         if chosen is None:
             raise UserError(f"{first}: is damaged; delete it and run the study with --resume")
         settings = [chosen["setting"]]
-    device = torch.device("cpu") if cell.arm in FLOORS else study.device
+    device = torch.device("cpu") if cell.method in BASELINES else study.device
     best: tuple[float, Setting, Learned] | None = None
     for setting in settings:
         torch.manual_seed(study.seed)
         reset_peak_memory(device)
-        learned = arm.learn(study, cell, setting)
+        learned = method.learn(study, cell, setting)
         learned.costs["peak_bytes"] = peak_memory(device)
         score = 0.0
         if len(settings) > 1:
@@ -73,8 +73,8 @@ def measure(study: Study, cell: Cell) -> dict:
         assert learned.answers is not None
         row |= learned.answers("test")
         row["items"] = [item.id for item in study.task.test]
-        chooses = len(arm.settings(study.recipe, cell.axis)) > 1 or "training_steps" in row
-        given = study.labelled(int(cell.size), cell.arm)
+        chooses = len(method.settings(study.recipe, cell.axis)) > 1 or "training_steps" in row
+        given = study.labelled(int(cell.size), cell.method)
         row["labels"] = len(given.train) + chooses * len(given.validation)
     if learned.general:
         row["general_bits"] = sum(learned.general(study.general))
@@ -102,7 +102,7 @@ def validation(study: Study, cell: Cell, learned: Learned) -> tuple[float, float
 
 
 def written(study: Study, cell: Cell, learned: Learned) -> list[dict]:
-    """What an arm writes after the first held-out prompts."""
+    """What an method writes after the first held-out prompts."""
     assert learned.write is not None
     assert learned.prompts is not None
     if cell.axis == "task":
@@ -138,10 +138,10 @@ def end_with_parent() -> None:
 
 def main() -> None:
     """Entry point of `python -m compare.cells`."""
-    if len(sys.argv) != 7 or sys.argv[2] not in ARMS:
-        raise UserError(f"usage: python -m compare.cells STUDY-DIR {{{','.join(ARMS)}}} AXIS SIZE SEED RESULT")
-    folder, arm, axis, size, seed, result = sys.argv[1:]
-    cell = Cell(arm, axis, float(size), int(seed))
+    if len(sys.argv) != 7 or sys.argv[2] not in METHODS:
+        raise UserError(f"usage: python -m compare.cells STUDY-DIR {{{','.join(METHODS)}}} AXIS SIZE SEED RESULT")
+    folder, method, axis, size, seed, result = sys.argv[1:]
+    cell = Cell(method, axis, float(size), int(seed))
     started = time.perf_counter()
     if not sys.stdin.isatty():
         end_with_parent()

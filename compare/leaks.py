@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from configs.cli import UserError
+from cli.errors import UserError
 
 RUN = 32  # characters; a power of two
 SAME = 0.8  # share of a held-out text's runs that make another text a copy of it

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from configs.atomic import write_atomically
-from configs.cli import Parser, UserError, run_command
-from configs.console import say, show, track
+from cli.atomic import write_atomically
+from cli.console import say, show, track
+from cli.errors import UserError, run_command
+from cli.recipes import Parser
+from model.likelihood import document_bits
 from model.load import load_model
 from model.sample import sample
-from model.score import document_bits
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 

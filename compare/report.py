@@ -15,20 +15,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.atomic import to_json, write_atomically
+from cli.console import printable, show
+from cli.errors import UserError, run_command
+from cli.recipes import Parser, load
+from compare.analysis.bootstrap import calibration_error
 from compare.analysis.costs import needed
 from compare.analysis.ledger import Ledger, Sentence, cost_of
 from compare.analysis.verdict import general_bits, is_level, size_text, verdict
-from compare.analysis.worlds import calibration_error
-from compare.arms import ARMS, FLOORS
+from compare.context import LEAST
 from compare.leaks import RUN, SAME
-from compare.study import LEAST
-from configs.atomic import to_json, write_atomically
-from configs.cli import Parser, UserError, load, run_command
-from configs.console import printable, show
-from configs.study import StudyRecipe
+from compare.methods import BASELINES, METHODS
+from configs.study_recipe import StudyRecipe
 
 COLUMNS = (
-    "arm",
+    "method",
     "learns from",
     "bits/byte",
     "task score",
@@ -48,31 +49,31 @@ CAPTIONS = {
 }
 
 
-def learns_from(axis: str, arm: str, size: float) -> str:
-    """What an arm learnt from, in words."""
-    first = "the text, then " if ARMS[arm].needs else ""
-    if not size and ARMS[arm].looks_up:
+def learns_from(axis: str, method: str, size: float) -> str:
+    """What an method learnt from, in words."""
+    first = "the text, then " if METHODS[method].needs else ""
+    if not size and METHODS[method].looks_up:
         return "the text, looked up"
-    if not size and arm != "zero-shot":
+    if not size and method != "zero-shot":
         return "documents shown"
     return first + size_text(axis, size)
 
 
 def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
-    """One row of COLUMNS per arm, axis and size; the mean over seeds, quality with intervals."""
+    """One row of COLUMNS per method, axis and size; the mean over seeds, quality with intervals."""
 
     def show(value: float | None, form: str, empty: float | None = None) -> str:
         return "–" if value is None or value == empty else format(value, form)
 
     found: list[tuple[str, ...]] = []
-    for axis, arm, size in ledger.groups:
-        rows = ledger.at(axis, arm, size)
-        score = str(ledger.score(axis, arm, size).estimate)
-        cost, general = cost_of(rows, needed(ledger, arm)), general_bits(rows)
+    for axis, method, size in ledger.groups:
+        rows = ledger.at(axis, method, size)
+        score = str(ledger.score(axis, method, size).estimate)
+        cost, general = cost_of(rows, needed(ledger, method)), general_bits(rows)
         found.append(
             (
-                arm,
-                learns_from(axis, arm, size),
+                method,
+                learns_from(axis, method, size),
                 score if axis == "text" else "–",
                 score if axis == "task" else "–",
                 show(calibration_error(rows), ".2f"),
@@ -116,16 +117,16 @@ def protocol(recipe: StudyRecipe) -> list[str]:
     if recipe.budget_flops:
         budget = f"{recipe.budget_flops:.3g} FLOPs"
     return [
-        "Every arm answers the same held-out documents and items, drawn once, one request at a time.",
+        "Every method answers the same held-out documents and items, drawn once, one request at a time.",
         f"Training gets {budget} on the text and as much on the task, per size, seed and try.",
-        f"Every arm with something to set tries {recipe.tries} settings on the first seed; the "
+        f"Every method with something to set tries {recipe.tries} settings on the first seed; the "
         "validation split chooses (also the checkpoint), and the test split is read once.",
-        f"An arm with so many labelled items has as many to validate on, {LEAST} at least, as far "
+        f"An method with so many labelled items has as many to validate on, {LEAST} at least, as far "
         "as there are; they are paid for as labels.",
-        f"Whatever an arm learns, retrieves or shows is refused if a held-out text stands in it: "
+        f"Whatever an method learns, retrieves or shows is refused if a held-out text stands in it: "
         f"{SAME:.0%} of its runs of {RUN} characters. Overlap is the share of all held-out runs "
-        "that stand anywhere in what an arm saw.",
-        "Intervals: 95 %, bootstrapped over held-out documents or items, the same for every arm, "
+        "that stand anywhere in what an method saw.",
+        "Intervals: 95 %, bootstrapped over held-out documents or items, the same for every method, "
         "with Student's t over seeds.",
         "Seconds are the machine's, one cell at a time: steps of training, and of the search also "
         "the answers that chose. Loading, checkpoints, the evaluations that choose one, and the "
@@ -135,7 +136,7 @@ def protocol(recipe: StudyRecipe) -> list[str]:
         "The same seeds give the same numbers again on the same kind of CPU where the budget is in "
         "FLOPs; seconds end a training where the machine is by then.",
         "Tokens, FLOPs and seconds of a request hold its share of what is read once for all.",
-        *(f"{name} sees {arm.sees}." for name, arm in ARMS.items()),
+        *(f"{name} sees {method.sees}." for name, method in METHODS.items()),
     ]
 
 
@@ -143,10 +144,10 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
     """The report as one HTML file."""
     row = ledger.rows[0]
     curves: dict[str, dict] = {"text": {}, "task": {}}
-    for axis, arm, size in ledger.groups:
-        value, low, high = ledger.score(axis, arm, size).estimate
-        alone = is_level(axis, arm)
-        curves[axis].setdefault(arm, []).append(
+    for axis, method, size in ledger.groups:
+        value, low, high = ledger.score(axis, method, size).estimate
+        alone = is_level(axis, method)
+        curves[axis].setdefault(method, []).append(
             {"size": size, "value": value, "low": low, "high": high, "level": alone}
         )
     for its in curves.values():
@@ -155,7 +156,7 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
     content = {
         "corpus": row["corpus"],
         "about": about(ledger).replace("`", ""),
-        "arms": [{"name": name} for name in ARMS if any(key[1] == name for key in ledger.groups)],
+        "methods": [{"name": name} for name in METHODS if any(key[1] == name for key in ledger.groups)],
         "verdict": [sentence._asdict() for sentence in said],
         "curves": curves,
         "captions": CAPTIONS,
@@ -188,39 +189,39 @@ def shown(row: dict) -> dict:
 
 
 def decisions(ledger: Ledger) -> list[dict]:
-    """What the decision table needs: every arm on the task, with every number of labelled items.
+    """What the decision table needs: every method on the task, with every number of labelled items.
 
     "beaten" names those that are measurably better than it.
     """
-    groups = [(arm, size) for axis, arm, size in ledger.groups if axis == "task"]
-    scores = [ledger.score("task", arm, size) for arm, size in groups]
+    groups = [(method, size) for axis, method, size in ledger.groups if axis == "task"]
+    scores = [ledger.score("task", method, size) for method, size in groups]
     found = []
-    for (arm, size), score in zip(groups, scores, strict=True):
-        rows = ledger.at("task", arm, size)
+    for (method, size), score in zip(groups, scores, strict=True):
+        rows = ledger.at("task", method, size)
         value, low, high = score.estimate
         better = [i for i, other in enumerate(scores) if other.minus(score).estimate.low > 0]
         found.append(
             {
-                "arm": arm,
+                "method": method,
                 "size": size,
                 "score": value,
                 "low": low,
                 "high": high,
                 "beaten": better,
                 "ece": calibration_error(rows),
-                **cost_of(rows, needed(ledger, arm))._asdict(),
+                **cost_of(rows, needed(ledger, method))._asdict(),
             }
         )
     return found
 
 
 def written(ledger: Ledger, axis: str) -> list[dict]:
-    """What every arm wrote after the same held-out prompts, side by side."""
+    """What every method wrote after the same held-out prompts, side by side."""
     found: dict[str, dict] = {}
-    for arm in ledger.arms(axis):
-        for each in ledger.largest(axis, arm)[0].get("written", []):
+    for method in ledger.methods(axis):
+        for each in ledger.largest(axis, method)[0].get("written", []):
             prompt = found.setdefault(each["prompt"], {**each, "by": []})
-            prompt["by"].append({"arm": arm, "text": each["text"]})
+            prompt["by"].append({"method": method, "text": each["text"]})
     return list(found.values())
 
 
@@ -232,20 +233,20 @@ def plot(ledger: Ledger, path: Path) -> None:
     except ImportError:
         raise UserError("drawing needs: pip install -e '.[compare]'") from None
     dark_and_pale = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    colours = dict(zip(reversed(ARMS), dark_and_pale[::2] + dark_and_pale[1::2], strict=True))
+    colours = dict(zip(reversed(METHODS), dark_and_pale[::2] + dark_and_pale[1::2], strict=True))
     figure = Figure(figsize=(12, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, axis in zip(panels, ("text", "task"), strict=True):
-        arms = ledger.arms(axis)
-        for number, arm in enumerate(arms):
-            sizes = ledger.sizes(axis, arm)
-            scores = [ledger.score(axis, arm, size).estimate for size in sizes]
-            colour, style = colours[arm], "--" if arm in FLOORS else "-"
-            if is_level(axis, arm):
-                panel.axhline(scores[0].value, color=colour, linestyle=":", label=arm)
+        methods = ledger.methods(axis)
+        for number, method in enumerate(methods):
+            sizes = ledger.sizes(axis, method)
+            scores = [ledger.score(axis, method, size).estimate for size in sizes]
+            colour, style = colours[method], "--" if method in BASELINES else "-"
+            if is_level(axis, method):
+                panel.axhline(scores[0].value, color=colour, linestyle=":", label=method)
                 continue
             reach = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
-            beside = [size * 1.03 ** (number - len(arms) / 2) for size in sizes]  # not on another
+            beside = [size * 1.03 ** (number - len(methods) / 2) for size in sizes]  # not on another
             panel.errorbar(
                 beside,
                 [s.value for s in scores],
@@ -255,16 +256,18 @@ def plot(ledger: Ledger, path: Path) -> None:
                 elinewidth=1,
                 marker="os^"[number % 3],
                 markersize=4,
-                label=arm,
+                label=method,
             )
         panel.set_xscale("log")
-        known = sorted({size for arm in arms if not is_level(axis, arm) for size in ledger.sizes(axis, arm)})
+        known = sorted(
+            {size for method in methods if not is_level(axis, method) for size in ledger.sizes(axis, method)}
+        )
         panel.set_xticks(known, [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in known])
         panel.minorticks_off()
         panel.set_title(CAPTIONS[axis], fontsize=10)
         panel.set_xlabel({"text": "share of the training documents", "task": "labelled items"}[axis])
         panel.grid(alpha=0.3)
-        if arms:
+        if methods:
             panel.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.11))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

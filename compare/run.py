@@ -1,11 +1,11 @@
-"""Run a study: every arm on the same held-out text and items, with the same budget, per size, seed.
+"""Run a study: every method on the same held-out text and items, with the same budget, per size, seed.
 
     python -m compare.run STUDY.toml [--run-dir DIR] [--resume | --overwrite] [--dry-run]
-        [--arms scratch lora …] [--quick] [--ray]
+        [--methods scratch lora …] [--quick] [--ray]
 
 Says first what will be measured and about how long it takes. Cells run one after another, each in a
 process of its own (two at a time would spoil each other's seconds). What has finished with the same
-settings and data is not run again by --resume, so that sizes, seeds, arms and prices may change; a
+settings and data is not run again by --resume, so that sizes, seeds, methods and prices may change; a
 finished study run again only draws its report. Fills the run directory:
 
     ledger.jsonl     a row per cell: everything measured, per document and item
@@ -33,17 +33,18 @@ from pathlib import Path
 
 import torch
 
-from compare.arm import sizes_of
-from compare.arms import ARMS
+from cli.atomic import read_json, to_json, write_atomically
+from cli.console import say, show
+from cli.errors import UserError, nearest, run_command
+from cli.recipes import Parser, parse
+from compare.context import Cell, task_of
+from compare.method import sizes_of
+from compare.methods import METHODS
 from compare.report import report
-from compare.study import Cell, task_of
-from configs.atomic import read_json, to_json, write_atomically
-from configs.cli import Parser, UserError, nearest, parse, run_command
-from configs.console import say, show
-from configs.study import StudyRecipe
+from configs.study_recipe import StudyRecipe
 from data.prepare import manifest_of, prepare
 from model.load import version_of
-from train.run import (
+from train.run_directory import (
     check_run,
     lock_run,
     new_run_folder,
@@ -60,40 +61,40 @@ EVERY = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_docum
 About = dict[Cell, dict]
 
 
-def plan(study: StudyRecipe, arms: list[str] | None = None) -> list[Cell]:
+def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
     """The cells in the order in which they run: what others need first, one seed after another.
 
-    Raises UserError for an arm that there is none of.
+    Raises UserError for an method that there is none of.
     """
-    for name in (*(arms or ()), *study.text_arms, *study.task_arms):
-        if name not in ARMS:
-            raise UserError(f'no arm "{name}"{nearest(name, list(ARMS))}')
+    for name in (*(methods or ()), *study.text_methods, *study.task_methods):
+        if name not in METHODS:
+            raise UserError(f'no method "{name}"{nearest(name, list(METHODS))}')
     found: list[Cell] = []
     for axis in AXES if study.task.name else AXES[:1]:
-        listed = (study.text_arms if axis == "text" else study.task_arms) or list(ARMS)
-        for name, arm in ARMS.items():
-            if name not in listed or (arms and name not in arms):
+        listed = (study.text_methods if axis == "text" else study.task_methods) or list(METHODS)
+        for name, method in METHODS.items():
+            if name not in listed or (methods and name not in methods):
                 continue
-            for size in sizes_of(arm, axis, study):
-                seeds = study.seeds if arm.seeded else study.seeds[:1]
+            for size in sizes_of(method, axis, study):
+                seeds = study.seeds if method.seeded else study.seeds[:1]
                 found += [Cell(name, axis, size, seed) for seed in seeds]
-    needed = {(ARMS[c.arm].needs, c.seed) for c in found if ARMS[c.arm].needs}
+    needed = {(METHODS[c.method].needs, c.seed) for c in found if METHODS[c.method].needs}
     for name, seed in sorted(needed):
         first = Cell(name, "text", 1.0, study.seeds[0])
         for cell in {first, first._replace(seed=seed)} - set(found):
             found.insert(0, cell)
-    order = {name: at for at, name in enumerate(ARMS)}
-    return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.arm], c.size))
+    order = {name: at for at, name in enumerate(METHODS)}
+    return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.method], c.size))
 
 
 def expected_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
-    """About how long a cell takes, by those of its arm in `rows` if there are any."""
-    settings = ARMS[cell.arm].settings(study, cell.axis)
+    """About how long a cell takes, by those of its method in `rows` if there are any."""
+    settings = METHODS[cell.method].settings(study, cell.axis)
     tries = len(settings) if cell.seed == study.seeds[0] else 1
     known = [
         row["wall_seconds"] / max(1, len(row["search"]))
         for row in rows
-        if (row["arm"], row["axis"]) == (cell.arm, cell.axis)
+        if (row["arm"], row["axis"]) == (cell.method, cell.axis)
     ]
     if known:
         return statistics.mean(known) * tries
@@ -119,10 +120,10 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
     data = [texts, items, version_of(study.foundation), files]
 
     def digest(cell: Cell) -> str:
-        arm = ARMS[cell.arm]
-        settings = study.model_dump(mode="json", include={*EVERY, *arm.reads})
-        for axis in set(AXES) - {cell.axis, "text" if arm.needs else cell.axis}:
-            for table in arm.reads:  # how it is trained on the other axis does not matter
+        method = METHODS[cell.method]
+        settings = study.model_dump(mode="json", include={*EVERY, *method.reads})
+        for axis in set(AXES) - {cell.axis, "text" if method.needs else cell.axis}:
+            for table in method.reads:  # how it is trained on the other axis does not matter
                 settings[table].pop(axis, None)
                 settings[table].pop(f"{axis}_rates", None)
         every = [cell, study.seeds[0], settings, data]
@@ -175,7 +176,7 @@ def run_cell(folder: Path, cell: Cell, about: About) -> dict | None:
     if status:
         say(f"=== {cell.name} failed with status {status} (see above); the others go on")
         return None
-    row = {"id": cell.name, **cell._asdict(), **about[cell], **json.loads(result.read_text())}
+    row = {"id": cell.name, **cell.as_row(), **about[cell], **json.loads(result.read_text())}
     write_atomically(path, to_json(row))
     result.unlink()
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
@@ -290,12 +291,12 @@ def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) 
         f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; about {minutes:.0f} minutes"
     )
     for axis in AXES:
-        for name in ARMS:
-            sizes = sorted({c.size for c in cells if (c.arm, c.axis) == (name, axis)})
-            seeds = len({c.seed for c in cells if (c.arm, c.axis) == (name, axis)})
+        for name in METHODS:
+            sizes = sorted({c.size for c in cells if (c.method, c.axis) == (name, axis)})
+            seeds = len({c.seed for c in cells if (c.method, c.axis) == (name, axis)})
             if sizes:
                 shown = " ".join(f"{size:g}" for size in sizes)
-                tried = len(ARMS[name].settings(study, axis))
+                tried = len(METHODS[name].settings(study, axis))
                 show(f"  {axis} {name:20} sizes {shown:18} {seeds} seeds, {tried} settings tried")
 
 
@@ -303,7 +304,7 @@ def main() -> int:
     """Entry point of `python -m compare.run`."""
     parser: Parser = run_directory_arguments()
     parser.add_argument("--dry-run", action="store_true", help="say what would run and stop")
-    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--quick", action="store_true", help="a fifth of the budget, one seed")
     parser.add_argument("--ray", action="store_true", help="on a Ray cluster")
     study, own = parse(StudyRecipe, parser)
@@ -311,7 +312,7 @@ def main() -> int:
         study = quick(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
     study = pinned_recipe(study, saved_config(folder, StudyRecipe, not own.overwrite))
-    cells, every = plan(study, own.arms), plan(study)
+    cells, every = plan(study, own.methods), plan(study)
     about = provenance(study, [*cells, *every])
     say_plan(study, cells, folder, about)
     if own.dry_run:

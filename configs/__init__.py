@@ -1,1 +1,1 @@
-"""Recipes, their schema, and how commands read them."""
+"""TOML recipes and their schema."""

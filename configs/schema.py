@@ -5,15 +5,24 @@ line (`--train.steps 200`). The attribute docstrings are what `--help` prints. A
 shipped recipe sets is not here.
 """
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
-    """A frozen table of settings that refuses keys it does not know."""
+    """A frozen table of settings that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    FORMER_NAMES: ClassVar[dict[str, str]] = {}
+    """Names that keys had in version 0.1: run directories of that version still load."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_former_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {cls.FORMER_NAMES.get(key, key): value for key, value in values.items()}
 
 
 class DataConfig(Section):
@@ -83,7 +92,9 @@ class TokenizerConfig(Section):
 
 
 class ModelConfig(Section):
-    """The one decoder-only transformer (Llama's names and layout)."""
+    """A decoder-only transformer (Llama's names and layout)."""
+
+    FORMER_NAMES: ClassVar = {"unrotated_every": "nope_every"}
 
     dim: int = Field(256, ge=8)
     """Width of the residual stream."""
@@ -131,8 +142,8 @@ class ModelConfig(Section):
     """Of the linear layers: none, those of queries, keys and values (Qwen2), or all (GPT-2)."""
     positions: Literal["rotary", "learned"] = "rotary"
     """Rotary angles, or GPT-2's embedding of every position."""
-    unrotated_every: int = Field(0, ge=0)
-    """Every so manieth layer has no positions (SmolLM3); 0: all have."""
+    nope_every: int = Field(0, ge=0)
+    """NoPE: every n-th layer has no rotary positions (SmolLM3); 0: all layers have them."""
     rope_scaling: list[float] = Field([], max_length=4)
     """Factor, low and high number of turns and first context length of Llama 3.1; empty: none."""
     soft_tokens: int = Field(0, ge=0)
@@ -154,6 +165,11 @@ class ModelConfig(Section):
             raise ValueError(f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}")
         if self.key_shift and self.n_kv_heads < 2:
             raise ValueError("key_shift = true needs n_kv_heads of 2 or more: half of them shift")
+        gpt2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "biases": "all"}
+        given = [name for name, value in gpt2.items() if getattr(self, name) == value]
+        if given and len(given) < len(gpt2):
+            others = ", ".join(f'{name} = "{value}"' for name, value in gpt2.items() if name not in given)
+            raise ValueError(f'{given[0]} = "{gpt2[given[0]]}" is GPT-2\'s and needs {others}')
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} is odd: rotary embeddings need pairs")
         return self
@@ -161,6 +177,8 @@ class ModelConfig(Section):
 
 class TrainConfig(Section):
     """One run of the training loop."""
+
+    FORMER_NAMES: ClassVar = {"recompute": "activation_checkpointing", "average": "ema"}
 
     seed: int = Field(0, ge=0)
     """Seeds the weights and the order of the data."""
@@ -197,16 +215,16 @@ class TrainConfig(Section):
     """AdamW's second-moment decay (beta1 is 0.9)."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
-    average: float = Field(0.0, ge=0, lt=1)
-    """Decay per step of a moving average of the weights, which is then what is evaluated and
-    sampled from; 0 is none."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of an exponential moving average (EMA) of the weights. Evaluation and sampling
+    then use the average. 0: no EMA."""
     on_spike: Literal["warn", "rewind"] = "warn"
     """What to do about a loss far above the recent ones: say so, or go back to the newest
     checkpoint and on with other data."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What ranks share: the gradients (every rank holds the model), or also the model itself."""
-    recompute: bool = False
-    """Compute each layer's activations again in the backward pass instead of keeping them."""
+    activation_checkpointing: bool = False
+    """Compute the activations of each block again in the backward pass instead of storing them."""
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile for the blocks; auto tries it once before a run of ten minutes or more and
     remembers whether it paid."""
@@ -268,49 +286,6 @@ class Recipe(Section):
     sample: SampleConfig = SampleConfig()
 
 
-class LoraConfig(Section):
-    """Low-rank adapters on the linear layers (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = Field(8, ge=1)
-    """Rank of the update."""
-    alpha: float = Field(16.0, gt=0)
-    """The update is scaled by alpha / rank."""
-    rank_stabilized: bool = False
-    """Scale by alpha / sqrt(rank) instead (rsLoRA; Kalajdzievski 2023, arXiv:2312.03732)."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of an adapter's inputs that is dropped in training."""
-    targets: list[str] = Field(["wq", "wk", "wv", "wo", "w1", "w2", "w3"], min_length=1)
-    """Which linear layers of every block get an adapter."""
-
-
-class TopLayersConfig(Section):
-    """The last blocks, the last norm and the output projection are trained, the rest is frozen."""
-
-    layers: int = Field(4, ge=0)
-    """Blocks that are trained."""
-
-
-class SoftPromptConfig(Section):
-    """Vectors before every text are trained, the model is frozen (Lester et al. 2021)."""
-
-    tokens: int = Field(20, ge=1)
-    """How many vectors."""
-    init_text: str = ""
-    """They start as the embeddings of this text, repeated; empty: of random tokens."""
-    hidden_dim: int = Field(0, ge=0)
-    """If not 0, they are the output of a trained network of this width (prompt encoder; Liu et al.
-    2021, arXiv:2103.10385)."""
-
-
-class FeaturesConfig(Section):
-    """The model is frozen; a classifier is trained on what its layers say of a text."""
-
-    pooling: Literal["mean", "last"] = "mean"
-    """A text is the mean of its tokens' features, or the last one's."""
-    layers: Literal["best", "last", "all"] = "best"
-    """The layer that does best on validation, the last one, or all side by side."""
-
-
 class TaskConfig(Section):
     """A labelled task: made from the corpus, or a file of its own."""
 
@@ -332,52 +307,3 @@ class TaskConfig(Section):
     """Labelled items that may be trained on or retrieved."""
     test_items: int = Field(200, ge=1)
     """Held-out items that are scored."""
-
-
-class FinetuneRecipe(Section):
-    """One way to adapt a foundation model or a run: to domain text, to a task, or to examples."""
-
-    base: str = "smollm2-135m"
-    """A foundation model, a .gguf file, a Hugging Face folder or name, or a run directory."""
-    way: Literal["full", "top_layers", "lora", "soft_prompt", "features"] = "lora"
-    """What is trained: everything, the last layers, adapters, vectors before the text, or a
-    classifier on frozen features (of a task with labels)."""
-    data: DataConfig = DataConfig()
-    seq_len: int = Field(256, ge=2)
-    """Length of a training window of domain text, or of packed examples, in tokens."""
-    examples: str = ""
-    """A .jsonl file of {"prompt", "completion"} or {"messages"} rows to train on, not text."""
-    pack: bool = False
-    """Put as many examples into a window as fit; they see nothing of each other."""
-    task: TaskConfig | None = None
-    lora: LoraConfig = LoraConfig()
-    top_layers: TopLayersConfig = TopLayersConfig()
-    soft_prompt: SoftPromptConfig = SoftPromptConfig()
-    features: FeaturesConfig = FeaturesConfig()
-    general: str = "python-stdlib"
-    """A corpus that is not trained on: how much worse it is predicted afterwards is forgetting."""
-    train: TrainConfig = TrainConfig()
-    sample: SampleConfig = SampleConfig()
-
-    @model_validator(mode="after")
-    def _one_kind_of_data(self):
-        if self.examples and self.task:
-            raise ValueError("give examples or a [task], not both")
-        if self.way == "features" and not self.task:
-            raise ValueError('way = "features" classifies: it needs a [task]')
-        own = self.examples or (self.task and self.task.name.endswith(".jsonl"))
-        if self.general == self.data.corpus and not own and self.way != "features":
-            raise ValueError(f'general = "{self.general}" is what is trained on: name another corpus')
-        if self.pack and self.way == "soft_prompt":
-            raise ValueError("pack = true: a soft prompt stands before a row, not before each text")
-        return self
-
-
-class MergedModel(Section):
-    """What a run directory of merged weights says of itself."""
-
-    base: str
-    """What was adapted."""
-    trained_on: str = ""
-    """In words, if that is known."""
-    model: ModelConfig

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from configs.cli import UserError
-from data.corpora import Corpus, Document, fingerprint_files
+from cli.errors import UserError
+from data.documents import Corpus, Document, fingerprint_files
 
 # A field such as `K:G`, but not the notes `A:|`, where a repeat ends.
 ABC_HEADER = re.compile(r"[A-Zw]:(?!\|)")

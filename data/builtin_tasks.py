@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data.builtin import ABC_HEADER
-from data.tasks import Item, Kind
+from data.items import Item, Kind
 
 RHYTHMS = ("clog", "hornpipe", "jig", "reel", "slip jig", "strathspey")
 _MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor", "mix": "mix"}

@@ -6,35 +6,15 @@ on the Hugging Face hub, which the `datasets` library reads. Nothing is read int
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from configs.cli import UserError, nearest
-from configs.revisions import is_commit
+from cli.errors import UserError, nearest
+from cli.revisions import is_commit
 from configs.schema import DataConfig
+from data.builtin import BUILTIN
+from data.documents import Corpus, Document, fingerprint_files
 from data.readers import CONVERT, TABLES, check_file, fields, kind_of, list_files, read_rows, section_target
-
-
-class Document(NamedTuple):
-    """A piece of text that is never split further."""
-
-    id: str
-    text: str
-    group: str = ""
-    """Documents of one group stay in one split; empty: a group of its own."""
-    near: str = ""
-    """What near-duplicates are judged by, as words; empty: the text."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Where documents come from; `read()` starts a new pass over them."""
-
-    name: str
-    fingerprint: str
-    read: Callable[[], Iterator[Document]]
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -42,8 +22,6 @@ def open_corpus(config: DataConfig) -> Corpus:
 
     Raises UserError if there is none, if a file is binary or malformed, or a column is missing.
     """
-    from data.builtin import BUILTIN  # it imports this module
-
     if config.corpus in BUILTIN:
         if config.document != "section":
             raise UserError(f'data.document = "{config.document}": {config.corpus} has its own documents; leave it out')
@@ -61,15 +39,6 @@ def open_corpus(config: DataConfig) -> Corpus:
 def pinned_corpus(corpus: str) -> str:
     """The name of a hub dataset with its commit; any other name as it is. Raises UserError."""
     return _resolved(corpus) if _on_hub(corpus) else corpus
-
-
-def fingerprint_files(files: list[Path]) -> str:
-    """SHA-256 over the contents of `files` in order."""
-    total = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 def utf8_name(path: Path) -> str:
@@ -96,8 +65,6 @@ def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
 
 
 def _on_hub(corpus: str) -> bool:
-    from data.builtin import BUILTIN  # it imports this module
-
     path = Path(corpus)
     name = corpus.partition("@")[0]  # a revision may have slashes
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
@@ -107,8 +74,6 @@ def _on_hub(corpus: str) -> bool:
 def _resolved(corpus: str) -> str:
     # NAME, NAME@BRANCH or NAME@COMMIT as NAME@COMMIT: what a branch holds may change.
     from huggingface_hub import HfApi
-
-    from data.builtin import BUILTIN  # it imports this module
 
     name, _, revision = corpus.partition("@")
     if is_commit(revision):

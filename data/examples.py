@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import DataConfig
 from data.shards import IGNORE
 from data.tasks import drawn_split, group_of, json_row, numbered_lines

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.tasks import Kind
+from data.items import Kind
 
 DRAWS = 2000
 

@@ -26,11 +26,13 @@ from pathlib import Path
 
 from rensa import RMinHash, RMinHashLSH
 
-from configs.atomic import atomic_folder, valid_manifest, write_manifest
-from configs.cli import Parser, UserError, parse, run_command
-from configs.console import say, show, track
+from cli.atomic import atomic_folder, valid_manifest, write_manifest
+from cli.console import say, show, track
+from cli.errors import UserError, run_command
+from cli.recipes import Parser, parse
 from configs.schema import DataConfig, Recipe
-from data.corpora import Corpus, Document, open_corpus
+from data.corpora import open_corpus
+from data.documents import Corpus, Document
 
 SPLITS = ("train", "validation", "test")
 VERSION = 3  # raise it when the steps above change, so that stale caches are not used

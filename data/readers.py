@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from configs.cli import UserError, nearest
-from configs.console import say
+from cli.console import say
+from cli.errors import UserError, nearest
 from configs.schema import DataConfig
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs.atomic import atomic_folder, valid_manifest, write_atomically, write_manifest
-from configs.cli import UserError
-from configs.console import say, track
+from cli.atomic import atomic_folder, valid_manifest, write_atomically, write_manifest
+from cli.console import say, track
+from cli.errors import UserError
 from configs.schema import TokenizerConfig
 from data.prepare import SPLITS, documents, manifest_of
 from tokenizer.bpe import Tokenizer

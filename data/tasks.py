@@ -12,57 +12,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from configs.cli import UserError, nearest
-from configs.console import say
+from cli.console import say
+from cli.errors import UserError, nearest
 from configs.schema import DataConfig, TaskConfig
+from data.builtin_tasks import TASKS
+from data.items import Item, Task
 from data.prepare import SPLITS, prepare, shuffled
-
-Kind = Literal["classification", "naming", "completion"]
-
-
-class Item(NamedTuple):
-    """One labelled example; `id` is its document's."""
-
-    id: str
-    text: str
-    label: str
-
-
-class Task(NamedTuple):
-    """Items to learn from, to choose on and to be tested on."""
-
-    field: str
-    """What an input is called in a prompt."""
-    answer: str
-    """What a label is called in a prompt."""
-    labels: list[str]
-    """The closed set to choose from; empty where the answer is open."""
-    train: list[Item]
-    validation: list[Item]
-    test: list[Item]
-    kind: Kind = "classification"
-    instruction: str = ""
-    """Stands before everything else in a prompt."""
-
-    @property
-    def opening(self) -> str:
-        """What every prompt begins with: the instruction and an empty line, or nothing."""
-        return f"{self.instruction}\n\n" if self.instruction else ""
-
-    def prompt(self, text: str) -> str:
-        """The input as `Field: value` lines with the answer left open."""
-        return f"{self.field}: {text}\n{self.answer}:"
-
-    def completion(self, label: str) -> str:
-        """What follows a prompt: a space, the label, and what closes it."""
-        return f" {label}{self.stop}"
-
-    @property
-    def stop(self) -> str:
-        """Closes an answer: a line end, or an empty line where the answer may have lines."""
-        return "\n\n" if self.kind == "completion" else "\n"
 
 
 def load_task(config: TaskConfig, data: DataConfig) -> Task:
@@ -75,8 +31,6 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
     Raises UserError for an unknown name, a malformed file (the line is named), and a split without
     items.
     """
-    from data.builtin_tasks import TASKS  # it imports this module
-
     if config.name.endswith(".jsonl"):
         return _limited(_from_file(config, data), config)
     if config.name not in TASKS:

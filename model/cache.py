@@ -1,25 +1,25 @@
-"""What generation keeps of the positions it has seen."""
+"""The KV cache of generation, with shared prefixes."""
 
 import torch
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, one pair of tensors per layer.
+    """Keys and values of the positions so far, one pair of tensors per layer.
 
-    A branch holds what follows them in several rows; what they follow is kept once.
+    A prefix cache: `fork` starts rows that continue a shared prompt prefix, which is stored once.
     """
 
     def __init__(self, length: int):
         """Room for `length` positions; the first keys decide batch, dtype and device."""
         self.room = length
-        self.length = 0  # positions seen, those that it branched off from included
-        self.start = 0  # of its own
-        self.trunk: tuple[KVCache, ...] = ()  # what it branched off from, of one row each
+        self.length = 0  # positions so far, prefixes included
+        self.start = 0  # positions of the prefixes
+        self.prefixes: tuple[KVCache, ...] = ()  # caches of one row each, in order
         self.last = torch.zeros(1, 1, dtype=torch.int64)  # (B, 1), ids of the newest position
         self.layers: dict[int, torch.Tensor] = {}
-        self.newest: dict[int, torch.Tensor] = {}  # (B, 1, K, D) per layer, not shifted
+        self.newest: dict[int, torch.Tensor] = {}  # (B, 1, K, D) per layer, before the key shift
 
-    def before(self, layer: int, k: torch.Tensor) -> torch.Tensor:
+    def previous_keys(self, layer: int, k: torch.Tensor) -> torch.Tensor:
         """The (B, 1, K, D) keys before `k` (B, T, K, D), or zeros; the last of `k` are kept."""
         found = self.newest.get(layer, torch.zeros_like(k[:, :1]))
         self.newest[layer] = k[:, -1:]
@@ -35,22 +35,22 @@ class KVCache:
         kv[1, :, begin : begin + T] = v
         return kv[0, :, : begin + T], kv[1, :, : begin + T]
 
-    def before_branch(self, layer: int) -> list[torch.Tensor]:
-        """Keys and values, (2, 1, S, K, D), of each part of what it branched off from."""
-        return [part.layers[layer][:, :, : part.length - part.start] for part in self.trunk]
+    def prefix_keys_values(self, layer: int) -> list[torch.Tensor]:
+        """Keys and values, (2, 1, S, K, D), of each shared prefix."""
+        return [prefix.layers[layer][:, :, : prefix.length - prefix.start] for prefix in self.prefixes]
 
-    def branch(self, batch: int, room: int) -> "KVCache":
-        """An empty cache of `batch` rows, which all follow the one row here, without a copy."""
+    def fork(self, batch: int, room: int) -> "KVCache":
+        """An empty cache of `batch` rows that all continue the one row here, without a copy."""
         child = KVCache(room)
         child.length = child.start = self.length
-        child.trunk = (*self.trunk, self)
+        child.prefixes = (*self.prefixes, self)
         child.last = self.last.expand(batch, 1)
         child.newest = {layer: k.expand(batch, -1, -1, -1) for layer, k in self.newest.items()}
         return child
 
     def expand(self, batch: int, extra: int) -> "KVCache":
         """A copy with room for `extra` positions, its rows repeated (each in place) to `batch`."""
-        assert not self.trunk
+        assert not self.prefixes
         copy = KVCache(self.length + extra)
         copy.length = self.length
         copy.last = self.last.repeat_interleave(batch // len(self.last), 0)

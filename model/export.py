@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from configs.cli import Parser, UserError, read_toml, run_command
-from configs.console import say
+from cli.console import say
+from cli.errors import UserError, run_command
+from cli.recipes import Parser, read_toml
 from model.formats.huggingface import family, save_huggingface
-from model.formats.native import checkpoints, has_file, latest_checkpoint, read_file, read_manifest
+from model.formats.native import checkpoints, latest_checkpoint, read_file, read_manifest
 from model.load import load_model
 from model.transformer import Transformer
 
@@ -61,7 +62,7 @@ def _training(run: Path) -> list[tuple[str, str]]:
         return []
     checkpoint = latest_checkpoint(run)
     facts: list[tuple[str, str]] = []
-    if has_file(checkpoint, "state.json"):
+    if "state.json" in read_manifest(checkpoint)["files"]:
         progress: dict[str, Any] = read_file(checkpoint, "state.json")["progress"]
         facts = [
             ("Steps", f"{progress['step']:,}"),

@@ -1,4 +1,4 @@
-"""The one seam between the kernels and the model, its parts and its optimiser."""
+"""Every kernel that the model and the optimiser call: the only imports from `kernels`."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    first: torch.Tensor | None = None,
-    trunk: Sequence[torch.Tensor] = (),
+    document_starts: torch.Tensor | None = None,
+    prefixes: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
     """Causal softmax attention (Vaswani et al. 2017, section 3.2.1), grouped queries allowed.
 
@@ -27,19 +27,20 @@ def attend(
         q: (B, T, H, D) queries, the last T of S positions.
         k: (B, S, K, D) keys with S >= T; H is a multiple of K.
         v: (B, S, K, D) values.
-        first: (B, T) int32, the first key that each query sees; all before it if not given.
-        trunk: (2, 1, P, K, D) keys and values that all rows see whole. They are read once for all
-            rows (Juravsky et al. 2024, arXiv:2402.05099, section 3.1); without gradients.
+        document_starts: (B, T) int32, the document mask: the first key that each query sees.
+        prefixes: (2, 1, P, K, D) keys and values of shared prompt prefixes, visible to all rows.
+            They are read once for all rows (Juravsky et al. 2024, arXiv:2402.05099, section 3.1);
+            without gradients.
 
     Returns:
         (B, T, H, D), dtype of q.
     """
-    if not trunk:
-        return attention(q, k, v, first=first)[0]
+    if not prefixes:
+        return attention(q, k, v, first=document_starts)[0]
     B, T, H, D = q.shape
-    o, lse = attention(q, k, v, first=first)
+    o, lse = attention(q, k, v, first=document_starts)
     parts = [(o.float(), lse)]
-    for keys, values in trunk:  # rows are queries like any other, with nothing hidden from them
+    for keys, values in prefixes:  # the queries of all rows, as one row without a causal mask
         o, lse = attention(q.reshape(1, B * T, H, D), keys, values, causal=False)
         parts.append((o.view(B, T, H, D).float(), lse.view(H, B, T).transpose(0, 1)))
     shares = torch.stack([lse for _, lse in parts]).softmax(0)  # (parts, B, H, T)

@@ -74,7 +74,7 @@ def generate(
     cache = KVCache(length + steps) if use_cache else None
     if prefix is not None:
         assert len(prompts) == num_samples == 1
-        cache = prefix.branch(1, length + steps)
+        cache = prefix.fork(1, length + steps)
     tokens = prompts.to(model.device)
     logits = model.output(model.features(tokens, cache)[:, -1]).repeat_interleave(num_samples, 0)
     tokens = tokens.repeat_interleave(num_samples, 0)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from model.packed import replace_projections
-from model.transformer import Block, Transformer
+from model.scratch import ReluFeedForward
+from model.transformer import Block, FeedForward, Transformer
 
 FEW = 16  # rows up to which reading int8 is faster than widening it first, on a CPU (docs/log.md)
 
@@ -54,9 +55,10 @@ def equalize(model: Transformer) -> Transformer:
     for block in model.layers:
         assert isinstance(block, Block)
         ffn = block.feed_forward
+        assert isinstance(ffn, FeedForward | ReluFeedForward)
         scale = ffn.w2.weight.abs().amax(0).clamp(min=1e-6) ** -0.25
         ffn.w2.weight.mul_(scale)
-        if ffn.activation == "swiglu":
+        if isinstance(ffn, FeedForward):
             ffn.w3.weight.div_(scale[:, None])
         else:
             ffn.w1.weight.div_(scale.sqrt()[:, None])  # it is squared

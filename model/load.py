@@ -5,8 +5,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from configs.cli import UserError, nearest
-from configs.revisions import is_commit
+from cli.errors import UserError, nearest
+from cli.revisions import is_commit
 from model.formats.gguf import load_gguf
 from model.formats.huggingface import load_huggingface
 from model.formats.native import load_run

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from configs.cli import UserError
+from cli.errors import UserError
 from model.fused import relu2, swiglu
+from model.scratch import ReluFeedForward
 from model.transformer import Attention, Block, FeedForward, Transformer
 
 Make = Callable[[torch.Tensor], nn.Module]  # of a projection's weight (out, in)
@@ -47,42 +48,31 @@ class PackedLinear(nn.Module):
         return torch.bmm(self.blocks, column).view(*x.shape[:-1], -1)
 
 
-class PackedAttention(Attention):
-    """Attention whose queries, keys and values come out of one product."""
-
-    def __init__(self, attention: Attention, linear: Make):
-        nn.Module.__init__(self)
-        self.config, self.layer = attention.config, attention.layer
-        self.rotates = attention.rotates
-        weights = [w.weight for w in (attention.wq, attention.wk, attention.wv)]
-        self.widths = [len(weight) for weight in weights]
-        self.wqkv = linear(torch.cat(weights))
-        self.register_module("wo", linear(attention.wo.weight))
-        for name in ("q_norm", "k_norm", "value_scale"):
-            if hasattr(attention, name):
-                setattr(self, name, getattr(attention, name))
-
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As Attention's."""
-        return self.wqkv(x).split(self.widths, -1)
+def pack_attention(attention: Attention, linear: Make) -> None:
+    """Compute queries, keys and values with one product, in place."""
+    parts = [attention.wq, attention.wk, attention.wv]
+    widths = [len(part.weight) for part in parts]
+    wqkv = linear(torch.cat([part.weight for part in parts]))
+    for name in ("wq", "wk", "wv"):
+        delattr(attention, name)
+    attention.register_module("wqkv", wqkv)
+    attention.register_module("wo", linear(attention.wo.weight))
+    attention.project = lambda x: wqkv(x).split(widths, -1)  # type: ignore[method-assign]
 
 
-class PackedFeedForward(FeedForward):
-    """A feed-forward block whose two inner products, if it is gated, are one."""
-
-    def __init__(self, block: FeedForward, linear: Make):
-        nn.Module.__init__(self)
-        self.activation = block.activation
-        weights = [block.w1.weight]
-        if self.activation == "swiglu":
-            weights.append(block.w3.weight)
-        self.w13 = linear(torch.cat(weights))
-        self.register_module("w2", linear(block.w2.weight))
-
-    def activate(self, x: torch.Tensor) -> torch.Tensor:
-        """As FeedForward's."""
-        y = self.w13(x)
-        return swiglu(*y.chunk(2, -1)) if self.activation == "swiglu" else relu2(y)
+def pack_feed_forward(ffn: FeedForward | ReluFeedForward, linear: Make) -> None:
+    """Compute both inner products of a gated block with one, in place."""
+    is_gated = isinstance(ffn, FeedForward)
+    weights = [ffn.w1.weight, ffn.w3.weight] if isinstance(ffn, FeedForward) else [ffn.w1.weight]
+    w13 = linear(torch.cat(weights))
+    for name in ("w1", "w3") if is_gated else ("w1",):
+        delattr(ffn, name)
+    ffn.register_module("w13", w13)
+    ffn.register_module("w2", linear(ffn.w2.weight))
+    if is_gated:
+        ffn.activate = lambda x: swiglu(*w13(x).chunk(2, -1))  # type: ignore[method-assign]
+    else:
+        ffn.activate = lambda x: relu2(w13(x))  # type: ignore[method-assign]
 
 
 @torch.no_grad()
@@ -96,8 +86,9 @@ def replace_projections(model: Transformer, linear: Make) -> Transformer:
         raise UserError("a model whose linear layers have biases cannot be packed or made int8")
     for block in model.layers:
         assert isinstance(block, Block)
-        block.attention = PackedAttention(block.attention, linear)
-        block.feed_forward = PackedFeedForward(block.feed_forward, linear)
+        assert isinstance(block.feed_forward, FeedForward | ReluFeedForward)
+        pack_attention(block.attention, linear)
+        pack_feed_forward(block.feed_forward, linear)
     model.register_module("output", linear(model.output.weight))
     return model
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from configs.atomic import to_json
-from configs.cli import Parser, UserError, run_command
-from configs.console import show
+from cli.atomic import to_json
+from cli.console import show
+from cli.errors import UserError, run_command
+from cli.recipes import Parser
 from configs.schema import ModelConfig
 from model.cache import KVCache
 from model.generate import generate

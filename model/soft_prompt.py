@@ -1,4 +1,4 @@
-"""Learnt vectors that stand before every text."""
+"""Soft prompts: learnt vectors before every text."""
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ class SoftPrompt(nn.Module):
         """(tokens, dim)."""
         return self.vectors
 
-
-def pad_front(x: torch.Tensor | None, count: int) -> torch.Tensor | None:
-    """(B, T, C) with `count` positions of zeros before it."""
-    return x if x is None or not count else nn.functional.pad(x, (0, 0, count, 0))
+    def prepend(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, dim) -> (B, tokens + T, dim)."""
+        return torch.cat([self().to(x.dtype).expand(len(x), -1, -1), x], 1)

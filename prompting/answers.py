@@ -4,11 +4,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from configs.console import track
+from cli.console import track
+from data.items import Task
 from data.metrics import score_answer
-from data.tasks import Task
+from model.flops import forward_flops
 from model.transformer import Transformer
-from prompting.score import rank_completions, shared_prefix, write_answer
+from prompting.likelihood import rank_completions, shared_prefix, write_answer
 from prompting.shots import Choose
 from prompting.templates import fitting
 from tokenizer.bpe import Tokenizer
@@ -72,7 +73,7 @@ def task_answers(
     prefix, prior = shared_prefix(model, tokenizer, prompts), None
     soft = model.config.soft_tokens
     read = soft + len(prefix.ids) if prefix else 0
-    flops = model.forward_flops(read, 0, read)  # once for all items
+    flops = forward_flops(model, read, 0, read)  # once for all items
     if ranked and calibrate:
         (empty,), _ = write_prompts(model, tokenizer, task, shots, ["N/A"], context)
         answer = rank_completions(model, tokenizer, empty, completions, prefix)
@@ -98,8 +99,8 @@ def task_answers(
             new = 1 + len(tokenizer.encode(text))
             tokens += whole
             read += whole - known + new
-            flops += model.forward_flops(whole - known, 1, whole + known)
-            flops += model.forward_flops(new, new, 2 * whole)
+            flops += forward_flops(model, whole - known, 1, whole + known)
+            flops += forward_flops(model, new, new, 2 * whole)
     count = len(items)
     return {
         "correct": correct,

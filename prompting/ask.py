@@ -9,11 +9,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.atomic import to_json
-from configs.cli import Parser, UserError, run_command
-from configs.console import say, show
+from cli.atomic import to_json
+from cli.console import say, show
+from cli.errors import UserError, run_command
+from cli.recipes import Parser
 from model.load import load_model
-from prompting.score import write_answer
+from prompting.likelihood import write_answer
 from prompting.store import WAYS, Passage, Store
 from tokenizer.bpe import Tokenizer
 

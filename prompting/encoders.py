@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs.cli import UserError
+from cli.errors import UserError
 from model.load import load_model
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (N, width) float32

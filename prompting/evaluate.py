@@ -10,12 +10,14 @@ from collections import Counter
 
 import torch
 
-from configs.atomic import to_json
-from configs.cli import Parser, parse, run_command
-from configs.console import say, show
-from configs.prompting import PromptRecipe
+from cli.atomic import to_json
+from cli.console import say, show
+from cli.errors import run_command
+from cli.recipes import Parser, parse
+from configs.prompt_recipe import PromptRecipe
+from data.items import Task
 from data.metrics import mean_with_interval
-from data.tasks import Task, load_task
+from data.tasks import load_task
 from model.load import load_model
 from prompting.answers import task_answers
 from prompting.shots import Choose, chosen_shots, fixed_shots, neighbour_shots

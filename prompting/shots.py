@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable, Sequence
 
-from configs.cli import UserError, nearest
-from data.tasks import Item, Task
+from cli.errors import UserError, nearest
+from data.items import Item, Task
 
 Choose = Callable[[str], Sequence[Item]]
 

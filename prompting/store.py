@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.atomic import to_json, write_atomically
-from configs.cli import Parser, UserError, nearest, parse, run_command
-from configs.console import say, track
-from configs.prompting import StoreRecipe
+from cli.atomic import to_json, write_atomically
+from cli.console import say, track
+from cli.errors import UserError, nearest, run_command
+from cli.recipes import Parser, parse
+from configs.prompt_recipe import StoreRecipe
 from data.prepare import documents, prepare
 from prompting.encoders import open_encoder
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from configs.cli import UserError
-from data.tasks import Item, Task
+from cli.errors import UserError
+from data.items import Item, Task
 from tokenizer.bpe import Tokenizer
 
 

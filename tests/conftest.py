@@ -117,3 +117,30 @@ def foundation(foundation_path):
     from model.formats.gguf import load_gguf
 
     return load_gguf(foundation_path)
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory):
+    """A small Llama, written by transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from configs.schema import TokenizerConfig
+    from tokenizer.train import train_tokenizer
+
+    out = tmp_path_factory.mktemp("llama")
+    tokenizer = train_tokenizer([words(3, 2000)], TokenizerConfig(vocab_size=300))
+    import torch
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(out)
+    (out / "tokenizer.json").write_text(tokenizer.to_json())
+    return out

@@ -13,7 +13,7 @@ TAKE_A_RECIPE = (
     "adapt.finetune",
     "compare.run",
     "data.prepare",
-    "tokenizer.train",
+    "data.train_tokenizer",
     "prompting.store",
     "prompting.evaluate",
 )

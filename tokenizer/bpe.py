@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from configs.atomic import read_json, to_json, write_atomically
-from configs.cli import UserError
+from cli.atomic import read_json, to_json, write_atomically
+from cli.errors import UserError
 
 ABOUT = "tokenizer_about.json"  # beside tokenizer.json: what that file has no place for
 

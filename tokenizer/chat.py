@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from configs.cli import UserError
+from cli.errors import UserError
 from tokenizer.bpe import ChatTemplate, Tokenizer
 
 TEMPLATE_SECONDS = 5.0

@@ -1,23 +1,18 @@
-"""Train a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
-
-    python -m tokenizer.train RECIPE [--tokenizer.vocab-size 8192 …]
-
-Learns from the train split only and writes it into the cache (path printed).
-"""
+"""Train a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019, section 2.2)."""
 
 from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from configs.cli import Parser, UserError, parse, run_command
-from configs.console import console, say, show
-from configs.schema import Recipe, TokenizerConfig
+from cli.console import console, say
+from cli.errors import UserError
+from configs.schema import TokenizerConfig
 from tokenizer.bpe import Tokenizer
 
 
 def pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
-    """The cuts that no token may span, as [tokenizer] digits, newlines and whitespace ask."""
+    """The splits that no token may cross, as [tokenizer] digits, newlines and whitespace ask."""
     cuts: list[pre_tokenizers.PreTokenizer] = []
     if config.newlines == "own":
         cuts.append(pre_tokenizers.Split(Regex(r"\r?\n"), "isolated"))
@@ -53,18 +48,3 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             raise UserError(f"{reason}: it yields {learned} tokens; set it to {learned} or less, or add text")
         say(f"WARNING: {reason}: the vocabulary is reduced to {learned:,} tokens")
     return Tokenizer(backend, config.special_tokens[0])
-
-
-def main() -> None:
-    """Entry point of `python -m tokenizer.train`."""
-    recipe, _ = parse(Recipe, Parser(__doc__, add_help=False))
-    # Only the command needs a corpus; the room itself knows nothing of data layouts.
-    from data.prepare import prepare
-    from data.shards import cached_tokenizer
-
-    path = cached_tokenizer(prepare(recipe.data), recipe.tokenizer)
-    show(f"{path} ({Tokenizer.load(path).vocab_size:,} tokens)")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -3,7 +3,7 @@
 Beside the weights (model/formats/native.py) a checkpoint holds
 
     optimizer.safetensors      the optimisers' tensors by parameter name
-    average.safetensors        the moving average of the weights, if one is kept
+    ema.safetensors            the EMA of the weights, if `train.ema` is set (before: average.safetensors)
     state.json                 progress, loader cursor, data fingerprint
     generators-00000.json      torch's, Python's and numpy's generators of each rank
 
@@ -22,11 +22,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from configs.cli import UserError
+from cli.errors import UserError
 from data.loader import Loader
-from model.formats.native import check_tokenizer, has_file, latest_checkpoint, read_file, read_manifest
+from model.formats.native import check_tokenizer, latest_checkpoint, read_file, read_manifest, weights_file
 from tokenizer.bpe import Tokenizer
-from train.distributed import Ranks, cut_like, local
+from train.distributed import Ranks, local, shard_like
 
 
 @dataclass
@@ -71,8 +71,8 @@ class TrainState:
     tokenizer: Tokenizer
     fingerprint: str
     """Of the data and of the weights that are not trained."""
-    average: dict[str, torch.Tensor]
-    """The moving average of the parameters, if one is kept."""
+    ema: dict[str, torch.Tensor]
+    """The EMA of the parameters; empty if there is none."""
     progress: Progress = field(default_factory=Progress)
 
     def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
@@ -92,7 +92,7 @@ def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
         for key, value in state.optimizer_of(parameter).state[parameter].items()
     }
     files = {f"generators-{ranks.rank:05}.json": _generators()}
-    if ranks.first:
+    if ranks.is_main:
         files["state.json"] = {
             "progress": asdict(state.progress),
             "loader": state.loader.state(),
@@ -100,16 +100,16 @@ def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
             "ranks": ranks.world_size,
         }
     sharded = any(isinstance(p, DTensor) for p in state.parameters.values())
-    if ranks.first or sharded:
+    if ranks.is_main or sharded:
         part = f"-{ranks.rank + 1:05}-of-{ranks.world_size:05}" if sharded else ""
-        kinds = {"model": state.parameters, "optimizer": moments, "average": state.average}
+        kinds = {"model": state.parameters, "optimizer": moments, "ema": state.ema}
         for stem, tensors in kinds.items():
-            if stem == "average" and not tensors:
+            if stem == "ema" and not tensors:
                 continue
             files[f"{stem}{part}.safetensors"] = {
                 name: local(x).detach().to("cpu", copy=True).contiguous()
                 for name, x in tensors.items()
-                if ranks.first or isinstance(x, DTensor)
+                if ranks.is_main or isinstance(x, DTensor)
             }
     return files
 
@@ -129,14 +129,13 @@ def restore(run: Path, state: TrainState, ranks: Ranks) -> None:
         )
     check_tokenizer(run, state.tokenizer, read_manifest(checkpoint))
     _restore_weights(run, state.parameters, read_file(checkpoint, "model.safetensors"))
-    if state.average:
-        kept = "average" if has_file(checkpoint, "average.safetensors") else "model"
-        _restore_weights(run, state.average, read_file(checkpoint, f"{kept}.safetensors"))
+    if state.ema:
+        _restore_weights(run, state.ema, read_file(checkpoint, weights_file(checkpoint)))
     for key, value in read_file(checkpoint, "optimizer.safetensors").items():
         name, _, kind = key.rpartition(".")
         parameter = state.parameters[name]
         if value.shape == parameter.shape:
-            value = cut_like(value, parameter)
+            value = shard_like(value, parameter)
         elif parameter.is_cuda:  # AdamW's count of steps, a scalar
             value = value.to(parameter.device)
         state.optimizer_of(parameter).state[parameter][kind] = value
@@ -166,7 +165,7 @@ def _restore_weights(run: Path, parameters: Mapping[str, torch.Tensor], weights:
                     f"{run}: the checkpoint is of another model ({name} is "
                     f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)})"
                 )
-            parameter.copy_(cut_like(weights[name], parameter))
+            parameter.copy_(shard_like(weights[name], parameter))
 
 
 def seed_generators(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""torch.compile where it pays: tried once for a model, a batch and a machine, and remembered."""
+"""torch.compile if it is faster: measured once per model, batch shape and machine, and cached."""
 
 import hashlib
 import json
@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configs.atomic import read_json, to_json, write_atomically
-from configs.console import say
+from cli.atomic import read_json, to_json, write_atomically
+from cli.console import say
 from configs.schema import TrainConfig
 from model.transformer import Transformer
 from train.distributed import Ranks
+from train.forward import set_block_forward, summed_loss
 
 WORTH = 1.05  # how many times as fast is worth the wait for the compiler at every start
 LONG = 600.0  # seconds of training below which finding out costs more than it can win
@@ -44,15 +45,16 @@ def compile_where_it_pays(
     """
     if config.compile == "never":
         return None
+    checkpointing = config.activation_checkpointing
     if config.compile == "always":
-        compile_blocks(model)
+        set_block_forward(model, compiled=True, checkpointing=checkpointing)
         return 1.0
-    inputs, targets = (x.to(ranks.device) for x in train_set.batch(train_set.longest(config.micro_batch_size)))
+    batch = train_set.batch(train_set.longest(config.micro_batch_size))
 
     def once() -> float:
         started = time.perf_counter()
         with autocast:
-            loss = wrapped(inputs, targets=targets)
+            loss = summed_loss(wrapped, batch, train_set.separator, ranks.device)
         loss.backward()
         for parameter in wrapped.parameters():
             parameter.grad = None
@@ -60,24 +62,18 @@ def compile_where_it_pays(
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    about = [*inputs.shape, bfloat16, config.parallel, config.recompute]
+    about = [*batch[0].shape, bfloat16, config.parallel, checkpointing]
     identity = _identity(model, ranks, about)
     chosen = ranks.gather(_read(run / "compiled.json"))[0]
     if chosen.get("identity") != identity:
         speedup = _speedup(model, once, config, ranks, identity)
         chosen = {"identity": identity, "speedup": speedup}
-        if ranks.first:
+        if ranks.is_main:
             _write(run / "compiled.json", chosen)
     if chosen["speedup"] < WORTH:
         return None
-    compile_blocks(model)
+    set_block_forward(model, compiled=True, checkpointing=checkpointing)
     return chosen["speedup"]
-
-
-def compile_blocks(model: Transformer) -> None:
-    """Compile the forward pass of every block; blocks of one shape share the code."""
-    for layer in model.layers:
-        layer.forward = torch.compile(layer.forward)
 
 
 def _speedup(model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks, identity: str) -> float:
@@ -96,17 +92,18 @@ def _speedup(model: Transformer, once: Callable[[], float], config: TrainConfig,
     answer = ranks.gather(_read(path))[0]
     if not answer:
         say("torch.compile: trying whether it pays, which takes a minute or two …")
-        answer = _measure(model, once, ranks)
-        if ranks.first:
+        answer = _measure(model, once, config, ranks)
+        if ranks.is_main:
             _write(path, answer)
     used = "used" if answer["speedup"] >= WORTH else "not used"
     say(f"torch.compile: {answer['speedup']:.2f} times as fast{answer['why']}; {used} ({path})")
     return answer["speedup"]
 
 
-def _measure(model: Transformer, once: Callable[[], float], ranks: Ranks) -> dict:
+def _measure(model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks) -> dict:
     # The median of ratios taken in turn, or why there are none.
-    compile_blocks(model)
+    checkpointing = config.activation_checkpointing
+    set_block_forward(model, compiled=True, checkpointing=checkpointing)
     why, ratios = "", [0.0]
     try:
         once()
@@ -119,8 +116,7 @@ def _measure(model: Transformer, once: Callable[[], float], ranks: Ranks) -> dic
             with torch.compiler.set_stance("force_eager"):
                 plain = once()
             ratios.append(plain / once())
-    for layer in model.layers:
-        del layer.forward
+    set_block_forward(model, compiled=False, checkpointing=checkpointing)
     (speedup,) = ranks.sum(statistics.median(ratios) / ranks.world_size)
     return {"speedup": speedup, "why": why}
 

@@ -1,4 +1,4 @@
-"""One process or many: who this process is, and the few things ranks tell each other."""
+"""One process or many: this process' rank, collectives, DDP and FSDP sharding."""
 
 import copy
 import os
@@ -16,18 +16,18 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from configs.cli import UserError
-from configs.console import say
+from cli.console import say
+from cli.errors import UserError
 from model.transformer import Transformer
 
 
 def local(x: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of it: its rows where it is sharded, else all."""
+    """The part of a tensor on this rank: its rows if it is sharded, else all of it."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def cut_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`value`, which every rank has whole, where `parameter` is and sharded as it is."""
+def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """`value`, whole on every rank, on the device of `parameter` and sharded as it is."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value
@@ -36,10 +36,10 @@ def cut_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def share_cores(local_rank: int, local_ranks: int) -> None:
-    """Give this process its share of the cores it may use, and as many threads.
+    """Bind this process to its share of the cores, with one thread per core.
 
-    torchrun leaves a single thread to each, and the system may put two on one core. Where there are
-    fewer cores than ranks, or the system cannot bind processes, each just has one thread.
+    torchrun sets one thread per process, and the system may run two processes on one core. With
+    fewer cores than ranks, or on a system that cannot bind processes, each gets one thread.
     """
     count = 0
     if sys.platform == "linux":
@@ -52,7 +52,7 @@ def share_cores(local_rank: int, local_ranks: int) -> None:
 
 @contextmanager
 def gradients_summed(model: nn.Module, now: bool) -> Iterator[None]:
-    """Within it, backward passes add gradients up over ranks `now`, or leave that to later ones."""
+    """Within it, backward passes sum gradients over ranks `now`, or only accumulate them."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
         yield
@@ -64,9 +64,9 @@ def gradients_summed(model: nn.Module, now: bool) -> Iterator[None]:
 
 
 class Ranks:
-    """The processes of a run. Started by torchrun: gloo on CPU, nccl on CUDA. Else: just one.
+    """The processes of a run: started by torchrun (gloo on CPU, nccl on CUDA), or a single one.
 
-    Use as a context manager, so that the group is taken down when the run ends.
+    A context manager that destroys the process group at the end.
     """
 
     def __init__(self, device: str):
@@ -108,12 +108,12 @@ class Ranks:
             self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=2))
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes the files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def alone(self, device: torch.device) -> "Ranks":
-        """A group of this process only, on `device`: what it sums and gathers is its own."""
+        """A group of this process only, on `device`."""
         one = copy.copy(self)
         one.rank, one.world_size, one.device = 0, 1, device
         return one
@@ -131,13 +131,13 @@ class Ranks:
         self.last_beat = time.monotonic()
 
     def publish(self, word: str) -> None:
-        """Tell the others something, whether they listen or not."""
+        """Store a word for the other ranks, without waiting for them."""
         if self.world_size > 1:
             dist.distributed_c10d._get_default_store().set(f"homegrown/{self.rank}", word)
         self._published = word
 
     def published(self) -> list[str]:
-        """What each rank last published, its own word for those that never did."""
+        """The last word of each rank; this rank's own for ranks that published none."""
         if self.world_size == 1:
             return [self._published]
         store = dist.distributed_c10d._get_default_store()
@@ -162,16 +162,16 @@ class Ranks:
         return values
 
     @contextmanager
-    def first_goes_first(self) -> Iterator[None]:
-        """The body runs on the first rank, then on the others, which find what it has cached.
+    def main_process_first(self) -> Iterator[None]:
+        """Run the `with` block on the main rank, then on the others, which use what it has cached.
 
-        If it fails on the first one, the others end without a word, with exit status 2.
+        If it fails on the main rank, the others exit with status 2.
         """
         if self.world_size == 1:
             yield
             return
         done = [False]
-        if not self.first:
+        if not self.is_main:
             dist.broadcast_object_list(done, 0, group=self._patient)
             if not done[0]:
                 raise SystemExit(2)
@@ -186,9 +186,9 @@ class Ranks:
     def wrap(self, model: Transformer, parallel: str, bfloat16: bool) -> nn.Module:
         """`model` with gradients averaged over ranks; itself if there is one rank.
 
-        "ddp": every rank holds all of it. "fsdp" (FSDP2, Zhao et al. 2023, arXiv:2304.11277): every
-        rank holds its rows of each parameter, of its gradient and of its moments, and the ranks put
-        a layer together for as long as it is computed with, its matrices in bfloat16 if so asked.
+        "ddp": every rank holds the whole model. "fsdp" (FSDP2, Zhao et al. 2023, arXiv:2304.11277):
+        parameters, gradients and optimiser moments are sharded by rows; a layer is gathered while it
+        is computed, in bfloat16 if `bfloat16`.
         """
         if self.world_size == 1:
             return model.to(self.device)

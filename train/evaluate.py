@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from configs.schema import TrainConfig
 from model.transformer import IGNORE, Transformer
 from train.distributed import Ranks
+from train.forward import summed_loss
 
 SHARE = 0.01  # of the training time between two evaluations that one of them takes
 FORWARD = 1 / 3  # of a training step's time that a forward pass takes
@@ -63,8 +64,8 @@ def evaluate(
         lengths = dataset.token_bytes[targets.clamp(min=0)] * (targets != IGNORE)
         targets = targets.masked_fill(lengths == 0, IGNORE)
         with autocast, torch.compiler.set_stance("default" if compiled else "force_eager"):
-            loss = whole(inputs.to(ranks.device), targets=targets.to(ranks.device))
-        nats += loss.item()
+            batch_nats = summed_loss(whole, (inputs, targets), dataset.separator, ranks.device)
+        nats += batch_nats.item()
         tokens += int((targets != IGNORE).sum())
         size += int(lengths.sum())
         ranks.beat()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from configs.cli import UserError
-from configs.console import say
+from cli.console import say
+from cli.errors import UserError
 from model.formats.native import write_file
 from train.checkpoint import Progress
 

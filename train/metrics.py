@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 from rich.progress import TextColumn
 
-from configs.atomic import to_json, write_atomically
-from configs.cli import UserError
-from configs.console import bar, console, say
+from cli.atomic import to_json, write_atomically
+from cli.console import bar, console, say
+from cli.errors import UserError
 from configs.schema import TrainConfig
 
 
 class Metrics:
-    """Writes `metrics.jsonl` and shows progress; does nothing on ranks other than the first."""
+    """Writes `metrics.jsonl` and shows progress; does nothing on ranks other than rank 0."""
 
-    def __init__(self, run: Path, config: TrainConfig, start_step: int, first: bool):
+    def __init__(self, run: Path, config: TrainConfig, start_step: int, is_main: bool):
         """Rows after `start_step`, left by a run that was cut off, are dropped; -1 drops all."""
-        self.config, self.first, self.wandb = config, first, None
+        self.config, self.is_main, self.wandb = config, is_main, None
         self.tensorboard = None
         self.started: tuple[float, float] | None = None
-        if not first:
+        if not is_main:
             return
         self.path = run / "metrics.jsonl"
         self._open(start_step)
@@ -55,7 +55,7 @@ class Metrics:
 
     def step(self, row: dict, share: float) -> None:
         """Record one training step; `share` of the run is done."""
-        if not self.first:
+        if not self.is_main:
             return
         done = share * self.total
         if self.started is None:  # the first step of this process tells nothing of the others
@@ -77,7 +77,7 @@ class Metrics:
 
     def evaluation(self, row: dict) -> None:
         """Record one evaluation."""
-        if not self.first:
+        if not self.is_main:
             return
         self._write(row)
         say(
@@ -87,7 +87,7 @@ class Metrics:
 
     def final_evaluation(self, step: int, windows: int, scores: dict[str, float]) -> None:
         """Record the scores of the whole validation split, under names of their own."""
-        if not self.first:
+        if not self.is_main:
             return
         self._write({"step": step} | {f"whole_{name}": value for name, value in scores.items()})
         say(
@@ -97,13 +97,13 @@ class Metrics:
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`: the run has gone back to it."""
-        if self.first:
+        if self.is_main:
             self.file.close()
             self._open(step)
 
     def close(self) -> None:
         """Leave the terminal as it was and finish the files."""
-        if not self.first:
+        if not self.is_main:
             return
         self.bar.stop()
         self.file.close()
@@ -168,42 +168,6 @@ def reset_peak_memory(device: torch.device) -> None:
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def plot_run(run: Path) -> Path | None:
-    """Draw loss and validation bits per byte against tokens into plots/loss.png."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("no picture: drawing needs pip install -e '.[compare]'")
-        return None
-    rows = read_metrics(run)
-    steps = [row for row in rows if row.get("loss") is not None]
-    tokens = {0: 0} | {row["step"]: row["tokens"] for row in steps}
-    scores = [row for row in rows if row.get("bits_per_byte") is not None and row["step"] in tokens]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    left = figure.subplots()
-    left.plot(
-        [row["tokens"] for row in steps],
-        [row["loss"] for row in steps],
-        color="tab:blue",
-        alpha=0.4,
-        linewidth=1,
-        label="training loss",
-    )
-    left.set_xlabel("tokens")
-    left.set_ylabel("training loss (nats per token)", color="tab:blue")
-    right = left.twinx()
-    right.plot([tokens[row["step"]] for row in scores], [row["bits_per_byte"] for row in scores], "o-", color="tab:red")
-    right.set_ylabel("validation (bits per byte)", color="tab:red")
-    best = min((row["bits_per_byte"] for row in scores), default=float("nan"))
-    whole = [row["whole_bits_per_byte"] for row in rows if row.get("whole_bits_per_byte")]
-    all_of_it = f", {whole[-1]:.3f} on the whole split at the end" if whole else ""
-    left.set_title(f"{run.name}: best validation {best:.3f} bits per byte{all_of_it}")
-    path = run / "plots" / "loss.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
 
 
 def _tensorboard(run: Path, start_step: int):

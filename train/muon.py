@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from model.fused import newton_schulz
-from train.distributed import cut_like
+from train.distributed import shard_like
 
 MOMENTUM = 0.95
 STEPS = 5  # of the iteration by Newton and Schulz
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalised(torch.stack([self._direction(p) for p in alike]))
                 for p, update in zip(alike, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(cut_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
+                    p.add_(shard_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
 
     def step_flops(self) -> float:
         """FLOPs of the products of one step, of all ranks together."""

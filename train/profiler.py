@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from configs.cli import UserError
-from configs.console import say
+from cli.console import say
+from cli.errors import UserError
 
 # Dense bfloat16 FLOP/s by a part of the device's name, the longest that fits; makers' data sheets.
 PEAK = {
@@ -60,7 +60,7 @@ class Profiler:
 
     def __init__(self, run: Path, window: tuple[int, int] | None, rank: int):
         self.path = run / "profile" / f"rank-{rank}.json"
-        self.window, self.first = window, rank == 0
+        self.window, self.is_main = window, rank == 0
         self._profile: torch.profiler.profile | None = None
 
     def before(self, step: int) -> None:
@@ -81,5 +81,5 @@ class Profiler:
         table = self._profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=-1)
         self.path.with_suffix(".txt").write_text(table)
         self._profile = None
-        if self.first:
+        if self.is_main:
             say(f"profile: {self.path} (open in ui.perfetto.dev), {self.path.with_suffix('.txt')}")

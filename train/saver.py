@@ -9,8 +9,8 @@ import shutil
 import threading
 from pathlib import Path
 
-from configs.cli import UserError
-from configs.console import say
+from cli.console import say
+from cli.errors import UserError
 from model.formats.native import begin_checkpoint, checkpoints, commit_checkpoint, read_manifest, write_file
 from train.checkpoint import TrainState, snapshot
 from train.distributed import Ranks
@@ -25,7 +25,7 @@ class Saver:
         self.error: Exception | None = None
         self._checksums: dict[str, str] = {}
         self._thread: threading.Thread | None = None
-        if ranks.first:
+        if ranks.is_main:
             for half in (run / "checkpoints").glob("*.tmp"):  # of a run that was killed
                 shutil.rmtree(half, ignore_errors=True)
 
@@ -44,7 +44,7 @@ class Saver:
         self._aside = self.run / "checkpoints" / f"{step:06d}.tmp"
         self._info = {"tokenizer": state.tokenizer.hash, "bits_per_byte": bits_per_byte}
         self._checksums, self.error = {}, None
-        if self.ranks.first:
+        if self.ranks.is_main:
             try:
                 begin_checkpoint(self.run, step)
             except OSError as error:
@@ -61,7 +61,7 @@ class Saver:
         self._thread = None
         step = int(self._aside.stem)
         checksums = {k: v for part in self.ranks.gather(self._checksums) for k, v in part.items()}
-        if self.ranks.first and not failed:
+        if self.ranks.is_main and not failed:
             try:
                 commit_checkpoint(self._aside, checksums, self._info)
                 self._prune()
@@ -70,7 +70,7 @@ class Saver:
         errors = [error for error in self.ranks.gather(self.error and str(self.error)) if error]
         if errors:
             self.error = OSError(errors[0])
-            if self.ranks.first:
+            if self.ranks.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
                 kept = [path.name for path in checkpoints(self.run)][-1:]
                 before = f"the newest is step {int(kept[0])}" if kept else "there is none yet"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from compare.analysis.ledger import Cost, Ledger, Sentence, cost_of, ids
-from compare.arms import ARMS, FLOORS
+from compare.methods import BASELINES, METHODS
 
 PROMPTED = ("zero-shot", "one-shot", "few-shot", "neighbour-shots", "retrieval")
 Group = tuple[str, float]
@@ -31,13 +31,13 @@ def front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
     return found
 
 
-def needed(ledger: Ledger, arm: str) -> list[dict]:
-    """The rows of what an arm goes on from."""
-    return ledger.groups.get(("text", ARMS[arm].needs, 1.0), [])
+def needed(ledger: Ledger, method: str) -> list[dict]:
+    """The rows of what an method goes on from."""
+    return ledger.groups.get(("text", METHODS[method].needs, 1.0), [])
 
 
 def on_front(ledger: Ledger, groups: Sequence[Group], total: Callable[[Cost], float]) -> tuple[list[Group], Group]:
-    """The front of arms on the task, the cheapest first, and what to choose from it.
+    """The front of methods on the task, the cheapest first, and what to choose from it.
 
     That is the cheapest that is not measured to be worse than the best.
     """
@@ -50,33 +50,33 @@ def on_front(ledger: Ledger, groups: Sequence[Group], total: Callable[[Cost], fl
 
 
 def what_pays(ledger: Ledger, requests: int) -> list[Sentence]:
-    """After how many requests each trained arm is cheaper than the prompted one to choose."""
-    arms = ledger.arms("task")
-    prompted = [(arm, ledger.sizes("task", arm)[-1]) for arm in arms if arm in PROMPTED]
+    """After how many requests each trained method is cheaper than the prompted one to choose."""
+    methods = ledger.methods("task")
+    prompted = [(method, ledger.sizes("task", method)[-1]) for method in methods if method in PROMPTED]
     if not prompted:
         return []
     _, (shown, _) = on_front(ledger, prompted, lambda cost: cost.seconds(requests))
     prompts, level = ledger.largest("task", shown), ledger.score("task", shown)
     said = []
-    for arm in arms:
-        if arm in PROMPTED or arm in FLOORS:
+    for method in methods:
+        if method in PROMPTED or method in BASELINES:
             continue
-        rows, first = ledger.largest("task", arm), needed(ledger, arm)
-        gap = ledger.score("task", arm).minus(level).estimate
+        rows, first = ledger.largest("task", method), needed(ledger, method)
+        gap = ledger.score("task", method).minus(level).estimate
         how = f"gets {abs(gap.value):.3f} {'more' if gap.value > 0 else 'less'} of the items right"
         if gap.low <= 0 <= gap.high:
             how = "gets no measurably different share of the items right"
         found = break_even(cost_of(rows, first), cost_of(prompts))
         if found is None:
             text = (
-                f"A request to {shown} is not dearer than one to {arm}, which {how}: in "
+                f"A request to {shown} is not dearer than one to {method}, which {how}: in "
                 "seconds its training never pays for itself."
             )
         elif found == 0:
-            text = f"{arm}, which {how}, takes fewer seconds than {shown} from the first request."
+            text = f"{method}, which {how}, takes fewer seconds than {shown} from the first request."
         else:
             text = (
-                f"{arm}, which {how}, has paid for its training and search after {found:,.0f} "
+                f"{method}, which {how}, has paid for its training and search after {found:,.0f} "
                 f"requests to {shown} ({_by_seeds(rows, first, prompts)})."
             )
         said.append(Sentence(text, ids(rows, prompts, first)))
@@ -101,7 +101,7 @@ def fronts(ledger: Ledger, requests: int, per_hour: float = 0.0, per_label: floa
 
     In seconds, and if there are prices in money.
     """
-    groups = [(arm, size) for axis, arm, size in ledger.groups if axis == "task"]
+    groups = [(method, size) for axis, method, size in ledger.groups if axis == "task"]
     if not groups:
         return []
 

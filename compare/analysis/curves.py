@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compare.analysis.worlds import Drawn
+from compare.analysis.bootstrap import Resampled
 
 NEAR = 0.05  # share of the fall of a curve that a fit may be off
-SURE = 0.95  # share of the worlds in which something must be so to be said
+SURE = 0.95  # share of the resamples in which something must be so to be said
 
 
 class Crossing(NamedTuple):
@@ -20,14 +20,14 @@ class Crossing(NamedTuple):
     high: float
 
 
-def crossing(sizes: Sequence[float], a: Sequence[Drawn], b: Sequence[Drawn] | Drawn) -> Crossing | None:
+def crossing(sizes: Sequence[float], a: Sequence[Resampled], b: Sequence[Resampled] | Resampled) -> Crossing | None:
     """Where curve `a` passes `b` (a curve at the same sizes, or one level), from either side.
 
     Between sizes both are straight in the logarithm of the size. The first passing counts. None
-    unless there is one in 95 % of the worlds: nothing is said of what lies outside the sizes.
+    unless there is one in 95 % of the resamples: nothing is said of what lies outside the sizes.
     """
-    levels = [b] * len(sizes) if isinstance(b, Drawn) else b
-    gaps = np.array([(x.worlds - y.worlds) for x, y in zip(a, levels, strict=True)])
+    levels = [b] * len(sizes) if isinstance(b, Resampled) else b
+    gaps = np.array([(x.resamples - y.resamples) for x, y in zip(a, levels, strict=True)])
     value = _first([x.value - y.value for x, y in zip(a, levels, strict=True)], sizes)
     found = np.array([_first(column, sizes) for column in gaps.T])
     there = np.isfinite(found)

@@ -1,4 +1,4 @@
-"""The rows of a ledger by arm, axis and size, and what an arm costs."""
+"""The rows of a ledger by method, axis and size, and what an method costs."""
 
 import json
 import statistics
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from compare.analysis.worlds import Drawn, Row, score
-from configs.cli import UserError
+from cli.errors import UserError
+from compare.analysis.bootstrap import Resampled, Row, score
 
 HELD_OUT = {"text": "document_bytes", "task": "items"}
 
@@ -39,7 +39,7 @@ class Ledger:
                     f"{row['id']} was measured on other held-out data than {other['id']}; the "
                     "study must be run again, with --overwrite"
                 )
-        self._scores: dict[tuple[str, str, float], Drawn] = {}
+        self._scores: dict[tuple[str, str, float], Resampled] = {}
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
@@ -52,33 +52,33 @@ class Ledger:
             raise UserError(f"{path}: holds no row yet")
         return cls(rows)
 
-    def arms(self, axis: str) -> list[str]:
+    def methods(self, axis: str) -> list[str]:
         """Arms that were measured on an axis, in the order of the ledger."""
-        return list(dict.fromkeys(arm for its, arm, _ in self.groups if its == axis))
+        return list(dict.fromkeys(method for its, method, _ in self.groups if its == axis))
 
-    def sizes(self, axis: str, arm: str) -> list[float]:
-        """At which sizes an arm was measured, smallest first."""
-        return sorted(size for its, name, size in self.groups if (its, name) == (axis, arm))
+    def sizes(self, axis: str, method: str) -> list[float]:
+        """At which sizes an method was measured, smallest first."""
+        return sorted(size for its, name, size in self.groups if (its, name) == (axis, method))
 
-    def at(self, axis: str, arm: str, size: float) -> list[Row]:
+    def at(self, axis: str, method: str, size: float) -> list[Row]:
         """The rows of a group, one per seed."""
-        return self.groups[axis, arm, size]
+        return self.groups[axis, method, size]
 
-    def largest(self, axis: str, arm: str) -> list[Row]:
-        """The rows of an arm's largest size."""
-        return self.at(axis, arm, self.sizes(axis, arm)[-1])
+    def largest(self, axis: str, method: str) -> list[Row]:
+        """The rows of an method's largest size."""
+        return self.at(axis, method, self.sizes(axis, method)[-1])
 
-    def score(self, axis: str, arm: str, size: float | None = None) -> Drawn:
-        """What an arm scores, at its largest size if none is given."""
-        size = self.sizes(axis, arm)[-1] if size is None else size
-        key = axis, arm, size
+    def score(self, axis: str, method: str, size: float | None = None) -> Resampled:
+        """What an method scores, at its largest size if none is given."""
+        size = self.sizes(axis, method)[-1] if size is None else size
+        key = axis, method, size
         if key not in self._scores:
             self._scores[key] = score(self.groups[key], axis)
         return self._scores[key]
 
 
 class Cost(NamedTuple):
-    """What an arm takes: once, and for every request. None where it was not counted."""
+    """What an method takes: once, and for every request. None where it was not counted."""
 
     once_seconds: float
     """Training, the mean over seeds, and the search before it."""
@@ -107,7 +107,7 @@ NOTHING = Cost(0.0, 0.0, None, None, None, None, 0.0, 0.0, 0.0)
 
 
 def cost_of(rows: Sequence[Row], before: Sequence[Row] = (), searched: Sequence[Row] = ()) -> Cost:
-    """What an arm at one size takes; `before` are the rows of the arm that it goes on from.
+    """What an method at one size takes; `before` are the rows of the method that it goes on from.
 
     `searched` are the rows that the search is in, where `rows` are only some of the seeds.
     """

@@ -4,26 +4,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compare.analysis.bootstrap import Estimate, Resampled
 from compare.analysis.costs import fronts, what_pays
 from compare.analysis.curves import SURE, crossing, scaling
 from compare.analysis.ledger import Ledger, Sentence, ids
-from compare.analysis.worlds import Drawn, Estimate
-from compare.arms import ARMS, FLOORS
+from compare.context import LEAST
 from compare.leaks import RUN, SAME
-from compare.study import LEAST
+from compare.methods import BASELINES, METHODS
 
 OWN = {"text": "scratch", "task": "scratch-supervised"}
 UNITS = {"text": "bits per byte", "task": "of the items right"}
 MORE = 10  # times as much data, for what the curves say beyond what was measured
-FITTED = 200  # worlds whose curves are fitted too
+FITTED = 200  # resamples whose curves are fitted too
 
 
 def verdict(ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_label: float = 0.0) -> list[Sentence]:
     """All that can be said, from the text and the task to what so many requests cost."""
     said = []
     for axis in ("text", "task"):
-        if ledger.arms(axis):
-            said += [*_winners(ledger, axis), *_floors(ledger, axis)]
+        if ledger.methods(axis):
+            said += [*_winners(ledger, axis), *_baselines(ledger, axis)]
             said += [*_distance(ledger)] if axis == "text" else []
             said += [*_crossings(ledger, axis), *_more(ledger, axis)]
     return [
@@ -36,7 +36,7 @@ def verdict(ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_lab
     ]
 
 
-def better(axis: str, a: Drawn, b: Drawn) -> Drawn:
+def better(axis: str, a: Resampled, b: Resampled) -> Resampled:
     """By how much `a` is better than `b`: fewer bits, or more items."""
     return b.minus(a) if axis == "text" else a.minus(b)
 
@@ -48,91 +48,91 @@ def _at(axis: str, size: float) -> str:
 
 
 def size_text(axis: str, size: float) -> str:
-    """What an arm learnt from, in words."""
+    """What an method learnt from, in words."""
     if size == 0:
         return "nothing"
     return f"{size:,.0f} items" if axis == "task" else f"{100 * size:.3g} % of the text"
 
 
-def is_level(axis: str, arm: str) -> bool:
-    """Whether an arm learns from no share of the text, or shows a handful of items: no curve."""
-    return ARMS[arm].sizes[axis] not in ("share", "labels")
+def is_level(axis: str, method: str) -> bool:
+    """Whether an method learns from no share of the text, or shows a handful of items: no curve."""
+    return METHODS[method].sizes[axis] not in ("share", "labels")
 
 
 def fields(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
-    """At every size that arms learn from: which compete there, and at which size of their own.
+    """At every size that methods learn from: which compete there, and at which size of their own.
 
     A prompt that shows fewer items than there are competes at every size from there on.
     """
-    arms = ledger.arms(axis)
-    level = [arm for arm in arms if is_level(axis, arm)]
-    sized = [arm for arm in arms if arm not in level]
-    sizes = sorted({size for arm in sized for size in ledger.sizes(axis, arm)})
+    methods = ledger.methods(axis)
+    level = [method for method in methods if is_level(axis, method)]
+    sized = [method for method in methods if method not in level]
+    sizes = sorted({size for method in sized for size in ledger.sizes(axis, method)})
     found = []
     for size in sizes or [0.0]:
-        at = {arm: size for arm in sized if size in ledger.sizes(axis, arm)}
+        at = {method: size for method in sized if size in ledger.sizes(axis, method)}
         at |= {
-            arm: ledger.sizes(axis, arm)[0]
-            for arm in level
-            if axis == "text" or ledger.sizes(axis, arm)[0] <= size or not sizes
+            method: ledger.sizes(axis, method)[0]
+            for method in level
+            if axis == "text" or ledger.sizes(axis, method)[0] <= size or not sizes
         }
         found.append((size, at))
     return found
 
 
 def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
-    # At every size: the best of what is no floor, and which others are not measured to be worse.
+    # At every size: the best of what is no baseline, and which others are not measured to be worse.
     sign = 1 if axis == "text" else -1
     said = []
     for size, at in fields(ledger, axis):
-        scores = {arm: ledger.score(axis, arm, own) for arm, own in at.items() if arm not in FLOORS}
+        scores = {method: ledger.score(axis, method, own) for method, own in at.items() if method not in BASELINES}
         if len(scores) < 2:
             continue
-        first, *others = sorted(scores, key=lambda arm: sign * scores[arm].value)
-        gaps = {arm: better(axis, scores[first], scores[arm]).estimate for arm in others}
-        alike = [arm for arm in others if gaps[arm].low <= 0]
+        first, *others = sorted(scores, key=lambda method: sign * scores[method].value)
+        gaps = {method: better(axis, scores[first], scores[method]).estimate for method in others}
+        alike = [method for method in others if gaps[method].low <= 0]
         its = f"({scores[first].estimate} {UNITS[axis]})"
         if alike:
-            shown = ", ".join(f"{arm} ({scores[arm].value:.3f})" for arm in alike)
+            shown = ", ".join(f"{method} ({scores[method].value:.3f})" for method in alike)
             text = f"no difference was measured between {first} {its} and {shown}."
         else:
             second = others[0]
             text = f"{first} is best {its}, {gaps[second]} better than {second} ({scores[second].value:.3f})."
-        rows = ids(*(ledger.at(axis, arm, at[arm]) for arm in (first, *others)))
+        rows = ids(*(ledger.at(axis, method, at[method]) for method in (first, *others)))
         said.append(Sentence(f"{_at(axis, size)} {text}", rows))
     return said
 
 
-def _floors(ledger: Ledger, axis: str) -> list[Sentence]:
-    # At every size: the best floor there, and who is measured to be better or worse than it.
+def _baselines(ledger: Ledger, axis: str) -> list[Sentence]:
+    # At every size: the best baseline there, and who is measured to be better or worse than it.
     sign = 1 if axis == "text" else -1
     said = []
     for size, at in fields(ledger, axis):
-        scores = {arm: ledger.score(axis, arm, own) for arm, own in at.items()}
-        floors, arms = [a for a in at if a in FLOORS], [a for a in at if a not in FLOORS]
-        if not floors or not arms:
+        scores = {method: ledger.score(axis, method, own) for method, own in at.items()}
+        baselines, methods = [a for a in at if a in BASELINES], [a for a in at if a not in BASELINES]
+        if not baselines or not methods:
             continue
-        floor = min(floors, key=lambda arm: sign * scores[arm].value)
-        gaps = {arm: better(axis, scores[arm], scores[floor]).estimate for arm in arms}
+        baseline = min(baselines, key=lambda method: sign * scores[method].value)
+        gaps = {method: better(axis, scores[method], scores[baseline]).estimate for method in methods}
         lists = {
-            "better": [arm for arm in arms if gaps[arm].low > 0],
-            "worse": [arm for arm in arms if gaps[arm].high < 0],
-            "no difference measured": [a for a in arms if gaps[a].low <= 0 <= gaps[a].high],
+            "better": [method for method in methods if gaps[method].low > 0],
+            "worse": [method for method in methods if gaps[method].high < 0],
+            "no difference measured": [a for a in methods if gaps[a].low <= 0 <= gaps[a].high],
         }
         shown = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
-        text = f"{_at(axis, size)} the floor is {floor} ({scores[floor].estimate} {UNITS[axis]}); {shown}."
-        said.append(Sentence(text, ids(*(ledger.at(axis, arm, own) for arm, own in at.items()))))
+        text = f"{_at(axis, size)} the baseline is {baseline} ({scores[baseline].estimate} {UNITS[axis]}); {shown}."
+        said.append(Sentence(text, ids(*(ledger.at(axis, method, own) for method, own in at.items()))))
     return said
 
 
 def _distance(ledger: Ledger) -> list[Sentence]:
     # How far the text is from what the foundation has seen.
-    floors = [arm for arm in ledger.arms("text") if arm in FLOORS]
-    if "zero-shot" not in ledger.arms("text") or not floors:
+    baselines = [method for method in ledger.methods("text") if method in BASELINES]
+    if "zero-shot" not in ledger.methods("text") or not baselines:
         return []
-    floor = min(floors, key=lambda arm: ledger.score("text", arm).value)
-    before, learnt = ledger.score("text", "zero-shot"), ledger.score("text", floor)
-    low, high = np.quantile(before.worlds / learnt.worlds, (0.025, 0.975))
+    baseline = min(baselines, key=lambda method: ledger.score("text", method).value)
+    before, learnt = ledger.score("text", "zero-shot"), ledger.score("text", baseline)
+    low, high = np.quantile(before.resamples / learnt.resamples, (0.025, 0.975))
     ratio = Estimate(before.value / learnt.value, float(low), float(high))
     rows = ledger.largest("text", "zero-shot")
     beside = ""
@@ -140,9 +140,9 @@ def _distance(ledger: Ledger) -> list[Sentence]:
         beside = f", and {before.value / general[0]:.2f} times its own on general text"
     return [
         Sentence(
-            f"As it is, the foundation needs {ratio} times the bits that {floor} needs after "
-            f"{size_text('text', ledger.sizes('text', floor)[-1])}{beside}.",
-            ids(rows, ledger.largest("text", floor)),
+            f"As it is, the foundation needs {ratio} times the bits that {baseline} needs after "
+            f"{size_text('text', ledger.sizes('text', baseline)[-1])}{beside}.",
+            ids(rows, ledger.largest("text", baseline)),
         )
     ]
 
@@ -150,30 +150,30 @@ def _distance(ledger: Ledger) -> list[Sentence]:
 def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
     # Where from scratch meets each way of tuning.
     own, said = OWN[axis], []
-    if own not in ledger.arms(axis):
+    if own not in ledger.methods(axis):
         return []
     sizes = ledger.sizes(axis, own)
-    for arm in ("lora", "full"):
-        if arm not in ledger.arms(axis) or ledger.sizes(axis, arm) != sizes or len(sizes) < 2:
+    for method in ("lora", "full"):
+        if method not in ledger.methods(axis) or ledger.sizes(axis, method) != sizes or len(sizes) < 2:
             continue
-        a, b = ([ledger.score(axis, name, size) for size in sizes] for name in (own, arm))
-        rows = ids(*(ledger.at(axis, name, size) for name in (own, arm) for size in sizes))
+        a, b = ([ledger.score(axis, name, size) for size in sizes] for name in (own, method))
+        rows = ids(*(ledger.at(axis, name, size) for name in (own, method) for size in sizes))
         gaps = [better(axis, x, y).estimate for x, y in zip(a, b, strict=True)]
         reach = f"from {size_text(axis, sizes[0])} to {size_text(axis, sizes[-1])}"
         if found := crossing(sizes, a, b):
             below = max(size for size in sizes if size <= found.value)
             above = min(size for size in sizes if size >= found.value)
             text = (
-                f"{own} and {arm} cross at {size_text(axis, found.value)} "
+                f"{own} and {method} cross at {size_text(axis, found.value)} "
                 f"[{size_text(axis, found.low)}, {size_text(axis, found.high)}], if their "
                 f"curves are straight (by the logarithm of the size) between "
                 f"{size_text(axis, below)} and {size_text(axis, above)}."
             )
         elif all(gap.low > 0 for gap in gaps) or all(gap.high < 0 for gap in gaps):
-            best, other = (own, arm) if gaps[0].low > 0 else (arm, own)
+            best, other = (own, method) if gaps[0].low > 0 else (method, own)
             text = f"{best} is better than {other} at every size {reach}."
         else:
-            text = f"Whether and where {own} and {arm} cross {reach} cannot be told."
+            text = f"Whether and where {own} and {method} cross {reach} cannot be told."
         said.append(Sentence(text, rows))
     return said
 
@@ -181,22 +181,22 @@ def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
 def _more(ledger: Ledger, axis: str) -> list[Sentence]:
     # What more text or labels would buy, as far as a fitted curve can be trusted beyond its data.
     said, bound, behind = [], [], []
-    for arm in (OWN[axis], "lora", "full", "features"):
-        if arm not in ledger.arms(axis):
+    for method in (OWN[axis], "lora", "full", "features"):
+        if method not in ledger.methods(axis):
             continue
-        sizes = ledger.sizes(axis, arm)
-        rows = ids(*(ledger.at(axis, arm, size) for size in sizes))
-        times = np.mean([row.get("epochs", 1.0) for row in ledger.largest(axis, arm)])
+        sizes = ledger.sizes(axis, method)
+        rows = ids(*(ledger.at(axis, method, size) for size in sizes))
+        times = np.mean([row.get("epochs", 1.0) for row in ledger.largest(axis, method)])
         if axis == "text" and times < 1:
-            bound.append(f"{arm} {times:.2f}")
+            bound.append(f"{method} {times:.2f}")
             behind += rows
             continue
-        curve = [ledger.score(axis, arm, size) for size in sizes]
+        curve = [ledger.score(axis, method, size) for size in sizes]
         lost = [point.value if axis == "text" else 1 - point.value for point in curve]
         fitted = scaling(sizes, lost)
-        worlds = np.stack([point.worlds[:FITTED] for point in curve], 1)
-        worlds = worlds if axis == "text" else 1 - worlds
-        fits = [fit.at(MORE * sizes[-1]) for world in worlds if (fit := scaling(sizes, world))]
+        resamples = np.stack([point.resamples[:FITTED] for point in curve], 1)
+        resamples = resamples if axis == "text" else 1 - resamples
+        fits = [fit.at(MORE * sizes[-1]) for resample in resamples if (fit := scaling(sizes, resample))]
         if fitted and len(fits) >= SURE * FITTED:
             low, high = np.quantile(fits, (0.025, 0.975))
             found = Estimate(fitted.at(MORE * sizes[-1]), float(low), float(high))
@@ -206,7 +206,7 @@ def _more(ledger: Ledger, axis: str) -> list[Sentence]:
             said.append(
                 Sentence(
                     f"Extrapolated, not measured: with {MORE} times the {what} and the same budget "
-                    f"{arm} would have {found} {UNITS[axis]}, by a power law with a floor through "
+                    f"{method} would have {found} {UNITS[axis]}, by a power law with a baseline through "
                     f"{len(sizes)} sizes, if its form holds.",
                     rows,
                 )
@@ -226,24 +226,24 @@ def _worth(ledger: Ledger) -> list[Sentence]:
     # How many labelled items a prompt is worth (Le Scao & Rush 2021, arXiv:2103.08493).
     said = []
     for prompt in ("zero-shot", "few-shot"):
-        if prompt not in ledger.arms("task"):
+        if prompt not in ledger.methods("task"):
             continue
         level = ledger.score("task", prompt)
-        for arm in ("lora", "full", "scratch-supervised", "features"):
-            if arm not in ledger.arms("task") or len(ledger.sizes("task", arm)) < 2:
+        for method in ("lora", "full", "scratch-supervised", "features"):
+            if method not in ledger.methods("task") or len(ledger.sizes("task", method)) < 2:
                 continue
-            sizes = ledger.sizes("task", arm)
-            curve = [ledger.score("task", arm, size) for size in sizes]
+            sizes = ledger.sizes("task", method)
+            curve = [ledger.score("task", method, size) for size in sizes]
             gaps = {s: point.minus(level).estimate for s, point in zip(sizes, curve, strict=True)}
             least = [f"more than {s:g}" for s in sizes if gaps[s].high < 0][-1:]
             most = [f"fewer than {s:g}" for s in sizes if gaps[s].low > 0][:1]
             bounds = " and ".join([*least, *most])
             if found := crossing(sizes, curve, level):
                 bounds = f"{found.value:.0f} [{found.low:.0f}, {found.high:.0f}]"
-            text = f"{prompt} is worth {bounds} labelled items of {arm}."
+            text = f"{prompt} is worth {bounds} labelled items of {method}."
             if not bounds:
-                text = f"How many labelled items of {arm} {prompt} is worth cannot be told."
-            rows = [ledger.at("task", arm, size) for size in sizes]
+                text = f"How many labelled items of {method} {prompt} is worth cannot be told."
+            rows = [ledger.at("task", method, size) for size in sizes]
             said.append(Sentence(text, ids(ledger.largest("task", prompt), *rows)))
     return said
 
@@ -256,15 +256,15 @@ def general_bits(rows: Sequence[dict]) -> list[float]:
 def _forgetting(ledger: Ledger) -> list[Sentence]:
     said = []
     for axis in ("text", "task"):
-        if "zero-shot" not in ledger.arms(axis):
+        if "zero-shot" not in ledger.methods(axis):
             continue
         before = general_bits(ledger.largest(axis, "zero-shot"))
         shown, rows = [], ledger.largest(axis, "zero-shot")
-        for arm in ("full", "top-layers", "lora", "soft-prompt"):
-            if before and arm in ledger.arms(axis):
-                more = [value - before[0] for value in general_bits(ledger.largest(axis, arm))]
-                shown.append(f"{arm} {np.mean(more):+.3f} ({min(more):+.3f} to {max(more):+.3f})")
-                rows = [*rows, *ledger.largest(axis, arm)]
+        for method in ("full", "top-layers", "lora", "soft-prompt"):
+            if before and method in ledger.methods(axis):
+                more = [value - before[0] for value in general_bits(ledger.largest(axis, method))]
+                shown.append(f"{method} {np.mean(more):+.3f} ({min(more):+.3f} to {max(more):+.3f})")
+                rows = [*rows, *ledger.largest(axis, method)]
         if shown:
             said.append(
                 Sentence(
@@ -314,7 +314,7 @@ def _caveats(ledger: Ledger) -> list[Sentence]:
         said.append(
             Sentence(
                 f"Of the held-out texts' runs of {RUN} characters at most {most.get('overlap', 0):.2%} "
-                f"stand in what an arm saw; {left} held-out texts of which {SAME:.0%} stood in one "
+                f"stand in what an method saw; {left} held-out texts of which {SAME:.0%} stood in one "
                 "training document were left out before.",
                 [most["id"]],
             )

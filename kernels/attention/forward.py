@@ -14,28 +14,10 @@ from kernels.elementwise import LN2, LOG2E
 
 @triton.jit
 def _over_keys(
-    state,
-    q,
-    k,
-    v,
-    batch,
-    head,
-    begin,
-    end,
-    first,
-    last,
-    scale,
-    softcap,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    state, q, k, v, batch, head, begin, end, first, last, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     # Online softmax over keys begin..end; row i sees first[i] to last[i]. Only tiles at an edge
     # are MASKED: most of the time goes into the others.
@@ -60,30 +42,10 @@ def _over_keys(
 
 @triton.jit
 def forward(
-    Q,
-    q,
-    K,
-    k,
-    V,
-    v,
-    OUT,
-    o,
-    LSE,
-    FIRST,
-    H,
-    group,
-    scale,
-    softcap,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    Q, q, K, k, V, v, OUT, o, LSE, FIRST, H, group, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Write o (B, T, H, D) and LSE (B, H, T), natural; grid (tiles of M queries, B * H).
 
@@ -95,83 +57,29 @@ def forward(
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)
-    first, last, begin, full_begin, full_end, end = visible_keys(FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED)
+    first, last, begin, full_begin, full_end, end = visible_keys(
+        FIRST, batch, row, T, S, M, N, CAUSAL, BOUNDED
+    )
 
     queries = load(q, batch, row, head, D, DP, M, DESCRIPTOR)
     kv_head = head // group
-    state = (tl.zeros([M, DP], tl.float32), tl.zeros([M], tl.float32), tl.full([M], float("-inf"), tl.float32))
+    state = (
+        tl.zeros([M, DP], tl.float32),
+        tl.zeros([M], tl.float32),
+        tl.full([M], float("-inf"), tl.float32),
+    )
     if BOUNDED:
         state = _over_keys(
-            state,
-            queries,
-            k,
-            v,
-            batch,
-            kv_head,
-            begin,
-            full_begin,
-            first,
-            last,
-            scale,
-            softcap,
-            D,
-            DP,
-            N,
-            True,
-            CAUSAL,
-            True,
-            SOFTCAP,
-            FAST,
-            DESCRIPTOR,
-            PRECISION,
+            state, queries, k, v, batch, kv_head, begin, full_begin, first, last, scale, softcap,
+            D, DP, N, True, CAUSAL, True, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
         )
     state = _over_keys(
-        state,
-        queries,
-        k,
-        v,
-        batch,
-        kv_head,
-        full_begin,
-        full_end,
-        first,
-        last,
-        scale,
-        softcap,
-        D,
-        DP,
-        N,
-        False,
-        CAUSAL,
-        BOUNDED,
-        SOFTCAP,
-        FAST,
-        DESCRIPTOR,
-        PRECISION,
+        state, queries, k, v, batch, kv_head, full_begin, full_end, first, last, scale, softcap,
+        D, DP, N, False, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
     )
     state = _over_keys(
-        state,
-        queries,
-        k,
-        v,
-        batch,
-        kv_head,
-        full_end,
-        end,
-        first,
-        last,
-        scale,
-        softcap,
-        D,
-        DP,
-        N,
-        True,
-        CAUSAL,
-        BOUNDED,
-        SOFTCAP,
-        FAST,
-        DESCRIPTOR,
-        PRECISION,
+        state, queries, k, v, batch, kv_head, full_end, end, first, last, scale, softcap,
+        D, DP, N, True, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
     )
     acc, total, top = state
     store(o, batch, row, head, acc / total[:, None], D, DP, M)

@@ -21,20 +21,9 @@ def _logits(row, columns, V, softcap, SOFTCAP: tl.constexpr, FAST: tl.constexpr)
 
 @triton.jit
 def cross_entropy(
-    LOGITS,
-    stride,
-    TARGETS,
-    LOSS,
-    V,
-    ignore,
-    softcap,
-    z_loss,
-    smoothing,
-    BLOCK: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    FAST: tl.constexpr,
+    LOGITS, stride, TARGETS, LOSS, V, ignore, softcap, z_loss, smoothing,
+    BLOCK: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTHING: tl.constexpr,
+    GRADIENT: tl.constexpr, FAST: tl.constexpr,
 ):
     """LOSS (N,) float32 of each row of LOGITS (N, V); grid (N,).
 
@@ -82,13 +71,8 @@ def cross_entropy(
 
 
 def launch_cross_entropy(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    ignore: int,
-    softcap: float,
-    z_loss: float,
-    smoothing: float,
-    gradient: bool,
+    logits: torch.Tensor, targets: torch.Tensor, ignore: int, softcap: float, z_loss: float,
+    smoothing: float, gradient: bool,
 ) -> torch.Tensor:
     """Loss of each row, (N,) float32; `gradient` writes it over `logits` (N, V)."""
     N, V = logits.shape
@@ -97,19 +81,8 @@ def launch_cross_entropy(
     loss = torch.empty(N, dtype=torch.float32, device=logits.device)
     if N:
         cross_entropy[(N,)](
-            logits,
-            logits.stride(0),
-            targets,
-            loss,
-            V,
-            ignore,
-            softcap,
-            z_loss,
-            smoothing,
-            SOFTCAP=softcap > 0,
-            SMOOTHING=smoothing > 0,
-            GRADIENT=gradient,
-            FAST=fast,
+            logits, logits.stride(0), targets, loss, V, ignore, softcap, z_loss, smoothing,
+            SOFTCAP=softcap > 0, SMOOTHING=smoothing > 0, GRADIENT=gradient, FAST=fast,
             **config(target, V),
         )
     return loss

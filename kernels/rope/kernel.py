@@ -19,7 +19,8 @@ def _halves(X, strides, batch, t, heads, H, half, HALF: tl.constexpr):
 
 @triton.jit
 def rope_forward(
-    X, strides, TABLE, WEIGHT, Y, T, H, half, eps, HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr
+    X, strides, TABLE, WEIGHT, Y, T, H, half, eps,
+    HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
 ):
     """Y (B, T, H, D) contiguous; grid (B * T,); half = D / 2; TABLE (2, T, half)."""
     batch, t = tl.program_id(0) // T, tl.program_id(0) % T
@@ -31,7 +32,10 @@ def rope_forward(
     if NORM:
         rstd = 1 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * half) + eps)
         a *= rstd[:, None] * tl.load(WEIGHT + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
-        b *= rstd[:, None] * tl.load(WEIGHT + half + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
+        b *= (
+            rstd[:, None]
+            * tl.load(WEIGHT + half + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
+        )
         a = a.to(Y.dtype.element_ty).to(tl.float32)
         b = b.to(Y.dtype.element_ty).to(tl.float32)
     cos = tl.load(TABLE + t * half + d, mask=d < half, other=0.0)[None, :]
@@ -43,22 +47,8 @@ def rope_forward(
 
 @triton.jit
 def rope_backward(
-    DY,
-    dy_strides,
-    X,
-    x_strides,
-    TABLE,
-    WEIGHT,
-    DX,
-    DW,
-    rows,
-    T,
-    H,
-    half,
-    eps,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    NORM: tl.constexpr,
+    DY, dy_strides, X, x_strides, TABLE, WEIGHT, DX, DW, rows, T, H, half, eps,
+    HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
 ):
     """DX (B, T, H, D) contiguous, DW (programs, D) partial sums; grid (programs,)."""
     heads = tl.arange(0, HEADS)
@@ -70,7 +60,8 @@ def rope_backward(
         w_b = tl.load(WEIGHT + half + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         batch, t = row // T, row % T
-        at, inside = _halves(DY, dy_strides, tl.cast(batch, tl.int64), tl.cast(t, tl.int64), heads, H, half, HALF)
+        at, inside = _halves(DY, dy_strides, tl.cast(batch, tl.int64), tl.cast(t, tl.int64),
+                             heads, H, half, HALF)
         g_a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         g_b = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
         cos = tl.load(TABLE + t * half + d, mask=d < half, other=0.0)[None, :]
@@ -79,7 +70,8 @@ def rope_backward(
         a = g_a * cos + g_b * sin
         b = g_b * cos - g_a * sin
         if NORM:
-            at, _ = _halves(X, x_strides, tl.cast(batch, tl.int64), tl.cast(t, tl.int64), heads, H, half, HALF)
+            at, _ = _halves(X, x_strides, tl.cast(batch, tl.int64), tl.cast(t, tl.int64),
+                            heads, H, half, HALF)
             x_a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             x_b = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
             rstd = 1 / tl.sqrt((tl.sum(x_a * x_a, 1) + tl.sum(x_b * x_b, 1)) / (2 * half) + eps)
@@ -106,7 +98,8 @@ def launch_rope(x, table, weight, eps):
     B, T, H, D = x.shape
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     rope_forward[(B * T,)](
-        x, tuple(x.stride()[:3]), table, weight, y, T, H, D // 2, eps, NORM=weight is not None, **config(arch(x), H, D)
+        x, tuple(x.stride()[:3]), table, weight, y, T, H, D // 2, eps,
+        NORM=weight is not None, **config(arch(x), H, D),
     )
     return y
 
@@ -119,20 +112,7 @@ def launch_rope_backward(dy, x, table, weight, eps):
     norm = weight is not None
     dw = torch.empty(programs if norm else 0, D, dtype=torch.float32, device=x.device)
     rope_backward[(programs,)](
-        dy,
-        tuple(dy.stride()[:3]),
-        x,
-        tuple(x.stride()[:3]),
-        table,
-        weight,
-        dx,
-        dw,
-        B * T,
-        T,
-        H,
-        D // 2,
-        eps,
-        NORM=norm,
-        **config(arch(x), H, D),
+        dy, tuple(dy.stride()[:3]), x, tuple(x.stride()[:3]), table, weight, dx, dw, B * T, T, H,
+        D // 2, eps, NORM=norm, **config(arch(x), H, D),
     )
     return dx, dw.sum(0).to(weight.dtype) if norm else x.new_empty(0)

@@ -13,8 +13,9 @@ import tokenizers
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from configs.cli import UserError, nearest
+from cli.errors import UserError, nearest
 from configs.schema import ModelConfig
+from model.build import model_from_state
 from model.rope import slowdown
 from model.transformer import Transformer
 from tokenizer.bpe import ChatTemplate, Tokenizer
@@ -84,7 +85,7 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
         key, kind = _key(name, path)
         state[key] = torch.from_numpy(_dequantize(tensor, heads.get(kind), path))
     try:
-        model = Transformer.from_state(config, state).eval()
+        model = model_from_state(config, state).eval()
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the weights do not fit what the file says: {reason}") from None

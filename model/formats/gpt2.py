@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import ModelConfig
 
 LAYER_NAMES = {  # c_attn holds wq, wk and wv side by side

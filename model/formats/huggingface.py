@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from configs.atomic import inside, to_json
-from configs.cli import UserError, nearest
+from cli.atomic import inside, to_json
+from cli.errors import UserError, nearest
 from configs.schema import ModelConfig
+from model.build import model_from_state
 from model.formats import gpt2, llama
 from model.transformer import Transformer
 from tokenizer.bpe import ChatTemplate, Tokenizer
@@ -50,7 +51,7 @@ def load_huggingface(folder: Path) -> tuple[Transformer, Tokenizer]:
     if config.tie_embeddings:
         state.pop("output.weight", None)
     try:
-        return Transformer.from_state(config, state).eval(), _tokenizer(folder, settings)
+        return model_from_state(config, state).eval(), _tokenizer(folder, settings)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: the weights do not fit config.json: {reason}") from None
@@ -111,7 +112,7 @@ def family(config: ModelConfig) -> str:
         own = getattr(config, option)
         if own == value or own == "relu2":
             raise UserError(f"model.{option} = {_shown(own)} has no Hugging Face equivalent here")
-    extras = {"qwen2": config.biases == "qkv", "qwen3": config.qk_norm, "smollm3": config.unrotated_every > 0}
+    extras = {"qwen2": config.biases == "qkv", "qwen3": config.qk_norm, "smollm3": config.nope_every > 0}
     found = [kind for kind, has in extras.items() if has]
     if len(found) > 1:
         raise UserError(f"no Hugging Face architecture has the options of {' and '.join(found)}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import ModelConfig
 
 LAYER_NAMES = {  # ours: theirs
@@ -54,15 +54,15 @@ def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
         tie_embeddings=c.get("tie_word_embeddings", kind == "smollm3"),  # the classes' defaults
         qk_norm=kind == "qwen3",
         biases="qkv" if kind == "qwen2" else "none",
-        unrotated_every=_unrotated(c) if kind == "smollm3" else 0,
+        nope_every=_nope_every(c) if kind == "smollm3" else 0,
     )
 
 
-def _unrotated(c: dict[str, Any]) -> int:
+def _nope_every(c: dict[str, Any]) -> int:
     every = c.get("no_rope_layer_interval", 4)
     layers = range(1, c["num_hidden_layers"] + 1)
     if c.get("no_rope_layers", [int(i % every != 0) for i in layers]) != [int(i % every != 0) for i in layers]:
-        raise UserError("config.json: no_rope_layers is not every so manieth layer")
+        raise UserError("config.json: no_rope_layers is not every n-th layer")
     return every
 
 
@@ -91,8 +91,8 @@ def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
         raise UserError(f"model.head_dim = {c.head_dim} is not dim / n_heads, as Qwen2's has to be")
     if kind == "smollm3":
         layers = range(1, c.n_layers + 1)
-        settings["no_rope_layers"] = [int(i % c.unrotated_every != 0) for i in layers]
-        settings["no_rope_layer_interval"] = c.unrotated_every
+        settings["no_rope_layers"] = [int(i % c.nope_every != 0) for i in layers]
+        settings["no_rope_layer_interval"] = c.nope_every
         settings["pad_token_id"] = None  # the default is one of its own large vocabulary
     return settings
 

@@ -9,8 +9,8 @@ A run directory:
         …                      optimiser and loop state (train/checkpoint.py)
         manifest.json          SHA-256 of every file above and of itself, tokenizer hash, step
 
-A file may be cut over ranks: `model-00002-of-00004.safetensors` holds the second rank's rows of
-each tensor, and whoever reads puts them one after another. A checkpoint is written aside, fsynced
+A file may be sharded over ranks: `model-00002-of-00004.safetensors` holds the second rank's rows of
+each tensor; readers concatenate them. A checkpoint is written aside, fsynced
 and renamed, so a folder with a number is complete.
 """
 
@@ -24,10 +24,12 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from configs.atomic import inside, sync_file, sync_folder, to_json
-from configs.cli import UserError, read_toml, validate
-from configs.console import say
+from cli.atomic import inside, sync_file, sync_folder, to_json
+from cli.console import say
+from cli.errors import UserError
+from cli.recipes import read_toml, validate
 from configs.schema import ModelConfig
+from model.build import model_from_state
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
@@ -132,9 +134,12 @@ def read_manifest(checkpoint: Path) -> dict:
     return manifest
 
 
-def has_file(checkpoint: Path, name: str) -> bool:
-    """Whether the checkpoint holds this file, whole or cut over ranks."""
-    return name in read_manifest(checkpoint)["files"] or bool(_parts(checkpoint, name))
+def weights_file(checkpoint: Path) -> str:
+    """The file of the weights to evaluate and sample with: the EMA's if there is one."""
+    for name in ("ema.safetensors", "average.safetensors"):  # the second is of version 0.1
+        if name in read_manifest(checkpoint)["files"] or _parts(checkpoint, name):
+            return name
+    return "model.safetensors"
 
 
 def _parts(checkpoint: Path, name: str) -> list[str]:
@@ -144,7 +149,7 @@ def _parts(checkpoint: Path, name: str) -> list[str]:
 
 
 def read_file(checkpoint: Path, name: str) -> dict:
-    """Tensors or JSON values of one file, its parts put together if it is cut over ranks.
+    """Tensors or JSON values of one file, its parts concatenated if it is sharded over ranks.
 
     Raises UserError if one is missing or differs from its checksum.
     """
@@ -163,7 +168,7 @@ def read_file(checkpoint: Path, name: str) -> dict:
 def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     """The newest checkpoint's model, in float32 on the CPU, and its tokenizer.
 
-    The moving average of the weights if the run kept one.
+    The EMA of the weights if the run kept one.
 
     Raises UserError if the folder is no run directory, its checkpoint is corrupted, or its
     tokenizer is not the one that the weights were trained with.
@@ -171,12 +176,11 @@ def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     checkpoint = latest_checkpoint(run)
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     check_tokenizer(run, tokenizer, read_manifest(checkpoint))
-    averaged = has_file(checkpoint, "average.safetensors")
-    state = read_file(checkpoint, f"{'average' if averaged else 'model'}.safetensors")
+    state = read_file(checkpoint, weights_file(checkpoint))
     if "tok_embeddings.weight" not in state:
         raise UserError(f"{run}: holds an adapter, not a whole model; use {run}/merged")
     tables = validate(_HasModel, read_toml(run / "config.toml"), f"{run}/config.toml")
-    return Transformer.from_state(tables.model, state).eval(), tokenizer
+    return model_from_state(tables.model, state).eval(), tokenizer
 
 
 def check_tokenizer(run: Path, tokenizer: Tokenizer, manifest: dict) -> None:

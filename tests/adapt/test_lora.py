@@ -8,9 +8,10 @@ import torch
 
 from adapt.adapter import load_adapter, save_adapter
 from adapt.lora import LoraLinear, add_lora, lora_layers, merge_lora
-from configs.cli import UserError
-from configs.schema import LoraConfig, ModelConfig
-from model.transformer import Transformer
+from cli.errors import UserError
+from configs.finetune_recipe import LoraConfig
+from configs.schema import ModelConfig
+from model.build import build_model
 
 PEFT_NAMES = {
     "self_attn.q_proj": "attention.wq",
@@ -25,7 +26,7 @@ PEFT_NAMES = {
 
 def small():
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
-    return Transformer(config, 61).init_weights(0)
+    return build_model(config, 61).init_weights(0)
 
 
 def test_a_fresh_adapter_changes_nothing_and_trains_only_itself():

@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from adapt.adapter import load_adapter, save_adapter
-from adapt.soft_prompt import add_soft_prompt, settle
-from configs.cli import UserError
-from configs.schema import ModelConfig, SoftPromptConfig
+from adapt.soft_prompt import add_soft_prompt, fix_soft_prompt
+from cli.errors import UserError
+from configs.finetune_recipe import SoftPromptConfig
+from configs.schema import ModelConfig
+from model.build import build_model
 from model.generate import generate
-from model.transformer import Transformer
 
 
 def small(**changes):
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
-    return Transformer(config.model_copy(update=changes), 61).init_weights(0)
+    return build_model(config.model_copy(update=changes), 61).init_weights(0)
 
 
 class Letters:
@@ -52,7 +53,7 @@ def test_only_the_prompt_is_trained_and_a_cache_changes_nothing(config, changes)
     two = list(generate(model, x, max_new_tokens=9, temperature=0, num_samples=2))
     assert [int(t[1]) for t in two] == whole
     before = model(x)
-    torch.testing.assert_close(settle(model)(x), before)
+    torch.testing.assert_close(fix_soft_prompt(model)(x), before)
 
 
 def test_vectors_take_their_room_from_the_context():
@@ -130,7 +131,7 @@ def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(foundat
     assert results[0][-1] < results[0][0] - 0.1
 
     save_adapter(ours, tmp_path / "mine", "smollm2-135m")
-    settled = settle(ours)
+    settled = fix_soft_prompt(ours)
     with torch.no_grad():
         expected = settled(ids)
         again = load_adapter(copy.deepcopy(base), tmp_path / "mine")

@@ -5,14 +5,14 @@ import torch
 
 from benchmarks.mfu import in_torch, measure, plain, sdpa
 from configs.schema import ModelConfig, Recipe
-from model.transformer import Transformer
+from model.build import build_model
 
 SHAPE = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96, max_seq_len=32)
 
 
 @pytest.mark.parametrize("attend", [sdpa, plain])
 def test_in_torch_loss_and_gradients_are_the_same(attend):
-    net = Transformer(SHAPE, 300).init_weights(0)
+    net = build_model(SHAPE, 300).init_weights(0)
     x, y = torch.randint(0, 300, (2, 3, 32), generator=torch.Generator().manual_seed(0))
     found = []
     for way in (None, attend):

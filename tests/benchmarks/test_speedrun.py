@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.ablation import MORE_SEEDS, WITHOUT, gains, in_time
 from benchmarks.ablation import plan as ablation_plan
-from benchmarks.cells import recipe_of, run
+from benchmarks.grid import recipe_of, run
 from benchmarks.peers import Gpt2
 from benchmarks.speedrun import CORPORA, OVERFITTED, RATES, SEEDS, SHARES, compared, plan
 from configs.schema import ModelConfig

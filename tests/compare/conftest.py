@@ -5,10 +5,10 @@ import json
 import pytest
 from texts import words
 
-from compare.study import Study
-from configs.cli import to_toml
+from cli.recipes import to_toml
+from compare.context import Study
 from configs.schema import DataConfig
-from configs.study import StudyRecipe
+from configs.study_recipe import StudyRecipe
 
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 64, "max_seq_len": 64}
 

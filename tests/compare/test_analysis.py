@@ -1,4 +1,4 @@
-"""What a ledger says: checked on worlds whose truth is known."""
+"""What a ledger says: checked on resamples whose truth is known."""
 
 import re
 
@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.errors import UserError
+from compare.analysis.bootstrap import calibration_error, resample, score
 from compare.analysis.costs import break_even, front
 from compare.analysis.curves import crossing, scaling
 from compare.analysis.ledger import Cost, Ledger, cost_of
 from compare.analysis.verdict import verdict
-from compare.analysis.worlds import calibration_error, drawn, score
-from configs.cli import UserError
 
 ITEMS, SEEDS = 200, 3
 
 
-def task_rows(arm, size, skill, draw, seeds=SEEDS, spread=0.0, hardness=None):
-    """Rows of an arm whose chance on an item is its skill, less the item's hardness."""
+def task_rows(method, size, skill, draw, seeds=SEEDS, spread=0.0, hardness=None):
+    """Rows of an method whose chance on an item is its skill, less the item's hardness."""
     hardness = np.zeros(ITEMS) if hardness is None else hardness
     rows = []
     for seed in range(seeds):
@@ -26,8 +26,8 @@ def task_rows(arm, size, skill, draw, seeds=SEEDS, spread=0.0, hardness=None):
         right = (draw.random(ITEMS) < chance).astype(float)
         rows.append(
             {
-                "id": f"{arm}-task-{size:g}-{seed}",
-                "arm": arm,
+                "id": f"{method}-task-{size:g}-{seed}",
+                "arm": method,
                 "axis": "task",
                 "size": float(size),
                 "seed": seed,
@@ -49,9 +49,9 @@ def task_rows(arm, size, skill, draw, seeds=SEEDS, spread=0.0, hardness=None):
 def test_the_same_model_under_two_names_is_no_difference(spread):
     draw = np.random.default_rng(0)
     told_apart = 0
-    for world in range(100):
+    for trial in range(100):
         hardness = draw.uniform(0, 0.4, ITEMS)
-        a, b = (task_rows(f"{name}{world}", 64, 0.8, draw, spread=spread, hardness=hardness) for name in "ab")
+        a, b = (task_rows(f"{name}{trial}", 64, 0.8, draw, spread=spread, hardness=hardness) for name in "ab")
         gap = score(a, "task").minus(score(b, "task")).estimate
         told_apart += not gap.low <= 0 <= gap.high
     assert told_apart <= 5
@@ -77,10 +77,10 @@ def test_the_same_model_under_two_names_needs_as_many_bits():
 def test_a_true_difference_is_found():
     draw = np.random.default_rng(1)
     found = 0
-    for world in range(50):
+    for trial in range(50):
         hardness = draw.uniform(0, 0.4, ITEMS)
         a, b = (
-            task_rows(f"{name}{world}", 64, skill, draw, spread=0.01, hardness=hardness)
+            task_rows(f"{name}{trial}", 64, skill, draw, spread=0.01, hardness=hardness)
             for name, skill in (("a", 0.9), ("b", 0.7))
         )
         found += score(a, "task").minus(score(b, "task")).estimate.low > 0
@@ -90,16 +90,16 @@ def test_a_true_difference_is_found():
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     draw = np.random.default_rng(2)
     held = {"one seed": 0, "three seeds": 0, "bits": 0}
-    for world in range(200):
-        rows = task_rows(f"x{world}", 1, 0.7, draw, seeds=1)
+    for trial in range(200):
+        rows = task_rows(f"x{trial}", 1, 0.7, draw, seeds=1)
         low, high = score(rows, "task").estimate[1:]
         held["one seed"] += low <= 0.7 <= high
-        rows = task_rows(f"y{world}", 1, 0.7, draw, spread=0.05)
+        rows = task_rows(f"y{trial}", 1, 0.7, draw, spread=0.05)
         low, high = score(rows, "task").estimate[1:]
         held["three seeds"] += low <= 0.7 <= high
         sizes = draw.integers(50, 150, 80)
         bits = sizes * draw.normal(2.0, 0.5, (1, 80))
-        low, high = drawn(bits, sizes.astype(float)).estimate[1:]
+        low, high = resample(bits, sizes.astype(float)).estimate[1:]
         held["bits"] += low <= 2.0 <= high
     for name, count in held.items():
         assert count >= 0.9 * 200, name
@@ -150,7 +150,7 @@ def test_how_sure_an_arm_is_beside_how_right_it_is():
 
 def flat(value, name, noise=0.01):
     draw = np.random.default_rng(list(name.encode()))
-    return drawn(value + noise * draw.normal(size=(3, 100)), np.ones(100))
+    return resample(value + noise * draw.normal(size=(3, 100)), np.ones(100))
 
 
 def test_curves_cross_where_they_cross():
@@ -162,7 +162,7 @@ def test_curves_cross_where_they_cross():
     assert crossing(sizes, rising, flat(0.9, "above")) is None
     assert crossing(sizes, rising, flat(0.65, "between")).value == pytest.approx(316, rel=0.05)
     noisy = [flat(v, f"n{v}", noise=20.0) for v in (0.2, 0.5, 0.8)]
-    assert crossing(sizes, noisy, flat(0.65, "between")) is None  # not in enough worlds
+    assert crossing(sizes, noisy, flat(0.65, "between")) is None  # not in enough resamples
 
 
 def test_a_power_law_is_found_again_and_what_does_not_fall_is_not_fitted():
@@ -216,9 +216,9 @@ def test_a_verdict_names_the_rows_behind_it():
     curves = {"scratch-supervised": (0.3, 0.5, 0.85), "lora": (0.5, 0.6, 0.7)}
     rows = [
         r
-        for arm, curve in curves.items()
+        for method, curve in curves.items()
         for size, skill in zip((8, 64, 512), curve, strict=True)
-        for r in task_rows(arm, size, skill, draw, spread=0.005)
+        for r in task_rows(method, size, skill, draw, spread=0.005)
     ]
     rows += task_rows("majority", 512, 0.4, draw) + task_rows("few-shot", 4, 0.55, draw)
     for row in rows:
@@ -227,8 +227,8 @@ def test_a_verdict_names_the_rows_behind_it():
     said = verdict(Ledger(rows))
     text = "\n".join(sentence.text for sentence in said)
     assert "With 512 labelled items scratch-supervised is best" in text
-    assert "With 512 labelled items the floor is majority" in text
-    assert "With 8 labelled items the floor" not in text  # it was not measured there
+    assert "With 512 labelled items the baseline is majority" in text
+    assert "With 8 labelled items the baseline" not in text  # it was not measured there
     assert "scratch-supervised and lora cross at" in text
     worth = re.search(r"few-shot is worth (\d+) \[\d+, \d+\] labelled items of scratch-s", text)
     assert 64 < float(worth[1]) < 200  # 0.55 is a little above what it gets with 64 items, 0.5
@@ -239,9 +239,9 @@ def test_a_verdict_names_the_rows_behind_it():
     for sentence in said:
         assert sentence.rows
         assert set(sentence.rows) <= known
-        for arm in ("scratch-supervised", "lora", "majority", "few-shot"):
-            if re.search(rf"\b{arm}\b", sentence.text) and "behind" not in sentence.text:
-                assert any(row.startswith(f"{arm}-task") for row in sentence.rows), sentence
+        for method in ("scratch-supervised", "lora", "majority", "few-shot"):
+            if re.search(rf"\b{method}\b", sentence.text) and "behind" not in sentence.text:
+                assert any(row.startswith(f"{method}-task") for row in sentence.rows), sentence
     twins = [r | {"arm": "lora", "id": r["id"].replace("full", "lora")} for r in task_rows("full", 64, 0.7, draw)]
     same = verdict(Ledger([*task_rows("full", 64, 0.7, np.random.default_rng(9)), *twins]))
     assert "no difference was measured between" in same[0].text
@@ -279,11 +279,11 @@ def test_the_choice_lies_on_the_front_and_labels_have_a_price():
     assert "whatever had a setting or a checkpoint to choose chose by as many others" in text
 
 
-def text_rows(arm, size, bits, draw, **more):
+def text_rows(method, size, bits, draw, **more):
     return [
         {
-            "id": f"{arm}-text-{size:g}-{seed}",
-            "arm": arm,
+            "id": f"{method}-text-{size:g}-{seed}",
+            "arm": method,
             "axis": "text",
             "size": size,
             "seed": seed,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from cli.recipes import load
 from compare.analysis.ledger import Ledger
 from compare.analysis.verdict import verdict
-from compare.arms import ARMS
+from compare.methods import METHODS
 from compare.report import markdown
 from compare.run import plan
-from configs.cli import load
-from configs.study import StudyRecipe
+from configs.study_recipe import StudyRecipe
 
 STUDIES = sorted(p.parent for p in Path("benchmarks/studies").glob("*/verdict.md"))
 
@@ -50,7 +50,7 @@ def test_table_and_verdict_follow_from_the_ledger(folder):
 def test_every_arm_had_as_many_tries_and_as_long(folder):
     recipe = load(StudyRecipe, folder / "config.toml")
     for row in Ledger.read(folder).rows:
-        tries = len(ARMS[row["arm"]].settings(recipe, row["axis"]))
+        tries = len(METHODS[row["arm"]].settings(recipe, row["axis"]))
         chooses = tries > 1 and row["seed"] == recipe.seeds[0]
         assert len(row["search"]) == (tries if chooses else 0)
         if "training_steps" in row:  # the last step begins before the budget's end, and ends after
@@ -63,11 +63,11 @@ def test_the_guide_says_what_the_studies_found():
     folders = [Path("benchmarks/studies") / name for name in GUIDED]
     found: list[dict[str, list[str]]] = []
     for folder in folders:
-        rows: dict[str, list[str]] = {}  # an arm has a row for text and one for the task
+        rows: dict[str, list[str]] = {}  # an method has a row for text and one for the task
         for line in (folder / "table.md").read_text().splitlines():
             if line.startswith("| "):
-                arm, source, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-                rows.setdefault(f"{arm}, {source}", []).extend(cells)
+                method, source, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+                rows.setdefault(f"{method}, {source}", []).extend(cells)
         found.append(rows)
     told = " ".join("".join((folder / "verdict.md").read_text() for folder in folders).split())
     guide = Path("docs/guide.md").read_text()

@@ -5,15 +5,16 @@ import torch
 from texts import words
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.full import tune_all
 from adapt.lora import add_lora
 from adapt.soft_prompt import add_soft_prompt
 from adapt.top_layers import tune_top_layers
-from configs.cli import load
-from configs.schema import LoraConfig, ModelConfig, SoftPromptConfig, TokenizerConfig, TopLayersConfig
-from configs.study import StudyRecipe
-from model.transformer import Transformer
-from prompting.score import rank_completions, shared_prefix
+from cli.recipes import load
+from configs.finetune_recipe import LoraConfig, SoftPromptConfig, TopLayersConfig
+from configs.schema import ModelConfig, TokenizerConfig
+from configs.study_recipe import StudyRecipe
+from model.build import build_model
+from model.flops import training_flops
+from prompting.likelihood import rank_completions, shared_prefix
 from tokenizer.train import train_tokenizer
 from train.optim import optimizers, step_flops
 
@@ -27,8 +28,8 @@ def add_vectors(model):
 
 
 WAYS = {
-    "scratch": (STUDY.scratch.model, tune_all),
-    "full": (LLAMA, tune_all),
+    "scratch": (STUDY.scratch.model, lambda model: model.requires_grad_(True)),
+    "full": (LLAMA, lambda model: model.requires_grad_(True)),
     "lora": (LLAMA, lambda model: add_lora(model, LoraConfig(rank=8), 0)),
     "top-layers": (LLAMA, lambda model: tune_top_layers(model, TopLayersConfig(layers=1))),
     "soft-prompt": (LLAMA, add_vectors),
@@ -38,7 +39,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_training(way):
     config, prepare = WAYS[way]
-    model = prepare(Transformer(config, 1000).init_weights(0))
+    model = prepare(build_model(config, 1000).init_weights(0))
     length = 256 - model.config.soft_tokens
     x, y = torch.randint(0, 1000, (2, 2, length))
     settings = STUDY.scratch.text if way == "scratch" else STUDY.full.text
@@ -48,7 +49,7 @@ def test_training(way):
         model(x, targets=y).backward()
         for optimizer in chosen:
             optimizer.step()
-    found = model.training_flops(2 * length, 2 * length, length) + step_flops(chosen)
+    found = training_flops(model, 2 * length, 2 * length, length) + step_flops(chosen)
     assert found == pytest.approx(counted.get_total_flops(), rel=0.05)
     assert (step_flops(chosen) > 0.1 * found) == (way == "scratch")  # Muon, in small batches
 
@@ -56,7 +57,7 @@ def test_training(way):
 @pytest.mark.parametrize("shared", [False, True])
 def test_prompting(shared):
     tokenizer = train_tokenizer(words(0, 3000).splitlines(), TokenizerConfig(vocab_size=400))
-    model = Transformer(LLAMA, 400).init_weights(0).eval()
+    model = build_model(LLAMA, 400).init_weights(0).eval()
     prompts = [words(1, 40) + words(n, 8) for n in (2, 3)]
     prefix = shared_prefix(model, tokenizer, prompts) if shared else None
     options = [f" {words(n, 3)}\n" for n in range(10, 16)]

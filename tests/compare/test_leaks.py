@@ -1,4 +1,4 @@
-"""What is held out is refused wherever an arm could see it."""
+"""What is held out is refused wherever an method could see it."""
 
 import json
 import shutil
@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import words
 
-from compare.arm import sizes_of
-from compare.arms import ARMS
+from cli.atomic import write_manifest
+from cli.errors import UserError
+from cli.recipes import to_toml
+from compare.context import Cell, Study
 from compare.leaks import RUN, SAME, HeldOut
-from compare.study import Cell, Study
-from configs.atomic import write_manifest
-from configs.cli import UserError, to_toml
+from compare.method import sizes_of
+from compare.methods import METHODS
 from configs.schema import DataConfig, TaskConfig
-from configs.study import StudyRecipe
+from configs.study_recipe import StudyRecipe
 from data.prepare import documents, manifest_of, prepare
 from data.tasks import load_task
 
@@ -104,14 +105,19 @@ def planted(study, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arm", "axis"),
-    [(name, axis) for name, arm in ARMS.items() for axis in arm.sizes if name not in ("zero-shot", "majority")],
+    ("method", "axis"),
+    [
+        (name, axis)
+        for name, method in METHODS.items()
+        for axis in method.sizes
+        if name not in ("zero-shot", "majority")
+    ],
 )
-def test_no_arm_sees_what_is_planted(study, tmp_path, arm, axis):
-    size = sizes_of(ARMS[arm], axis, study.recipe)[-1]
-    setting = ARMS[arm].settings(study.recipe, axis)[0]
-    with pytest.raises(UserError, match=f"^{arm} holds what is held out"):
-        ARMS[arm].learn(planted(study, tmp_path), Cell(arm, axis, size, 0), setting)
+def test_no_method_sees_what_is_planted(study, tmp_path, method, axis):
+    size = sizes_of(METHODS[method], axis, study.recipe)[-1]
+    setting = METHODS[method].settings(study.recipe, axis)[0]
+    with pytest.raises(UserError, match=f"^{method} holds what is held out"):
+        METHODS[method].learn(planted(study, tmp_path), Cell(method, axis, size, 0), setting)
 
 
 def test_held_out_items_that_stand_in_the_training_text_are_not_measured(corpus, cache, tmp_path):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from texts import words
 
+from cli.errors import UserError
 from compare.lm_eval import as_lm
-from configs.cli import UserError
 from configs.schema import ModelConfig
+from model.build import build_model
 from model.export import model_card
 from model.formats.huggingface import save_huggingface
 from model.load import load_model
-from model.transformer import Transformer
 
 TASK = """
 task: local_words
@@ -46,14 +46,14 @@ metric_list: [{metric: bits_per_byte}]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, recipe):
-    from configs.cli import load
+    from cli.recipes import load
     from configs.schema import Recipe
-    from train.pretrain import prepared
+    from train.pretrain import load_data
 
     made = tmp_path_factory.mktemp("lm-eval")
-    tokenizer, *_ = prepared(load(Recipe, recipe))
+    tokenizer, *_ = load_data(load(Recipe, recipe))
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
-    model = Transformer(config, tokenizer.vocab_size).init_weights(0)
+    model = build_model(config, tokenizer.vocab_size).init_weights(0)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3)

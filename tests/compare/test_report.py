@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from compare.arms import ARMS
+from cli.recipes import load, to_toml
+from compare.methods import METHODS
 from compare.report import protocol, report
-from configs.cli import load, to_toml
-from configs.study import StudyRecipe
+from configs.study_recipe import StudyRecipe
 
 NAME = "tunes </script><!-- <script>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -33,9 +33,9 @@ def rows():
         "left_out": 2,
     }
 
-    def add(arm, axis, size, **measured):
+    def add(method, axis, size, **measured):
         for seed in range(3):
-            row = {"id": f"{arm}-{axis}-{size:g}-{seed}", "arm": arm, "axis": axis, "size": size}
+            row = {"id": f"{method}-{axis}-{size:g}-{seed}", "arm": method, "axis": axis, "size": size}
             row |= {"seed": seed, **about, **{k: v(seed) for k, v in measured.items()}}
             found.append(row)
 
@@ -46,9 +46,9 @@ def rows():
         return lambda _: (draw.random(100) < value).astype(float).tolist()
 
     for size, scratch, lora in ((0.01, 4.0, 3.0), (0.1, 3.0, 2.5), (1.0, 1.6, 2.1)):
-        for arm, value in (("scratch", scratch), ("lora", lora)):
+        for method, value in (("scratch", scratch), ("lora", lora)):
             add(
-                arm,
+                method,
                 "text",
                 size,
                 document_bits=bits(value),
@@ -162,7 +162,7 @@ def test_the_page_works_in_a_browser(folder, scheme):
         paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
         series = browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")
-        assert {s.get_attribute("data-arm") for s in series} == {"scratch", "lora", "xz", "zero-shot"}
+        assert {s.get_attribute("data-method") for s in series} == {"scratch", "lora", "xz", "zero-shot"}
         assert "0.01: " in series[0].get_attribute("aria-label")
         placed = browser.execute_script("return apart([100, 99, 101, 279, 280, 280], 20, 280)")
         for a, b in itertools.pairwise(sorted(placed)):
@@ -212,8 +212,8 @@ def test_the_page_works_in_a_browser(folder, scheme):
             browser.switch_to.active_element.send_keys(Keys.TAB)
             now = browser.switch_to.active_element
             reached.add(now.get_attribute("id") or now.get_attribute("class") or now.tag_name)
-        assert {"requests", "price", "label-price", "arm", "series", "summary"} <= reached
-        button = browser.find_element(By.CSS_SELECTOR, "#arms button")
+        assert {"requests", "price", "label-price", "method", "series", "summary"} <= reached
+        button = browser.find_element(By.CSS_SELECTOR, "#methods button")
         button.send_keys(Keys.ENTER)  # by keyboard alone
         assert button.get_attribute("aria-pressed") == "false"
         assert len(browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")) == 3
@@ -224,7 +224,7 @@ def test_the_page_works_in_a_browser(folder, scheme):
         assert browser.find_element(By.CSS_SELECTOR, "#rows tr:nth-child(2)").is_displayed()
         rules = [li.text for li in browser.find_elements(By.CSS_SELECTOR, "#protocol li")]
         assert rules == protocol(load(StudyRecipe, folder / "config.toml"))
-        assert any(rule == f"lora sees {ARMS['lora'].sees}." for rule in rules)
+        assert any(rule == f"lora sees {METHODS['lora'].sees}." for rule in rules)
         assert "torch 2" in browser.find_element(By.ID, "environment").text
         assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr")) == 1 + len(rows())
         assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []

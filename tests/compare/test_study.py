@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from cli.errors import UserError
+from cli.recipes import load, to_toml
 from compare.analysis.ledger import Ledger, cost_of
-from compare.arms import ARMS
 from compare.cells import measure
+from compare.context import Cell, Study, inference
+from compare.methods import METHODS
 from compare.run import contents, measured, plan, quick
-from compare.study import Cell, Study, inference
-from configs.cli import UserError, load, to_toml
-from configs.study import StudyRecipe
+from configs.study_recipe import StudyRecipe
+from model.likelihood import document_bits
 from model.load import load_model
-from model.score import document_bits
 
 DEMO = "configs/study/demo.toml"
 SMALL = (
@@ -38,18 +39,18 @@ SMALL = (
 
 def test_a_plan_puts_first_what_others_go_on_from():
     study = load(StudyRecipe, DEMO)
-    study = study.model_copy(update={"seeds": [3, 4], "text_arms": ["xz", "zero-shot"]})
+    study = study.model_copy(update={"seeds": [3, 4], "text_methods": ["xz", "zero-shot"]})
     cells = plan(study, ["scratch-supervised", "tfidf", "text-then-shots"])
-    study = study.model_copy(update={"task_arms": ["scratch-supervised"]})
+    study = study.model_copy(update={"task_methods": ["scratch-supervised"]})
     cells = plan(study)
-    names = [(c.arm, c.axis, c.seed) for c in cells]
+    names = [(c.method, c.axis, c.seed) for c in cells]
     assert names.index(("scratch", "text", 3)) < names.index(("scratch-supervised", "task", 3))
     assert ("scratch", "text", 4) in names
     assert names.count(("xz", "text", 4)) == len(study.shares)  # of which a seed draws documents
     assert ("zero-shot", "text", 4) not in names  # nothing is drawn
     assert len(set(cells)) == len(cells)
     assert {c.seed for c in plan(quick(study))} == {3}
-    with pytest.raises(UserError, match='no arm "lorra"; did you mean "lora"'):
+    with pytest.raises(UserError, match='no method "lorra"; did you mean "lora"'):
         plan(study, ["lorra"])
 
 
@@ -75,9 +76,9 @@ def test_every_arm_tries_as_many_settings_or_has_none_to_try():
         for name in ("scratch", "full", "top_layers", "lora", "soft_prompt")
     }
     study = study.model_copy(update={"tries": 3, **changes})
-    for name, arm in ARMS.items():
-        for axis in arm.sizes:
-            tried = arm.settings(study, axis)
+    for name, method in METHODS.items():
+        for axis in method.sizes:
+            tried = method.settings(study, axis)
             assert len(tried) == 3 or tried == [{}], name
             assert len({str(setting) for setting in tried}) == len(tried)
 
@@ -86,26 +87,26 @@ def test_what_a_cell_follows_from_and_nothing_else_makes_it_another(study):
     def changed(**settings):
         other = StudyRecipe.model_validate(study.recipe.model_dump() | settings)
         now = contents(other, plan(study.recipe))
-        return {cell.arm for cell, digest in now.items() if digest != before[cell]}
+        return {cell.method for cell, digest in now.items() if digest != before[cell]}
 
     before = contents(study.recipe, plan(study.recipe))
     assert len(set(before.values())) == len(before)
     more = {"seeds": [0, 1, 2], "labels": [8, 64, 100], "shares": [0.2, 0.5, 1.0]}
-    assert changed(price_per_hour=3.0, requests=7, task_arms=["lora"], **more) == set()
+    assert changed(price_per_hour=3.0, requests=7, task_methods=["lora"], **more) == set()
     adapter = study.recipe.adapter.model_dump() | {"rank": 3}
     assert changed(adapter=adapter) == {"lora", "lora-neighbours", "text-then-shots"}
     scratch = study.recipe.scratch.model_dump() | {"task_rates": [1e-3, 2e-3]}
     assert changed(scratch=scratch) == {"scratch-supervised", "random-supervised"}
     scratch = study.recipe.scratch.model_dump() | {"text_rates": [1e-3, 2e-3]}
     assert changed(scratch=scratch) == {"scratch", "scratch-supervised"}  # which goes on from it
-    assert changed(budget_flops=2e10) == set(ARMS)
+    assert changed(budget_flops=2e10) == set(METHODS)
     path = Path(study.recipe.task.name)
     path.write_text(path.read_text().replace('"a"', '"c"', 1))
-    assert changed() == set(ARMS)  # a label in a file
+    assert changed() == set(METHODS)  # a label in a file
 
 
 def test_an_unequal_search_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"lora\.text_rates has 2 rates; every arm tries 1"):
+    with pytest.raises(UserError, match=r"lora\.text_rates has 2 rates; every method tries 1"):
         load(StudyRecipe, DEMO, ["--lora.text-rates", "1e-3", "2e-3"])
 
 
@@ -119,7 +120,7 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
         "--data.cache-dir",
         cache,
         *SMALL,
-        "--arms",
+        "--methods",
         "xz",
         "ngram",
         "zero-shot",
@@ -133,8 +134,8 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     done = command("compare.run", *args, timeout=1500)
     assert done.returncode == 0, done.stderr
     ledger = Ledger.read(folder)
-    assert set(ledger.arms("text")) == {"xz", "ngram", "zero-shot", "few-shot", "scratch", "lora"}
-    assert {"scratch-supervised", "lora", "tfidf", "few-shot"} <= set(ledger.arms("task"))
+    assert set(ledger.methods("text")) == {"xz", "ngram", "zero-shot", "few-shot", "scratch", "lora"}
+    assert {"scratch-supervised", "lora", "tfidf", "few-shot"} <= set(ledger.methods("task"))
     asked = [item.id for item in Study(folder).task.test]
     assert 4 <= len(asked) <= 8
     for row in ledger.rows:
@@ -143,8 +144,8 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
         if "correct" in row:
             assert row["items"] == asked
             assert len(row["correct"]) == len(asked)
-    for arm in ("scratch", "lora"):
-        (row,) = ledger.largest("text", arm)
+    for method in ("scratch", "lora"):
+        (row,) = ledger.largest("text", method)
         assert 5 <= row["training_seconds"] < 60
         assert row["training_flops"] > 0
         assert row["general_bits"] > 0
@@ -159,9 +160,9 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     assert again.returncode == 0, again.stderr
     assert "===" not in again.stderr  # nothing was run
     assert (folder / "ledger.jsonl").read_bytes() == before
-    again = command("compare.run", *args[:-10], "--arms", "xz", "--resume", timeout=120)
+    again = command("compare.run", *args[:-10], "--methods", "xz", "--resume", timeout=120)
     assert again.returncode == 0, again.stderr
-    assert (folder / "ledger.jsonl").read_bytes() == before  # of all arms
+    assert (folder / "ledger.jsonl").read_bytes() == before  # of all methods
     # Without --resume, and as it is after a kill between the last cell and the ledger.
     (folder / "ledger.jsonl").unlink()
     again = command("compare.run", *args, "--price-per-hour", "7", timeout=120)
@@ -234,17 +235,17 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_numbers(command, cach
         *SMALL,
         "--budget-flops",
         "4e11",
-        "--arms",
+        "--methods",
         "scratch",
         "scratch-supervised",
     )
     done = command("compare.run", *args, "--run-dir", tmp_path / "whole", timeout=900)
     assert done.returncode == 0, done.stderr
-    for arm in ("scratch-text-1-0", "scratch-supervised-task-16-0"):
+    for method in ("scratch-text-1-0", "scratch-supervised-task-16-0"):
         running = command.start(
             "compare.run", *args, "--run-dir", tmp_path / "cut", *(["--resume"] if (tmp_path / "cut").exists() else [])
         )
-        steps = tmp_path / "cut" / "training" / arm / "metrics.jsonl"
+        steps = tmp_path / "cut" / "training" / method / "metrics.jsonl"
         while not (steps.exists() and steps.read_text().count("\n") > 5):
             assert running.poll() is None
             time.sleep(0.05)
@@ -278,15 +279,15 @@ def test_others_go_on_from_the_try_that_was_chosen(study):
 
 def test_the_test_split_is_read_once_and_labels_that_choose_are_counted(study, monkeypatch):
     asked = []
-    arm = ARMS["tfidf"]
+    method = METHODS["tfidf"]
 
     def learn(*args):
-        learned = arm.learn(*args)
+        learned = method.learn(*args)
         answers = learned.answers
         learned.answers = lambda split: asked.append(split) or answers(split)
         return learned
 
-    monkeypatch.setitem(ARMS, "tfidf", arm._replace(learn=learn))
+    monkeypatch.setitem(METHODS, "tfidf", method._replace(learn=learn))
     row = measure(study, Cell("tfidf", "task", 8.0, 0))
     assert asked == ["validation", "validation", "test"]
     assert row["labels"] == 8 + len(study.labelled(8, "x").validation)
@@ -320,7 +321,7 @@ def test_a_cell_is_named_by_what_it_measures():
 
 def test_cells_run_on_a_cluster_into_the_same_ledger(command, cache, tmp_path):
     pytest.importorskip("ray")
-    args = (DEMO, "--data.cache-dir", cache, *SMALL, "--arms", "xz", "majority", "tfidf")
+    args = (DEMO, "--data.cache-dir", cache, *SMALL, "--methods", "xz", "majority", "tfidf")
     for folder, more in (("alone", ()), ("ray", ("--ray",))):
         done = command("compare.run", *args, "--run-dir", tmp_path / folder, *more, timeout=600)
         assert done.returncode == 0, done.stderr

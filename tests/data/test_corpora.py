@@ -4,7 +4,7 @@ import os
 import pytest
 from texts import words
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import DataConfig
 from data.corpora import open_corpus
 

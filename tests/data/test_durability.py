@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe
 from data.prepare import prepare
 from train.metrics import read_metrics

@@ -6,13 +6,15 @@ import torch
 
 from configs.schema import ModelConfig
 from data.examples import Examples, completions
-from model.transformer import IGNORE, Transformer
+from model.build import build_model
+from model.transformer import IGNORE
+from train.forward import summed_loss
 
 
 def test_examples_are_packed_without_cross_talk(foundation):
     _, tokenizer = foundation
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
-    model = Transformer(config, tokenizer.vocab_size).init_weights(0)
+    model = build_model(config, tokenizer.vocab_size).init_weights(0)
     pairs = [("what is " + "x " * n, " it" * (1 + n % 5)) for n in range(1, 60)]
     rows = completions(pairs, tokenizer, end=True)
     packed, apart = Examples(rows, 128, tokenizer, pack=True), Examples(rows, 128, tokenizer)
@@ -23,10 +25,10 @@ def test_examples_are_packed_without_cross_talk(foundation):
     assert used == sum(len(row.ids) for row in rows)
     losses = []
     for examples in (packed, apart):
-        model.separator = examples.separator
         x, y = examples.batch(np.arange(len(examples)))
         scored = int((y != IGNORE).sum())
         with torch.no_grad():
-            losses.append((scored, model(x, targets=y).item()))
+            loss = summed_loss(model, (x, y), examples.separator, model.device)
+            losses.append((scored, loss.item()))
     assert losses[0][0] == losses[1][0]
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)

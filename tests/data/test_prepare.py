@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import words
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import DataConfig
 from data.builtin import abc_body, melody
 from data.prepare import SPLITS, clean, documents, part_of, prepare

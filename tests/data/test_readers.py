@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from texts import words
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import DataConfig
 from data.corpora import open_corpus
 from data.prepare import clean

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs.cli import UserError, load
+from cli.errors import UserError
+from cli.recipes import load
 from configs.schema import Recipe
 from data.examples import Examples, completions
 from data.prepare import documents, prepare

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import DataConfig, TaskConfig
 from data.prepare import SPLITS, documents, prepare
 from data.tasks import load_task

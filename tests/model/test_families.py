@@ -8,13 +8,13 @@ from fnmatch import fnmatch
 import pytest
 import torch
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import ModelConfig
+from model.build import build_model
 from model.export import model_card
 from model.formats.huggingface import family, save_huggingface
 from model.generate import generate
 from model.load import load_model, pinned, version_of
-from model.transformer import Transformer
 
 SHAPE = {
     "vocab_size": 300,
@@ -56,7 +56,7 @@ def shaken(model):
 
 @pytest.fixture(scope="module")
 def tokenizer(recipe):
-    from configs.cli import load
+    from cli.recipes import load
     from configs.schema import Recipe
     from data.prepare import prepare
     from data.shards import cached_tokenizer
@@ -132,7 +132,7 @@ SCRATCH = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, h
         ({"qk_norm": True}, "qwen3"),
         ({"tie_embeddings": False}, "llama"),
         ({"biases": "qkv"}, "qwen2"),
-        ({"unrotated_every": 2}, "smollm3"),
+        ({"nope_every": 2}, "smollm3"),
     ],
 )
 def test_a_scratch_model_is_written_as_the_family_that_has_its_options(changes, kind, tokenizer, tmp_path):
@@ -140,7 +140,7 @@ def test_a_scratch_model_is_written_as_the_family_that_has_its_options(changes, 
 
     config = SCRATCH.model_copy(update=changes)
     assert family(config) == kind
-    model = shaken(Transformer(config, 300).init_weights(0))
+    model = shaken(build_model(config, 300).init_weights(0))
     save_huggingface(model, tokenizer, tmp_path / "out", model_card("out", model, "mit"))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     x = torch.arange(1, 60)[None]
@@ -165,7 +165,7 @@ def test_a_scratch_model_is_written_as_the_family_that_has_its_options(changes, 
     ids=lambda changes: next(iter(changes)),
 )
 def test_an_option_that_no_family_has_is_named(changes, tokenizer, tmp_path):
-    model = Transformer(SCRATCH.model_copy(update=changes), 300).init_weights(0)
+    model = build_model(SCRATCH.model_copy(update=changes), 300).init_weights(0)
     with pytest.raises(UserError, match=f"model.{next(iter(changes))} = .* has no Hugging Face"):
         save_huggingface(model, tokenizer, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()

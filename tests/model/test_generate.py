@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
+from model.build import build_model
 from model.cache import KVCache
 from model.generate import choose, generate
 from model.sample import Stream, sample
-from model.transformer import Transformer
 
-MODEL = Transformer(
+MODEL = build_model(
     ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=64, max_seq_len=64), 50
 ).init_weights(3)
 
@@ -141,7 +141,7 @@ def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
         value_embeddings=recipe_parts,
         bigram_buckets=50 * recipe_parts,
     )
-    model = Transformer(config, 61).init_weights(0).double()
+    model = build_model(config, 61).init_weights(0).double()
     draw = torch.Generator().manual_seed(0)
     head, item = (torch.randint(61, (1, n), generator=draw) for n in (11, 5))
     ends = torch.randint(61, (4, 3), generator=draw)
@@ -151,9 +151,9 @@ def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
         trunk = KVCache(11)
         model(head, cache=trunk)
         for _ in range(2):  # the trunk is not changed by what branches off
-            one = trunk.branch(1, 5)
+            one = trunk.fork(1, 5)
             model(item, cache=one)
-            several = one.branch(4, 3)
+            several = one.fork(4, 3)
             got = torch.cat([model(ends[:, :2], cache=several), model(ends[:, 2:], cache=several)], 1)
             torch.testing.assert_close(got, expected)
             assert several.length == 19

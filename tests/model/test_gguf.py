@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.cli import UserError
+from cli.errors import UserError
 from model.formats.gguf import gguf_tokenizer, load_gguf
 
 CODE = '''

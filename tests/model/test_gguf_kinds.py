@@ -9,7 +9,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
-from configs.cli import UserError
+from cli.errors import UserError
 from model.load import load_model
 
 TOKENS = ["<|begin|>", *sorted("ĠĊ!abcdefghijklmnopqrstuvwxyz0123456789"), "ab", "Ġa"]

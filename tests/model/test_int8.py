@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
+from model.build import build_model
 from model.int8 import FEW, Int8Linear, equalize, quantize
-from model.transformer import Transformer
 
 
 @pytest.mark.parametrize(("outside", "inside"), [(96, 64), (1, 8), (33, 40), (100, 100)])
@@ -34,7 +34,7 @@ def test_a_row_of_zeros_stays_zero():
 @pytest.mark.parametrize("options", [{}, {"activation": "relu2", "tie_embeddings": False}])
 def test_equalized_weights_compute_the_same(options):
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48, **options)
-    model, x = Transformer(config, 61).init_weights(0).double(), torch.arange(50)[None]
+    model, x = build_model(config, 61).init_weights(0).double(), torch.arange(50)[None]
     expected, w2 = model(x), model.layers[0].feed_forward.w2
     before = w2.weight.abs().amax(0)
     torch.testing.assert_close(equalize(model)(x), expected)

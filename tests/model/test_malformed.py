@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from configs.cli import UserError
+from cli.errors import UserError
 from model.formats.native import latest_checkpoint, write_checkpoint
 from model.load import load_model
 from tokenizer.bpe import ChatTemplate, Tokenizer

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
+from model.build import build_model
 from model.cache import KVCache
+from model.flops import forward_flops, training_flops
 from model.fused import attend, rope
-from model.transformer import IGNORE, RMSNorm, Transformer
+from model.masks import document_starts
+from model.norm import RMSNorm
+from model.transformer import IGNORE
 
 BASE = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 10, "hidden_dim": 48, "max_seq_len": 96}
 VARIANTS = [
@@ -33,7 +37,7 @@ VARIANTS = [
 
 
 def build(**changes):
-    model = Transformer(ModelConfig(**BASE | changes), 67).init_weights(0)
+    model = build_model(ModelConfig(**BASE | changes), 67).init_weights(0)
     draw = torch.Generator().manual_seed(2)
     for p in model.parameters():  # what starts at 0 would hide mistakes
         if not p.any():
@@ -223,9 +227,9 @@ def test_flops_agree_with_a_count_of_the_operations(variant):
     attention = x.numel() * 2 * c.n_layers * c.n_heads * c.head_dim * 64
     kernel = attention * 65 // 64
     counted = forward.get_total_flops() - kernel
-    assert model.forward_flops(x.numel(), scored, 64) - attention == counted
+    assert forward_flops(model, x.numel(), scored, 64) - attention == counted
     counted = both.get_total_flops() - kernel * 7 // 2
-    assert model.training_flops(x.numel(), scored, 64) - 3 * attention == counted
+    assert training_flops(model, x.numel(), scored, 64) - 3 * attention == counted
 
 
 def test_init_is_seeded_and_near_the_uniform_loss():
@@ -241,31 +245,22 @@ def test_positions_beyond_the_context_are_refused():
         build()(tokens(length=97))
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_documents_in_one_row_see_nothing_of_each_other(positions):
-    config = ModelConfig(
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        hidden_dim=48,
-        max_seq_len=64,
-        qk_norm=True,
-        key_shift=True,
-        value_embeddings=True,
-        bigram_buckets=50,
-        positions=positions,
-    )
-    model = Transformer(config, 61).init_weights(0).double()
-    torch.nn.init.normal_(model.bigram_embeddings.weight)
+GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "biases": "all", "n_kv_heads": 4}
+EXTRAS = {"qk_norm": True, "key_shift": True, "value_embeddings": True, "bigram_buckets": 50}
+
+
+@pytest.mark.parametrize("changes", [{}, EXTRAS, GPT2], ids=["llama", "scratch", "gpt2"])
+def test_the_document_mask_hides_documents_from_each_other(changes):
+    model = build(**changes).double()
     draw = torch.Generator().manual_seed(0)
-    documents = [torch.randint(1, 61, (1, n), generator=draw) for n in (5, 1, 9, 20)]
+    documents = [torch.randint(1, 67, (1, n), generator=draw) for n in (5, 1, 9, 20)]
     documents = [torch.cat([torch.zeros(1, 1, dtype=torch.int64), d], 1) for d in documents]
     alone = torch.cat([model(d) for d in documents], 1)
     row = torch.cat(documents, 1)
     assert (model(row) - alone).abs().max() > 0.1
-    model.separator = 0
-    torch.testing.assert_close(model(row), alone)
-    model(row, targets=row).backward()
-    torch.testing.assert_close(model(torch.cat([row, row])), torch.cat([alone, alone]))
+    starts = document_starts(row, separator=0)
+    torch.testing.assert_close(model(row, document_starts=starts), alone)
+    model(row, targets=row, document_starts=starts).backward()
+    rows = torch.cat([row, row])
+    both = model(rows, document_starts=document_starts(rows, separator=0))
+    torch.testing.assert_close(both, torch.cat([alone, alone]))

@@ -5,10 +5,10 @@ import pytest
 import torch
 from texts import words
 
-from configs.cli import UserError
-from data.tasks import Item, Task
+from cli.errors import UserError
+from data.items import Item, Task
 from prompting.answers import task_answers
-from prompting.score import rank_completions, shared_prefix, write_answer
+from prompting.likelihood import rank_completions, shared_prefix, write_answer
 from prompting.shots import fixed_shots, neighbour_shots, no_shots
 from prompting.templates import few_shot, fitting
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs.cli import UserError
+from cli.errors import UserError
 from data.prepare import documents, prepare
 from prompting.ask import grounded
 from prompting.store import WAYS, Passage, Store, chunks
@@ -78,7 +78,7 @@ def test_pieces_are_whole_sentences_where_that_fits():
 
 
 def test_nothing_held_out_is_ever_retrievable(command, recipe, corpus, cache, tmp_path):
-    from configs.cli import load
+    from cli.recipes import load
     from configs.schema import Recipe
 
     config = tmp_path / "store.toml"

@@ -5,10 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import words
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import TokenizerConfig
 from tokenizer.bpe import Tokenizer
-from tokenizer.inspect import bytes_per_token, coloured
 from tokenizer.train import train_tokenizer
 
 TEXT = words(0, 4000) + "1234567 and 12 at 3.14\n\n\n    indented  twice\n" * 20
@@ -85,18 +84,3 @@ def test_more_tokens_than_the_corpus_supports_are_refused_or_reduced_with_the_nu
     assert 257 < tokenizer.vocab_size < 300
     said = capsys.readouterr().err
     assert f"is reduced to {tokenizer.vocab_size} tokens" in said
-
-
-def test_inspect_counts_and_colours(variant):
-    _, tokenizer = variant
-    assert bytes_per_token(tokenizer, ["one two\n"]) == 8 / len(tokenizer.encode("one two\n"))
-    shown = coloured(tokenizer, "one two\nthree")
-    assert shown.plain == "one two⏎\nthree"
-    assert len(shown.spans) == len(tokenizer.encode("one two\nthree"))
-
-
-def test_inspect_prints_each_split_beside_the_foundation(command, recipe):
-    done = command("tokenizer.inspect", recipe)
-    assert done.returncode == 0, done.stderr
-    for word in ("train", "validation", "test", "smollm2-135m", "49,152"):
-        assert word in done.stdout

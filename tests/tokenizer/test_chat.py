@@ -6,7 +6,7 @@ import json
 import jinja2
 import pytest
 
-from configs.cli import UserError
+from cli.errors import UserError
 from configs.schema import DataConfig
 from data.examples import read_examples
 from tokenizer.chat import encode_chat

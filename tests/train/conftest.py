@@ -2,12 +2,13 @@
 
 import pytest
 
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe
-from model.transformer import Transformer
+from model.build import build_model
 from train.distributed import Ranks
-from train.pretrain import prepared, train
-from train.run import start_run
+from train.loop import train
+from train.pretrain import load_data
+from train.run_directory import start_run
 
 
 @pytest.fixture
@@ -17,8 +18,8 @@ def fit(recipe, tmp_path):
     def run(sets=None, model=None, name="run", resume=False, **changes):
         config = load(Recipe, recipe)
         settings = config.train.model_copy(update={"log_every": 10**6} | changes)
-        tokenizer, *text = prepared(config)
-        model = model or Transformer(config.model, tokenizer.vocab_size).init_weights(settings.seed)
+        tokenizer, *text = load_data(config)
+        model = model or build_model(config.model, tokenizer.vocab_size).init_weights(settings.seed)
         folder = tmp_path / name
         start_run(folder, config.model_copy(update={"train": settings}), tokenizer, resume=resume)
         with Ranks("cpu") as ranks:

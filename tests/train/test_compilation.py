@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
-from model.transformer import Transformer
+from model.build import build_model
 from train import compilation
+from train.forward import set_block_forward
 from train.metrics import read_metrics
 
 
@@ -30,7 +31,7 @@ def test_compiled_blocks_learn_the_same(fit):
     _, run, model = fit(name="compiled", compile="always")
     assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
     assert all("forward" in vars(layer) for layer in model.layers)
-    _, again, _ = fit(name="recomputed", compile="always", recompute=True)
+    _, again, _ = fit(name="recomputed", compile="always", activation_checkpointing=True)
     assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
 
 
@@ -55,9 +56,9 @@ def test_every_part_compiled_in_bfloat16_is_as_near_to_float32_as_it_is_not_comp
     x, y = torch.randint(0, 101, (2, 2, 48), generator=torch.Generator().manual_seed(0))
 
     def gradients(bfloat16, compiled):
-        model = Transformer(config, 101).init_weights(0)
+        model = build_model(config, 101).init_weights(0)
         if compiled:
-            compilation.compile_blocks(model)
+            set_block_forward(model, compiled=True, checkpointing=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             loss = model(x, targets=y)
         loss.backward()

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 import train.evaluate as module
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe, TrainConfig
+from model.build import build_model
 from model.export import _training
 from model.formats.native import checkpoints, read_manifest
-from model.transformer import Transformer
 from train.distributed import Ranks
 from train.evaluate import FORWARD, LEAST_TOKENS, SHARE, evaluate, evaluation_subset
-from train.foresight import Needs, find_micro_batch, free_memory, rows_that_fit
 from train.metrics import read_metrics
-from train.pretrain import prepared
+from train.preflight import Needs, find_micro_batch, free_memory, rows_that_fit
+from train.pretrain import load_data
 
 
 class Data:
@@ -58,7 +58,7 @@ def test_the_whole_split_is_scored_once_at_the_end(few, fit, recipe):
     (whole,) = [row for row in rows if "whole_bits_per_byte" in row]
     assert [row["step"] for row in periodic] == [0, 2, 4, 6]
     assert whole["step"] == 6
-    _, _, validation = prepared(load(Recipe, recipe))
+    _, _, validation = load_data(load(Recipe, recipe))
     config = TrainConfig(micro_batch_size=4, eval_every=2, batch_size=8)
     with Ranks("cpu") as ranks:
         plain = torch.autocast("cpu", enabled=False)
@@ -91,8 +91,8 @@ def test_a_resumed_run_scores_the_same_windows(few, fit):
 
 def test_a_batch_that_is_filled_up_scores_the_same(recipe):
     config = load(Recipe, recipe)
-    tokenizer, _, validation = prepared(config)
-    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    tokenizer, _, validation = load_data(config)
+    model = build_model(config.model, tokenizer.vocab_size).init_weights(0)
     plain = torch.autocast("cpu", enabled=False)
     found = []
     with Ranks("cpu") as ranks:
@@ -146,9 +146,9 @@ def test_the_micro_batch_shrinks_when_memory_is_short(free, fixed, activations, 
 
 def test_too_little_memory_is_said_with_what_to_lower(recipe, monkeypatch, capsys):
     config = load(Recipe, recipe)
-    tokenizer, train_set, _ = prepared(config)
-    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
-    monkeypatch.setattr("train.foresight.free_memory", lambda device: 1000)
+    tokenizer, train_set, _ = load_data(config)
+    model = build_model(config.model, tokenizer.vocab_size).init_weights(0)
+    monkeypatch.setattr("train.preflight.free_memory", lambda device: 1000)
     settings = config.train.model_copy(update={"micro_batch_size": 0})
     with Ranks("cpu") as ranks:
         plain = torch.autocast("cpu", enabled=False)

@@ -15,7 +15,7 @@ from train.metrics import read_metrics
 
 KILLS = 20
 STEPS = 600  # more than a fast machine takes between twenty kills
-SETTINGS = ("--train.steps", STEPS, "--train.save-every", "1", "--train.eval-every", STEPS, "--train.average", "0.9")
+SETTINGS = ("--train.steps", STEPS, "--train.save-every", "1", "--train.eval-every", STEPS, "--train.ema", "0.9")
 
 
 def losses(run):
@@ -68,7 +68,7 @@ def whole(command, recipe, tmp_path_factory):
 def assert_same_run(run, whole):
     first, second = latest_checkpoint(run), latest_checkpoint(whole)
     assert first.name == second.name == f"{STEPS:06}"
-    for name in ("model", "optimizer", "average"):
+    for name in ("model", "optimizer", "ema"):
         one, other = (read_file(path, f"{name}.safetensors") for path in (first, second))
         assert one.keys() == other.keys()
         for key in one:

@@ -8,15 +8,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from configs.cli import UserError, load
+from cli.errors import UserError
+from cli.recipes import load
 from configs.schema import Recipe, TrainConfig
 from data.examples import Examples, completions
+from model.build import build_model
 from model.formats.native import checkpoints, latest_checkpoint, load_run, read_manifest
-from model.transformer import Transformer
 from train.distributed import Ranks
 from train.metrics import read_metrics
 from train.optim import adamw, learning_rate
-from train.pretrain import prepared
+from train.pretrain import load_data
 
 
 def losses(run):
@@ -24,7 +25,7 @@ def losses(run):
 
 
 def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
-    tokenizer, *_ = prepared(load(Recipe, recipe))
+    tokenizer, *_ = load_data(load(Recipe, recipe))
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
     examples = Examples(completions(pairs, tokenizer), 64, tokenizer)
     runs = [losses(fit((examples, examples), name=f"m{size}", micro_batch_size=size, steps=6)[1]) for size in (8, 4, 1)]
@@ -39,14 +40,14 @@ def test_a_micro_batch_that_is_found_gives_the_same_losses(fit, capsys):
 
 
 def test_it_learns_a_batch_by_heart(fit, recipe):
-    tokenizer, *_ = prepared(load(Recipe, recipe))
+    tokenizer, *_ = load_data(load(Recipe, recipe))
     examples = Examples(completions([("one", " two three"), ("four", " five six")], tokenizer), 64, tokenizer)
     _, run, _ = fit((examples, examples), batch_size=2, steps=150, learning_rate=3e-3)
     assert losses(run)[-1] < 0.1 < losses(run)[0]
 
 
 def test_text_training_beats_the_unigram_entropy(fit, recipe):
-    _, train_set, validation = prepared(load(Recipe, recipe))
+    _, train_set, validation = load_data(load(Recipe, recipe))
     counts = torch.bincount(torch.from_numpy(train_set.ids.astype("int64")))
     ids = torch.from_numpy(validation.ids.astype("int64"))
     p = (counts + 1) / (counts + 1).sum()
@@ -60,8 +61,8 @@ def test_text_training_beats_the_unigram_entropy(fit, recipe):
 
 def test_a_run_without_a_finite_loss_writes_json_that_every_parser_reads(fit, recipe):
     config = load(Recipe, recipe)
-    tokenizer, *_ = prepared(config)
-    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    tokenizer, *_ = load_data(config)
+    model = build_model(config.model, tokenizer.vocab_size).init_weights(0)
     with torch.no_grad():
         model.tok_embeddings.weight[5:] = float("nan")
     result, run, _ = fit(model=model, steps=3, eval_every=2, save_every=2)
@@ -79,7 +80,7 @@ def test_a_run_without_a_finite_loss_writes_json_that_every_parser_reads(fit, re
 
 def test_bits_per_byte_is_nats_over_bytes_of_text(fit, recipe):
     config = load(Recipe, recipe)
-    tokenizer, _, validation = prepared(config)
+    tokenizer, _, validation = load_data(config)
     _, run, model = fit(steps=1)
     score = next(r for r in read_metrics(run) if "bits_per_byte" in r and r["step"] == 1)
     ids = torch.from_numpy(validation.ids.astype("int64"))
@@ -97,8 +98,8 @@ def test_bits_per_byte_is_nats_over_bytes_of_text(fit, recipe):
 
 def test_only_parameters_that_require_gradients_change_and_are_saved(fit, recipe):
     config = load(Recipe, recipe)
-    tokenizer, *_ = prepared(config)
-    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0).requires_grad_(False)
+    tokenizer, *_ = load_data(config)
+    model = build_model(config.model, tokenizer.vocab_size).init_weights(0).requires_grad_(False)
     model.layers[1].requires_grad_(True)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     _, run, _ = fit(model=model, steps=3)
@@ -144,7 +145,7 @@ def test_weights_that_explode_stop_the_run_with_a_hint(fit):
 
 def test_decay_spares_gains(recipe):
     config = load(Recipe, recipe)
-    model = Transformer(config.model, 300)
+    model = build_model(config.model, 300)
     parameters = dict(model.named_parameters())
     groups = adamw(parameters, config.train).param_groups
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
@@ -205,14 +206,14 @@ def test_it_trains_on_a_gpu(command, recipe, tmp_path):
     [
         {"precision": "bfloat16"},
         {"optimizer": "muon"},
-        {"optimizer": "muon", "precision": "bfloat16", "average": 0.9, "recompute": True},
+        {"optimizer": "muon", "precision": "bfloat16", "ema": 0.9, "activation_checkpointing": True},
         {"schedule": "linear", "micro_batch_size": 3},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_resume_is_bitwise_with_every_optimiser_and_precision(fit, recipe, changes):
     """Across an epoch's end, which comes in the middle of a batch."""
-    tokenizer, *_ = prepared(load(Recipe, recipe))
+    tokenizer, *_ = load_data(load(Recipe, recipe))
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 14)]
     examples = Examples(completions(pairs, tokenizer), 64, tokenizer)
     settings = {"steps": 9, "save_every": 4, "eval_every": 3, "keep_last": 9} | changes

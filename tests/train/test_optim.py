@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig, TrainConfig
-from model.transformer import Transformer
-from train.average import averaged, start_average, update_average
+from model.build import build_model
+from train.ema import ema_weights, start_ema, update_ema
 from train.muon import Muon
 from train.optim import learning_rate, optimizers
 
@@ -63,15 +63,15 @@ def test_linear_schedule_is_a_straight_line():
 
 def test_the_average_is_exponential_and_swaps_back():
     p = torch.nn.Parameter(torch.zeros(3))
-    average = start_average({"p": p})
+    average = start_ema({"p": p})
     expected = torch.zeros(3)
     decays = [2 / 11, 3 / 12, 0.3, 0.3, 0.3]  # the warm-up, then what was asked for
     for step, decay in enumerate(decays, 1):
         p.data.fill_(step)
-        update_average(average, {"p": p}, 0.3, step)
+        update_ema(average, {"p": p}, 0.3, step)
         expected = decay * expected + (1 - decay) * step
     torch.testing.assert_close(average["p"], expected)
-    with averaged(average, {"p": p}):
+    with ema_weights(average, {"p": p}):
         torch.testing.assert_close(p.detach(), expected)
     assert p.tolist() == [5, 5, 5]
     torch.testing.assert_close(average["p"], expected)
@@ -92,7 +92,7 @@ def test_with_a_base_width_steps_change_the_logits_alike_at_every_width(base, gr
             max_seq_len=32,
             base_dim=base,
         )
-        model = Transformer(shape, 60).init_weights(0)
+        model = build_model(shape, 60).init_weights(0)
         config = TrainConfig(learning_rate=4e-3, weight_decay=0.0)
         (optimizer,) = optimizers(dict(model.named_parameters()), config, shape.width_ratio)
         for group in optimizer.param_groups:

@@ -38,13 +38,14 @@ def assert_close(run, whole):
 EXAMPLES = """
 import sys
 from pathlib import Path
-from configs.cli import load
+from cli.recipes import load
 from configs.schema import Recipe
 from data.examples import Examples, completions
 from model.transformer import Transformer
 from train.distributed import Ranks
-from train.pretrain import prepared, train
-from train.run import start_run
+from train.loop import train
+from train.pretrain import load_data
+from train.run_directory import start_run
 
 path, run, parallel, micro = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 recipe = load(Recipe, path)
@@ -52,12 +53,12 @@ config = recipe.train.model_copy(
     update={"steps": 30, "parallel": parallel, "micro_batch_size": micro, "eval_every": 10}
 )
 with Ranks("cpu") as ranks:
-    tokenizer, *_ = prepared(recipe)
+    tokenizer, *_ = load_data(recipe)
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
     texts = completions(pairs, tokenizer)
     sets = Examples(texts, 64, tokenizer), Examples(texts[:3], 64, tokenizer)
-    model = Transformer(recipe.model, tokenizer.vocab_size).init_weights(0)
-    if ranks.first:
+    model = build_model(recipe.model, tokenizer.vocab_size).init_weights(0)
+    if ranks.is_main:
         lock = start_run(run, recipe, tokenizer)
     ranks.sum(0)
     train(model, *sets, tokenizer, config, run, ranks)
@@ -165,13 +166,13 @@ def test_saved_by_four_resumed_by_fewer(command, recipe, four, tmp_path, process
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_muon_recompute_and_average_give_the_same_on_two_ranks(command, recipe, tmp_path, parallel):
+def test_muon_checkpointing_and_ema_give_the_same_on_two_ranks(command, recipe, tmp_path, parallel):
     settings = (
         "--train.optimizer",
         "muon",
-        "--train.recompute",
+        "--train.activation-checkpointing",
         "true",
-        "--train.average",
+        "--train.ema",
         "0.9",
         "--train.learning-rate",
         "1e-3",
@@ -182,7 +183,7 @@ def test_muon_recompute_and_average_give_the_same_on_two_ranks(command, recipe, 
     done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", two, *settings, "--train.parallel", parallel)
     assert done.returncode == 0, done.stderr
     assert_close(two, one)
-    for name in ("model", "average", "optimizer"):
+    for name in ("model", "ema", "optimizer"):
         first, second = (read_file(latest_checkpoint(r), f"{name}.safetensors") for r in (one, two))
         assert first.keys() == second.keys()
         for key, value in first.items():
@@ -194,7 +195,7 @@ def test_ranks_share_the_cores_out(tmp_path):
     script.write_text(
         "import os, torch\nfrom train.distributed import Ranks\nwith Ranks('cpu') as ranks:\n"
         "    mine = sorted(os.sched_getaffinity(0)), torch.get_num_threads()\n"
-        "    found = ranks.gather(mine)\n    print(found if ranks.first else '', flush=True)\n"
+        "    found = ranks.gather(mine)\n    print(found if ranks.is_main else '', flush=True)\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 
-from configs.cli import UserError
-from train.foresight import free_memory
+from cli.errors import UserError
 from train.metrics import clock
+from train.plot import load_curves
+from train.preflight import free_memory
 from train.profiler import parse_window, peak_flops, peak_of_name
-from train.report import load_curves
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def run(command, recipe, tmp_path_factory):
 
 def test_a_report_is_one_page_with_its_pictures(command, run, tmp_path):
     page = tmp_path / "report.html"
-    done = command("train.report", run, run, "--out", page)
+    done = command("train.plot", run, run, "--out", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.count("<td>first &amp; best</td>") == 2

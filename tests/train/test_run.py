@@ -2,10 +2,11 @@
 
 import pytest
 
-from configs.revisions import resumed_revision
-from configs.schema import FinetuneRecipe, Recipe
-from configs.study import StudyRecipe
-from train.run import pinned_recipe, resumable
+from cli.revisions import resumed_revision
+from configs.finetune_recipe import FinetuneRecipe
+from configs.schema import Recipe
+from configs.study_recipe import StudyRecipe
+from train.run_directory import pinned_recipe, resumable
 
 A, B = "a" * 40, "b" * 40
 
@@ -28,8 +29,8 @@ def test_a_resumed_run_keeps_the_commit_that_it_began_with(given, saved, used):
 
 @pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe, StudyRecipe])
 def test_every_name_of_a_recipe_is_pinned_and_stays_so(kind, monkeypatch):
-    monkeypatch.setattr("train.run.pinned_corpus", lambda name: name if "@" in name else f"{name}@{B}")
-    monkeypatch.setattr("train.run.pinned", lambda name: name if "@" in name else f"{name}@{B}")
+    monkeypatch.setattr("train.run_directory.pinned_corpus", lambda name: name if "@" in name else f"{name}@{B}")
+    monkeypatch.setattr("train.run_directory.pinned", lambda name: name if "@" in name else f"{name}@{B}")
     data = {"corpus": "own/ds"}
     names = {"base": "own/model", "foundation": "own/model", "general": "own/other"}
     names = {key: name for key, name in names.items() if key in kind.model_fields}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.cli import UserError
+from cli.errors import UserError
 from model.formats.native import checkpoints, latest_checkpoint, read_file, write_checkpoint
 from train.checkpoint import Progress
 from train.guard import RECENT, Guard
@@ -255,8 +255,8 @@ def test_a_spike_sends_the_run_back_and_on_with_other_data(recipe, tmp_path):
     run = tmp_path / "run"
     # A step whose gradient is multiplied: the loss after it is far above the one before.
     poison = (
-        "import sys, runpy, torch, train.pretrain as p\n"
-        "clip = p.clip\n"
+        "import sys, runpy, torch, train.loop as p, train.pretrain\n"
+        "clip = p.clip_gradients\n"
         "state = {'calls': 0}\n"
         "def poisoned(parameters, limit):\n"
         "    state['calls'] += 1\n"
@@ -265,11 +265,11 @@ def test_a_spike_sends_the_run_back_and_on_with_other_data(recipe, tmp_path):
         "        with torch.no_grad():\n"
         "            for q in parameters.values(): q.add_(torch.randn_like(q), alpha=3.0)\n"
         "    return norm\n"
-        "p.clip = poisoned\n"
+        "p.clip_gradients = poisoned\n"
         f"sys.argv = ['pretrain', {str(recipe)!r}, '--run-dir', {str(run)!r}, '--train.steps',"
         " '80', '--train.on-spike', 'rewind', '--train.eval-every', '40',"
         " '--train.save-every', '20']\n"
-        "sys.exit(p.main())\n"
+        "sys.exit(train.pretrain.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", poison], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ import torch
 
 from configs.schema import ModelConfig
 from kernels.device import use_triton
-from model.transformer import Transformer
+from model.build import build_model
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_loss_and_gradients_are_the_same(variant):
     targets = torch.where(tokens < 7, -100, tokens.roll(-1, 1))
     losses, gradients = [], []
     for triton in (False, True):
-        model = Transformer(config, 61).init_weights(0)
+        model = build_model(config, 61).init_weights(0)
         if triton:
             with use_triton():
                 loss = model(tokens, targets=targets)

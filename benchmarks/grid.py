@@ -1,0 +1,212 @@
+"""Training runs as cells of a ledger: each a process of one thread, run once, resumed if cut off.
+
+    python -m benchmarks.grid '{"way": "recipe", "size": "1m", …}'
+
+A cell says what is trained: `way` ("baseline", or any name for the recipe with `overrides`), `size`
+(configs/speedrun-SIZE.toml), `corpus`, `seed`, `learning_rate` and `share` of the baseline's steps.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.peers import Gpt2
+from cli.console import say
+from cli.recipes import load
+from configs.schema import Recipe
+from data.prepare import SPLITS, prepare
+from data.shards import Windows, cached_tokenizer, write_shards
+from model.build import build_model
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+from train.distributed import Ranks
+from train.evaluate import evaluate
+from train.forward import set_block_forward
+from train.loop import clip_gradients, train
+from train.metrics import read_metrics
+from train.optim import optimizers
+from train.preflight import uses_bfloat16
+
+STEPS = {"1m": 2930, "4m": 3906}  # of the baseline: 6 and 8 million tokens
+STEPS_A_TURN = 4  # where seconds are measured
+EVALUATED = 256  # windows of each held-out split
+BASELINE = [
+    "--train.optimizer=adamw",
+    "--train.schedule=cosine",
+    "--train.warmup=0.02",
+    "--train.min-lr-ratio=0.1",
+    "--train.weight-decay=0.1",
+    "--train.embedding-lr=1",
+]
+Cell = dict[str, Any]
+
+
+class First:
+    """The first windows of a split."""
+
+    separator = -1
+
+    def __init__(self, windows: Windows, count: int = EVALUATED):
+        self.windows, self.count = windows, min(count, len(windows))
+        self.token_bytes = windows.token_bytes
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self.count
+
+    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Windows.batch`."""
+        return self.windows.batch(indices)
+
+
+def recipe_of(cell: Cell) -> Recipe:
+    """The recipe of a cell with everything that it changes."""
+    steps = max(1, round(STEPS[cell["size"]] * cell["share"]))
+    changes = BASELINE if cell["way"] == "baseline" else cell.get("overrides", [])
+    own = [
+        f"--data.corpus={cell['corpus']}",
+        f"--train.seed={cell['seed']}",
+        f"--train.learning-rate={cell['learning_rate']}",
+        f"--train.steps={steps}",
+        f"--train.eval-every={max(1, steps // 10)}",
+        "--train.save-every=200",
+        "--train.keep-last=1",
+        "--train.compile=never",
+        "--train.hang-seconds=1e9",
+    ]
+    return load(Recipe, f"configs/speedrun-{cell['size']}.toml", [*changes, *own])
+
+
+def model_of(cell: Cell, recipe: Recipe, vocab_size: int) -> Transformer | Gpt2:
+    """The cell's model, its weights drawn."""
+    if cell["way"] == "baseline":
+        torch.manual_seed(cell["seed"])
+        return Gpt2(recipe.model, vocab_size)
+    return build_model(recipe.model, vocab_size).init_weights(cell["seed"])
+
+
+def train_cell(cell: Cell) -> Cell:
+    """Train one cell to its end, from where it was cut off; the cell with its results."""
+    recipe = recipe_of(cell)
+    data = prepare(recipe.data)
+    tokenizer = Tokenizer.load(cached_tokenizer(data, recipe.tokenizer))
+    shards, length = write_shards(data, tokenizer), recipe.model.max_seq_len
+    train_set, validation, test = (Windows(shards, split, length, tokenizer) for split in SPLITS)
+    model = model_of(cell, recipe, tokenizer.vocab_size)
+    if cell["way"] == "baseline" and cell["size"] != "1m":
+        model.compile()  # the longest runs, in three quarters of the time
+    parts = (str(value) for key, value in cell.items() if key != "overrides")
+    run = Path("cache/cells") / "-".join(parts).replace(" ", "-")
+    run.mkdir(parents=True, exist_ok=True)
+    with Ranks("cpu") as ranks:
+        seen = First(validation)
+        result = train(model, train_set, seen, tokenizer, recipe.train, run, ranks, resume=True)
+        if result.signal:
+            raise SystemExit(128 + result.signal)
+        bfloat16 = uses_bfloat16(recipe.train.precision, model, ranks.device)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+        tested = evaluate(model, model, First(test), recipe.train, ranks, autocast)
+    rows = [row for row in read_metrics(run) if "validation_loss" in row]
+    return cell | {
+        "steps": result.progress.step,
+        "tokens": result.progress.tokens,
+        "flops": result.progress.flops,
+        "seconds": result.progress.seconds,
+        "parameters": model.num_parameters(),
+        "validation_loss": rows[-1]["validation_loss"],
+        "test_loss": tested["validation_loss"],
+        "test_bits_per_byte": tested["bits_per_byte"],
+        "curve": [(row["step"], round(row["validation_loss"], 4)) for row in rows],
+    }
+
+
+COMPILED = ", compiled"
+
+
+def step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool = False) -> dict[str, list[float]]:
+    """Seconds of a step of each cell, a value per round, in each of which all have a turn.
+
+    With `compiled` each has another turn with torch.compile, under its name with COMPILED.
+    """
+    x, y = torch.randint(0, 4096, (2, 8, 256))
+    made = {}
+    for name, cell in cells.items():
+        recipe = recipe_of({"learning_rate": 1e-3} | cell)
+        for end in ("", COMPILED) if compiled else ("",):
+            model = model_of(cell, recipe, 4096)
+            if end and isinstance(model, Transformer):
+                set_block_forward(model, compiled=True, checkpointing=False)
+            elif end:
+                model.compile()
+            parameters = dict(model.named_parameters())
+            chosen = optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
+            made[name + end] = model, parameters, chosen
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for turn in range(rounds + 1):
+        for name, (model, parameters, chosen) in made.items():
+            started = time.perf_counter()
+            for _ in range(STEPS_A_TURN):
+                with autocast:
+                    loss = model(x, targets=y)
+                (loss / y.numel()).backward()
+                clip_gradients(parameters, 1.0)
+                for optimizer in chosen:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if turn:  # the first one warms up
+                times[name].append((time.perf_counter() - started) / STEPS_A_TURN)
+    return times
+
+
+def done(path: Path) -> list[Cell]:
+    """The rows of a ledger."""
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+
+
+def run(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes: float) -> None:
+    """Run the cells that `plan` wants, given the rows there are, until it wants no more.
+
+    Those that are not done after `minutes` save and end; they go on at the next call.
+    """
+    until = time.monotonic() + 60 * minutes
+
+    def work(cell: Cell) -> bool:
+        if time.monotonic() > until:
+            return False
+        say(f"training {json.dumps(cell)}")
+        command = [sys.executable, "-m", "benchmarks.grid", json.dumps(cell)]
+        threads = os.environ | {"OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=threads) as process:
+            try:
+                output, _ = process.communicate(timeout=until - time.monotonic())
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+                return False
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(output.splitlines()[-1] + "\n")
+        return True
+
+    while True:
+        rows = done(path)
+        todo = [c for c in plan(rows) if not any(c.items() <= row.items() for row in rows)]
+        with ThreadPoolExecutor(jobs) as pool:
+            if not todo or not all(pool.map(work, todo)):
+                say(f"{len(todo)} cells left" if todo else "all cells are done")
+                return
+
+
+if __name__ == "__main__":
+    print(json.dumps(train_cell(json.loads(sys.argv[1]))))

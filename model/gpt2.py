@@ -1,0 +1,62 @@
+"""What GPT-2 has and Llama has not: LayerNorm, biases, GELU and learned positions.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
+"""
+
+import torch
+from torch import nn
+
+from configs.schema import ModelConfig
+from model.cache import KVCache
+from model.norm import LayerNorm
+from model.transformer import Attention, Block, Transformer
+
+
+class GPT2Attention(Attention):
+    """Attention without rotary positions."""
+
+    def rotate(self, q: torch.Tensor, k: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys as they are: the embedding holds the positions."""
+        return q, k
+
+
+class GPT2FeedForward(nn.Module):
+    """Two linear layers with biases around a GELU."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.w2(nn.functional.gelu(self.w1(x), approximate="tanh"))
+
+
+class GPT2Block(Block):
+    """Pre-norm residual block."""
+
+    attention_class = GPT2Attention
+    feed_forward_class = GPT2FeedForward
+    norm_class = LayerNorm
+
+
+class GPT2(Transformer):
+    """A transformer with an embedding of every position."""
+
+    block_class = GPT2Block
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__(config, vocab_size)
+        self.pos_embeddings = nn.Embedding(config.max_seq_len, config.dim)
+
+    def embed(self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
+        """As `Transformer.embed`, plus the embedding of each position."""
+        x = super().embed(tokens, cache, document_starts)
+        start = 0 if cache is None else cache.length
+        if start + x.shape[1] > self.config.max_seq_len:
+            raise ValueError(f"{start + x.shape[1]} positions; the context is {self.config.max_seq_len}")
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        if document_starts is not None:
+            positions = positions - document_starts
+        return x + self.pos_embeddings(positions)

@@ -1,0 +1,91 @@
+"""How well a model predicts text: the bits it needs for each document, in windows that overlap."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from cli.console import track
+from cli.errors import UserError
+from model.cache import KVCache
+from model.fused import project_and_score
+from model.transformer import Transformer
+from tokenizer.bpe import Tokenizer
+
+BATCH, BATCH_TOKENS = 8, 4096
+
+
+@torch.no_grad()
+def document_bits(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], prefix: Sequence[str] = ()
+) -> list[float]:
+    """Bits that the model needs for each text, given the documents of `prefix`.
+
+    A text follows a document separator. One longer than the context is scored in windows that
+    overlap by half, each token once, with at least half a context before it. Raises UserError if
+    the tokenizer does not give a text back (its bits would come out too low), or the prefix does
+    not fit.
+    """
+    separator = tokenizer.separator_id
+    encoded = tokenizer.encode_batch(texts)
+    for text, ids in zip(texts, encoded, strict=True):
+        if tokenizer.decode(ids) != text:
+            raise UserError(f"the tokenizer loses characters of the document {text[:60]!r}…")
+    context = model.config.context
+    cache = None
+    head = [token for ids in tokenizer.encode_batch(prefix) for token in (separator, *ids)]
+    if head:
+        longest = max(map(len, encoded))
+        if len(head) + longest + 1 > context:
+            raise UserError(f"a prefix of {len(head)} tokens and {longest} do not fit {context}")
+        cache = KVCache(len(head))
+        model.features(torch.tensor([head], device=model.device), cache)
+    pieces = []  # (document, ids, how many of the last targets count)
+    for number, ids in enumerate(encoded):
+        row, scored = [separator, *ids], 1
+        while scored < len(row):
+            start = 0 if scored == 1 else scored - context // 2
+            piece = row[start : start + context + 1 if cache is None else len(row)]
+            pieces.append((number, piece, start + len(piece) - scored))
+            scored = start + len(piece)
+    pieces.sort(key=lambda piece: len(piece[1]))
+    bits = [0.0] * len(texts)
+    batches = list(_batches(pieces))
+    for batch in track(batches, "scoring documents", len(batches)):
+        longest = max(len(ids) for _, ids, _ in batch) - 1
+        inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
+        for at, (_, piece, _) in enumerate(batch):
+            inputs[at, : len(piece) - 1] = torch.tensor(piece[:-1])
+        features = model.features(inputs.to(model.device), cache and cache.fork(len(batch), longest))
+        for row, (number, piece, count) in zip(features, batch, strict=True):
+            x = row[len(piece) - 1 - count : len(piece) - 1]
+            targets = torch.tensor(piece[-count:], device=model.device)
+            nats = project_and_score(x, model.output.weight, targets)
+            bits[number] += nats.item() / math.log(2)
+    return bits
+
+
+def _batches(pieces: Sequence[tuple[int, list[int], int]]) -> Iterator[list]:
+    # Memory is that of the longest text, not of eight of them.
+    batch: list = []
+    for piece in pieces:  # shortest first
+        if batch and (len(batch) == BATCH or (len(batch) + 1) * len(piece[1]) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def score_texts(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float | int]:
+    """What `document_bits` says of all texts together. Raises UserError as it does."""
+    bits = sum(document_bits(model, tokenizer, texts))
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    size = sum(len(text.encode()) for text in texts)
+    return {
+        "bits_per_byte": bits / max(1, size),
+        "perplexity": 2 ** min(bits / max(1, tokens), 1000),
+        "tokens": tokens,
+        "bytes": size,
+        "documents": len(texts),
+    }

@@ -1,0 +1,200 @@
+"""What our own recipes add to the Llama family, each for a measured gain (`benchmarks/ablation.py`).
+
+| option           | what it does                                                            |
+| ---------------- | ----------------------------------------------------------------------- |
+| activation relu2 | squared ReLU: two matrices instead of three (So et al. 2021)            |
+| key_shift        | half of the key heads hold the key of the position before               |
+| value_embeddings | every layer adds an embedding of the token to its values                |
+| bigram_buckets   | every block mixes in an embedding of the hashed token pair              |
+| embedding_norm   | RMSNorm after the embedding                                             |
+| zero_init        | every block starts as the identity                                      |
+| base_dim         | muP: logits and rates scale with the width (Yang et al. 2022)           |
+"""
+
+import torch
+from torch import nn
+
+from configs.schema import ModelConfig
+from model.cache import KVCache
+from model.fused import relu2
+from model.norm import RMSNorm
+from model.transformer import Attention, Block, FeedForward, Transformer
+
+
+class ScratchAttention(Attention):
+    """Attention with value embeddings and shifted keys.
+
+    A shifted key lets a query find what followed an earlier occurrence of its token, which
+    otherwise takes two layers (smeared keys; Olsson et al. 2022, arXiv:2209.11895).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__(config, layer)
+        if config.value_embeddings:
+            self.value_scale = nn.Parameter(torch.ones(1))
+
+    def shift_keys(self, k: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
+        """(B, T, K, D) keys, the first half of the heads moved one position on; zeros come first."""
+        half = self.config.n_kv_heads // 2
+        shifted = k[:, :, :half]
+        before = torch.zeros_like(shifted[:, :1]) if cache is None else cache.previous_keys(self.layer, shifted)
+        shifted = torch.cat([before, shifted[:, :-1]], 1)
+        if document_starts is not None:
+            is_start = document_starts == torch.arange(k.shape[1], device=k.device)
+            shifted = shifted.masked_fill(is_start[..., None, None], 0)
+        return torch.cat([shifted, k[:, :, half:]], 2)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        angles: torch.Tensor,
+        cache: KVCache | None = None,
+        document_starts: torch.Tensor | None = None,
+        values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `Attention.forward`; `values` (B, T, K * D) are added to the values of x."""
+        q, k, v = self.project(x)
+        if values is not None:
+            v = v + (self.value_scale * values).to(v.dtype)
+        q, k, v = self.split_heads(q, k, v)
+        q, k = self.rotate(q, k, angles)
+        if self.config.key_shift:
+            k = self.shift_keys(k, cache, document_starts)
+        return self.attend(q, k, v, cache, document_starts)
+
+
+class ReluFeedForward(nn.Module):
+    """Squared ReLU (So et al. 2021, arXiv:2109.08668)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, hidden_dim)."""
+        return relu2(self.w1(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.w2(self.activate(x))
+
+
+class ScratchBlock(Block):
+    """A block that starts from a learnt mix of the stream and an embedding of token pairs.
+
+    (Huang et al. 2025, arXiv:2501.16975.)
+    """
+
+    attention_class = ScratchAttention
+
+    def __init__(self, config: ModelConfig, layer: int):
+        self.feed_forward_class = FeedForward if config.activation == "swiglu" else ReluFeedForward
+        super().__init__(config, layer)
+        if config.bigram_buckets:
+            self.mix = nn.Parameter(torch.tensor([1.0, 0.1]))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        angles: torch.Tensor,
+        cache: KVCache | None = None,
+        document_starts: torch.Tensor | None = None,
+        pairs: torch.Tensor | None = None,
+        values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); `pairs` are mixed into x, `values` go to the attention."""
+        if pairs is not None:
+            x = self.mix[0] * x + self.mix[1] * pairs
+        y = self.attention(self.attention_norm(x), angles, cache, document_starts, values)
+        normal, x = self.ffn_norm.add(y, x)
+        return x + self.feed_forward(normal)
+
+
+class ScratchTransformer(Transformer):
+    """The Llama family with any of the options above."""
+
+    block_class = ScratchBlock
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__(config, vocab_size)
+        if config.embedding_norm:
+            self.embedding_norm = RMSNorm(config.dim, config.norm_eps)
+        if config.bigram_buckets:
+            self.bigram_embeddings = nn.Embedding(config.bigram_buckets, config.dim)
+        if config.value_embeddings:
+            kv_dim = config.n_kv_heads * config.head_dim
+            tables = (nn.Embedding(vocab_size, kv_dim) for _ in range(config.n_layers))
+            self.value_embeddings = nn.ModuleList(tables)
+
+    def init_parameter(self, name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
+        """As `Transformer.init_parameter`, and
+
+        | weights                   | distribution     |
+        | ------------------------- | ---------------- |
+        | value embeddings          | normal, std 0.25 |
+        | bigram embeddings         | 0                |
+        | mixes                     | 1, 0.1           |
+        | wo, w2 with `zero_init`   | 0                |
+        """
+        if name.endswith("mix"):
+            parameter.fill_(0.1)[0] = 1.0
+        elif name == "bigram_embeddings.weight":
+            parameter.zero_()
+        elif name.startswith("value_embeddings"):
+            parameter.normal_(0, 0.25, generator=generator)
+        else:
+            super().init_parameter(name, parameter, generator)
+            if self.config.zero_init and name.endswith(("wo.weight", "w2.weight")):
+                parameter.zero_()
+
+    def embed(self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
+        """As `Transformer.embed`, normalised with `embedding_norm`."""
+        x = super().embed(tokens, cache, document_starts)
+        return self.embedding_norm(x) if self.config.embedding_norm else x
+
+    def embed_pairs(
+        self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, T) ids -> (B, T, C), the embedding of each token with the one before it.
+
+        The token before the first is id 0 (a window may start anywhere). Pairs share the rows of
+        their table by a hash.
+        """
+        last = tokens.new_zeros(1, 1) if cache is None else cache.last.to(tokens.device)
+        before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
+        if document_starts is not None:
+            is_start = document_starts == torch.arange(tokens.shape[1], device=tokens.device)
+            before = before.masked_fill(is_start, 0)
+        rows = (tokens * 36313 + before * 27191) % self.config.bigram_buckets
+        return self.bigram_embeddings(rows)
+
+    def run_layers(
+        self,
+        x: torch.Tensor,
+        tokens: torch.Tensor,
+        angles: torch.Tensor,
+        cache: KVCache | None,
+        document_starts: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """All blocks, (B, T, C) -> (B, T, C); a soft prompt has neither pairs nor values."""
+        soft = x.shape[1] - tokens.shape[1]
+
+        def padded(embedded: torch.Tensor) -> torch.Tensor:
+            return nn.functional.pad(embedded, (0, 0, soft, 0)) if soft else embedded
+
+        pairs = values = None
+        if self.config.bigram_buckets:
+            pairs = padded(self.embed_pairs(tokens, cache, document_starts))
+        for i, layer in enumerate(self.layers):
+            if self.config.value_embeddings:
+                values = padded(self.value_embeddings[i](tokens))
+            x = layer(x, angles, cache, document_starts, pairs, values)
+        return x
+
+    def features(
+        self, tokens: torch.Tensor, cache: KVCache | None = None, document_starts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `Transformer.features`, times base_dim / dim with a `base_dim`."""
+        x = super().features(tokens, cache, document_starts)
+        return x * self.config.width_ratio if self.config.base_dim else x

@@ -1,0 +1,42 @@
+"""The forward pass of a micro-batch, as training, evaluation and the preflight checks run it."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from model.masks import document_starts
+from model.transformer import Transformer
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, (B, T) int64
+
+
+def summed_loss(model: nn.Module, batch: Batch, separator: int, device: torch.device) -> torch.Tensor:
+    """The summed loss of a batch in nats, float32, on `device`.
+
+    With a `separator` of 0 or more, each row packs documents that start with that token, and the
+    document mask hides them from each other.
+    """
+    inputs, targets = (x.to(device) for x in batch)
+    if separator < 0:
+        return model(inputs, targets=targets)
+    return model(inputs, targets=targets, document_starts=document_starts(inputs, separator))
+
+
+def set_block_forward(model: Transformer, *, compiled: bool, checkpointing: bool) -> None:
+    """Choose how every block runs its forward pass: compiled or not, checkpointed or not.
+
+    Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) computes the activations of a
+    block again in the backward pass instead of storing them. Blocks of one shape share compiled
+    code.
+    """
+    for layer in model.layers:
+        vars(layer).pop("forward", None)
+        forward = layer.forward
+        if compiled:
+            forward = torch.compile(forward)
+        if checkpointing:
+            forward = partial(checkpoint, forward, use_reentrant=False)
+        if compiled or checkpointing:
+            layer.forward = forward

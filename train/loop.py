@@ -1,0 +1,321 @@
+"""The training loop that pretraining, fine-tuning and studies share.
+
+`Trainer.train` is the loop, `Trainer.step` one optimiser step. Guarantees, each with a test in
+`tests/train/`: the loss is a mean over all tokens of the global batch, so neither the micro-batch
+size nor the number of ranks changes it; a resumed run continues exactly where the checkpoint was
+taken; a step whose loss or gradient is not finite is skipped; SIGINT and SIGTERM save and exit.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from cli.console import say
+from cli.errors import UserError
+from configs.schema import TrainConfig
+from data.examples import Examples
+from data.loader import Loader
+from data.shards import Windows
+from model.flops import training_flops
+from model.formats.native import checkpoints
+from model.transformer import IGNORE, Transformer
+from tokenizer.bpe import Tokenizer
+from train.checkpoint import Progress, TrainState, restore, rewind, seed_generators
+from train.compilation import compile_where_it_pays
+from train.distributed import Ranks, gradients_summed
+from train.ema import ema_weights, start_ema, update_ema
+from train.evaluate import evaluate, evaluation_subset
+from train.forward import Batch, set_block_forward, summed_loss
+from train.guard import Guard
+from train.metrics import Metrics, peak_memory
+from train.optim import learning_rate, optimizers, step_flops
+from train.plot import plot_run
+from train.preflight import describe, describe_time, find_micro_batch, frozen_hash, uses_bfloat16
+from train.profiler import Profiler, parse_window, peak_flops
+from train.saver import Saver
+from train.signals import Signals
+from train.watchdog import Watchdog
+
+DataSet = Windows | Examples
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `train` did, over all resumptions."""
+
+    progress: Progress
+    bits_per_byte: float
+    """Of the last evaluation; NaN if a signal came before one."""
+    peak_bytes: int
+    signal: int
+    """The signal that ended the run early, or 0."""
+
+
+def train(
+    model: Transformer,
+    train_set: DataSet,
+    validation_set: DataSet,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    run: Path,
+    ranks: Ranks,
+    *,
+    resume: bool = False,
+    profile: str | None = None,
+    keep_best: bool = False,
+) -> RunResult:
+    """Train the parameters of `model` that require gradients; every rank calls it.
+
+    Checkpoints, metrics and plots go to the run directory `run`. `resume` continues from its newest
+    checkpoint, if there is one. `profile` names steps to profile, as "10:13". `keep_best` saves
+    whenever the validation score improves, as `config.patience` does.
+
+    Raises UserError if the batch does not divide over ranks, memory is too small, a checkpoint to
+    resume does not fit, gradients stay infinite, or the last checkpoint cannot be saved.
+    """
+    trainer = Trainer(model, train_set, validation_set, tokenizer, config, run, ranks, resume, profile, keep_best)
+    return trainer.train()
+
+
+class Trainer:
+    """The state of one call of `train`; its arguments are explained there."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        train_set: DataSet,
+        validation_set: DataSet,
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        run: Path,
+        ranks: Ranks,
+        resume: bool,
+        profile: str | None,
+        keep_best: bool,
+    ):
+        if config.batch_size % ranks.world_size:
+            raise UserError(f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks")
+        self.model, self.run, self.ranks, self.device = model.train(), run, ranks, ranks.device
+        self.train_set, self.validation_set, self.keep_best = train_set, validation_set, keep_best
+        fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
+        bfloat16 = uses_bfloat16(config.precision, model, self.device)
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        set_block_forward(model, compiled=False, checkpointing=config.activation_checkpointing)
+        self.wrapped = ranks.wrap(model, config.parallel, bfloat16)
+        micro, pass_seconds = find_micro_batch(self.wrapped, train_set, config, ranks, self.autocast)
+        self.config = config = config.model_copy(update={"micro_batch_size": micro})
+        describe(model, train_set, config, ranks, bfloat16)
+        speedup = compile_where_it_pays(model, self.wrapped, train_set, config, ranks, self.autocast, bfloat16, run)
+        seed_generators(config.seed + ranks.rank)
+
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.ema = start_ema(self.parameters) if config.ema else {}
+        self.loader = Loader(len(train_set), config.batch_size, config.seed)
+        products = torch.bfloat16 if bfloat16 else torch.float32
+        self.optimizers = optimizers(self.parameters, config, model.config.width_ratio, products)
+        self.state = TrainState(self.parameters, self.optimizers, self.loader, tokenizer, fingerprint, self.ema)
+        self.progress = self.state.progress
+        if resume and not checkpoints(run):
+            say(f"{run}: holds no checkpoint yet; starting from step 0")
+            resume = False
+        if resume:
+            restore(run, self.state, ranks)
+        self.resumed, self.started_at, self.score = resume, self.progress.step, math.nan
+        self.subset = evaluation_subset(validation_set, config, self.progress.evaluated_windows)
+        self.progress.evaluated_windows = len(self.subset)
+        left = max(0.0, 1 - position(self.progress, self.progress.seconds, config)[0])
+        sets, seconds = (train_set, validation_set), pass_seconds / (speedup or 1)
+        describe_time(model, sets, config, ranks, seconds, len(self.subset), self.progress.step, left)
+        # Compiled code serves one shape; examples come in many.
+        self.evaluates_compiled = speedup is not None and isinstance(validation_set, Windows)
+        self.profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
+        self.peak_flops = peak_flops(self.device, bfloat16)
+        self.saver, self.guard = Saver(run, config.keep_last, ranks), Guard(run, ranks.rank, self.progress)
+
+    def train(self) -> RunResult:
+        """The loop: evaluate and save when due, then one step, until the run is done or a signal comes."""
+        config, progress, ranks = self.config, self.progress, self.ranks
+        with (
+            Signals() as signals,
+            Watchdog(ranks, config.hang_seconds, progress),
+            Metrics(self.run, config, self.started_at if self.resumed else -1, ranks.is_main) as self.metrics,
+        ):
+            while True:
+                stop, save_now, seconds = self.agree(signals)
+                done, end = position(progress, seconds, config)
+                is_new = progress.step > self.started_at or not self.resumed  # not done by the resumed run
+                is_last, bits_per_byte, improved = done >= 1, None, False
+                if not stop and (is_last or (is_new and progress.step % config.eval_every == 0)):
+                    bits_per_byte, improved = self.evaluate()
+                    is_last = is_last or self.should_stop_early()
+                save_due = progress.step > 0 and progress.step % config.save_every == 0
+                save_due = save_due or (improved and (self.keep_best or config.patience > 0))
+                if is_new and (save_due or is_last or stop or save_now):
+                    self.saver.save(self.state, bits_per_byte)
+                if is_last and not stop:
+                    self.evaluate_whole_split()
+                if is_last or stop:
+                    self.profiler.close()
+                    self.saver.finish()
+                    break
+                self.profiler.before(progress.step + 1)
+                row = self.step(end)
+                self.metrics.step(row, position(progress, progress.seconds, config)[0])
+                if self.guard.spike(row["loss"]) and config.on_spike == "rewind":
+                    self.rewind()
+        if ranks.is_main:
+            plot_run(self.run)
+        # A signal that came when all was trained is too late to stop anything.
+        received = (signals.received or signal.SIGTERM) if stop else 0  # or another rank's
+        return RunResult(progress, self.score, peak_memory(self.device), int(received))
+
+    def step(self, end: float) -> dict:
+        """One optimiser step; `end` is the share of the run that will be done after it.
+
+        Gradient accumulation over micro-batches, gradient clipping, update, EMA. Returns the row of
+        metrics.jsonl.
+        """
+        started = time.perf_counter()
+        config, ranks = self.config, self.ranks
+        epoch = self.loader.epoch + self.loader.cursor / self.loader.samples
+        batches = self.next_batches()
+        loading = time.perf_counter() - started
+        tokens, padded = ranks.sum(
+            sum(int((targets != IGNORE).sum()) for _, targets in batches), sum(inputs.numel() for inputs, _ in batches)
+        )
+        # DDP averages gradients over ranks; the loss is a sum over this rank's tokens.
+        (loss_sum,) = ranks.sum(self.backward(batches, scale=ranks.world_size / max(1, tokens)))
+        loss = loss_sum / max(1, tokens)
+        norm = clip_gradients(self.parameters, config.clip_norm)
+        lr = learning_rate(end, config)
+        if self.guard.finite(loss, norm, batches):
+            self.update(lr)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+        flops = self.advance(seconds, int(tokens), int(padded))
+        return {
+            "step": self.progress.step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens": self.progress.tokens,
+            "tokens_per_second": padded / seconds,
+            "seconds": self.progress.seconds,
+            "mfu": self.peak_flops and flops / seconds / self.peak_flops / ranks.world_size,
+            "loader_seconds": loading,
+            "memory_bytes": peak_memory(self.device),
+            "epoch": epoch,
+        }
+
+    def next_batches(self) -> list[Batch]:
+        """The share of this rank of the next global batch, as micro-batches."""
+        indices, size = self.loader.next(self.ranks.rank, self.ranks.world_size), self.config.micro_batch_size
+        return [self.train_set.batch(indices[i : i + size]) for i in range(0, len(indices), size)]
+
+    def backward(self, batches: Sequence[Batch], scale: float) -> float:
+        """Add `scale` times the gradient of each micro-batch's loss; returns the summed loss in nats."""
+        loss_sum = torch.zeros((), device=self.device)
+        for i, batch in enumerate(batches):
+            # Ranks exchange gradients once, in the last backward pass of the step.
+            with gradients_summed(self.wrapped, i == len(batches) - 1):
+                with self.autocast:
+                    loss = summed_loss(self.wrapped, batch, self.train_set.separator, self.device)
+                (loss * scale).backward()
+            loss_sum += loss.detach()
+        return loss_sum.item()
+
+    def update(self, lr: float) -> None:
+        """Apply the gradients at learning rate `lr`, and update the EMA."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("scale", 1.0)
+            optimizer.step()
+        update_ema(self.ema, self.parameters, self.config.ema, self.progress.step + 1)
+
+    def advance(self, seconds: float, tokens: int, padded: int) -> float:
+        """Count one step in the progress; returns its FLOPs."""
+        length = int(padded / self.config.batch_size)
+        flops = training_flops(self.model, padded, tokens, length) + step_flops(self.optimizers)
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        self.progress.seconds += seconds
+        self.progress.flops += flops
+        return flops
+
+    def agree(self, signals: Signals) -> tuple[bool, bool, float]:
+        """Whether any rank was told to stop, or to save, and the main rank's seconds; finishes a save."""
+        asked, signals.save = signals.save, False
+        seconds, stop, save_now, writing, failed = self.ranks.sum(
+            self.progress.seconds * self.ranks.is_main,
+            signals.received,
+            asked,
+            self.saver.writing,
+            self.saver.error is not None,
+        )
+        self.saver.settle(writing, failed)
+        return bool(stop), bool(save_now), seconds
+
+    def evaluate(self) -> tuple[float, bool]:
+        """Score the validation subset: bits per byte, and whether that is the best so far."""
+        result = self.scores(self.subset)
+        self.metrics.evaluation({"step": self.progress.step, **result})
+        self.score = result["bits_per_byte"]
+        return self.score, self.progress.judge(self.score)
+
+    def should_stop_early(self) -> bool:
+        """Early stopping: `patience` evaluations in a row without an improvement."""
+        return 0 < self.config.patience <= self.progress.stale
+
+    def evaluate_whole_split(self) -> None:
+        """Score the whole validation split, once, at the end."""
+        if len(self.subset) < len(self.validation_set):
+            result = self.scores(None)
+            self.metrics.final_evaluation(self.progress.step, len(self.validation_set), result)
+            self.score = result["bits_per_byte"]
+
+    def scores(self, windows: np.ndarray | None) -> dict[str, float]:
+        """`evaluate` on some windows of the validation split, or all, with the EMA if there is one."""
+        with ema_weights(self.ema, self.parameters):
+            return evaluate(
+                self.wrapped,
+                self.model,
+                self.validation_set,
+                self.config,
+                self.ranks,
+                self.autocast,
+                windows,
+                self.evaluates_compiled,
+            )
+
+    def rewind(self) -> None:
+        """After a loss spike: return to the newest checkpoint and continue with other data."""
+        self.saver.wait()
+        if checkpoints(self.run):
+            rewind(self.run, self.state, self.ranks)
+            self.metrics.rewind(self.progress.step)
+            self.started_at, self.resumed = self.progress.step, True
+
+
+def position(progress: Progress, seconds: float, config: TrainConfig) -> tuple[float, float]:
+    """The share of the run that is done, and the share that will be done after the next step."""
+    if not (config.max_seconds or config.max_flops):
+        return progress.step / config.steps, (progress.step + 1) / config.steps
+    spent = seconds if config.max_seconds else progress.flops
+    done = spent / (config.max_seconds or config.max_flops)
+    # A step is assumed to take the mean of the steps so far; nothing is known of the first one.
+    return done, max(done + done / max(1, progress.step), 0.01 * config.warmup)
+
+
+def clip_gradients(parameters: dict[str, nn.Parameter], limit: float) -> float:
+    """Gradient clipping: scale all gradients down to a global norm of `limit`; returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

@@ -1,0 +1,229 @@
+"""Preflight checks: what a run will need in memory and time, measured before its first step."""
+
+import contextlib
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cli.console import say
+from cli.errors import UserError
+from configs.schema import TrainConfig
+from model.flops import training_flops
+from model.transformer import Transformer
+from train.distributed import Ranks, local
+from train.evaluate import FORWARD
+from train.forward import summed_loss
+from train.metrics import clock
+
+SHARE = 0.7  # of free memory that a found micro-batch may fill: what is kept is not all there is
+SLOW = 10.0  # seconds of a first pass that is not repeated to be timed
+TOKENS_PER_PARAMETER = 20  # of a compute-optimal run (Hoffmann et al. 2022, arXiv:2203.15556)
+
+
+def frozen_hash(model: Transformer) -> str:
+    """SHA-256 of the weights that are not trained: an adapter is nothing without them."""
+    total = hashlib.sha256()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> bool:
+    """Whether matrix products run in bfloat16: where asked for or, with "auto", where it pays."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Narrow matrices lose as much to the casts as bfloat16 instructions win (docs/log.md).
+    return model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
+
+
+def describe(model: Transformer, train_set, config: TrainConfig, ranks: Ranks, bfloat16: bool) -> None:
+    """Say what is about to happen: sizes, epochs, precision, ranks."""
+    windows, length = len(train_set), train_set.seq_len
+    precision = "bfloat16 autocast" if bfloat16 else "float32"
+    micro = config.micro_batch_size
+    accumulation = -(-config.batch_size // ranks.world_size // micro)
+    sharded = ", sharded" if config.parallel == "fsdp" and ranks.world_size > 1 else ""
+    trained = model.num_parameters(True)
+    frozen = model.num_parameters() - trained
+    say(
+        f"model: {model.num_parameters():,} parameters, {trained:,} trained, {frozen:,} frozen, "
+        f"{precision} on {ranks.world_size} x {ranks.device.type}{sharded}"
+    )
+    tokens = config.steps * config.batch_size * length
+    fits = tokens / TOKENS_PER_PARAMETER
+    times = model.num_parameters() / fits
+    if not frozen and not config.max_seconds and not config.max_flops and not 0.5 < times < 2:
+        say(
+            f"note: the model is {times:,.2f} times as large as is compute-optimal for "
+            f"{tokens:,} tokens ({TOKENS_PER_PARAMETER} per parameter: {fits:,.0f} parameters)"
+        )
+    say(
+        f"data: {windows:,} windows/epoch of {length} tokens, up to {windows * length:,} "
+        f"tokens/epoch, {windows / config.batch_size:,.1f} steps/epoch; {config.batch_size} "
+        f"windows/step = {ranks.world_size} ranks x {accumulation} x {micro}"
+    )
+
+
+def describe_time(
+    model: Transformer,
+    sets: tuple,
+    config: TrainConfig,
+    ranks: Ranks,
+    pass_seconds: float,
+    subset: int,
+    begin: int,
+    left: float,
+) -> None:
+    """Say about how long the run will take from step `begin` on, evaluation included.
+
+    `pass_seconds` is what one forward and backward pass of a micro-batch takes; `subset` windows
+    are scored in a periodic evaluation; `left` is the share of the run that is still to be trained.
+    Saving and sampling are not in it.
+    """
+    train_set, validation_set = sets
+    windows = config.micro_batch_size
+    step = pass_seconds * -(-config.batch_size // ranks.world_size // windows)
+    training = config.steps * step
+    if config.max_seconds:
+        training = config.max_seconds
+    elif config.max_flops:
+        tokens = config.batch_size * train_set.seq_len
+        training = step * config.max_flops / training_flops(model, tokens, tokens, train_set.seq_len)
+    training *= left
+    window = FORWARD * pass_seconds / windows / ranks.world_size
+    every = len(validation_set)
+    end = begin + max(1, round(training / step))
+    count = end // config.eval_every - begin // config.eval_every
+    count += (begin == 0) + (end % config.eval_every > 0)
+    periodic, final = count * subset * window, every * window * (subset < every)
+    total = training + periodic + final
+    say(
+        f"time: about {clock(total)} in all: training {clock(training)}; {count} evaluations of "
+        f"{subset:,} windows {clock(periodic)} ({periodic / total:.1%})"
+        + (f"; at the end all {every:,} {clock(final)} ({final / total:.1%})" if final else "")
+    )
+
+
+def find_micro_batch(
+    model: nn.Module, train_set, config: TrainConfig, ranks: Ranks, autocast: torch.autocast
+) -> tuple[int, float]:
+    """The micro-batch size, and the seconds that a forward and backward pass of it takes.
+
+    The size is the one asked for, else the largest power of two that fits. Tries it, so that too
+    little memory is met before step 1, and says what is needed. Every rank calls it and gets the
+    same size. Raises UserError, naming what to lower, if there is too little memory.
+    """
+    most = config.batch_size // ranks.world_size
+    size = config.micro_batch_size
+    if not size:
+        needs = dry_run(model, train_set, 1, ranks, autocast)
+        size = min(ranks.gather(rows_that_fit(needs, most)))
+    size = min(size, most)
+    needs = dry_run(model, train_set, size, ranks, autocast)
+    total = needs.fixed + needs.activations
+    say(
+        f"memory: weights {_size(needs.weights)}, gradients and moments "
+        f"{_size(needs.fixed - needs.weights)}, activations {_size(needs.activations)} "
+        f"({needs.rows} windows) = {_size(total)} of {_size(needs.free)} free"
+    )
+    if total > needs.free:
+        say(
+            f"WARNING: this run needs {_size(total)} of memory and {_size(needs.free)} are free: "
+            "lower train.micro_batch_size, model.max_seq_len or model.dim, or end other programs"
+        )
+    if max(ranks.gather(needs.seconds)) < SLOW:  # else the first pass, which warms up, must do
+        needs = dry_run(model, train_set, size, ranks, autocast)
+    return size, max(ranks.gather(needs.seconds))
+
+
+def rows_that_fit(needs: "Needs", most: int) -> int:
+    """The largest power of two of windows that fit beside `needs.fixed`; 1 if none does."""
+    room = (SHARE * needs.free - needs.fixed) / max(1, needs.activations)
+    return 1 << (max(1, int(min(room, most))).bit_length() - 1)
+
+
+@dataclass
+class Needs:
+    """Bytes on one device, of a pass of some rows, and how long it took."""
+
+    free: int
+    """What there is for all of the below."""
+    weights: int
+    fixed: int
+    """Weights, gradients and moments."""
+    activations: int
+    rows: int = 1
+    seconds: float = 0.0
+
+
+def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torch.autocast) -> Needs:
+    """One forward and backward pass of `size` windows, thrown away.
+
+    Raises UserError, naming what to lower, if memory is too small.
+    """
+    inputs, targets = train_set.batch(train_set.longest(size))
+    saved: dict[int, int] = {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        whole = x if x._base is None else x._base
+        if not (whole.is_leaf and whole.requires_grad):  # a weight, perhaps put together by FSDP
+            storage = x.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    places = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
+    weights, gradients = (sum(map(_bytes, ps)) for ps in (model.parameters(), trained))
+    free = free_memory(ranks.device) + weights  # which are there already
+    started = time.perf_counter()
+    try:
+        with autocast, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            loss = summed_loss(model, (inputs, targets), train_set.separator, ranks.device)
+        loss.backward()
+        loss.item()  # waits for the device
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory with {tuple(inputs.shape)} tokens at a time: lower "
+            "train.micro_batch_size first (the result stays the same), then model.max_seq_len or "
+            "model.dim"
+        ) from None
+    seconds = time.perf_counter() - started
+    for parameter in trained:
+        parameter.grad = None
+    activations = sum(size for start, size in saved.items() if start not in places)
+    # AdamW keeps two moments of each weight.
+    return Needs(free, weights, weights + 3 * gradients, activations, len(inputs), seconds)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may still take: of the GPU, or of the machine and of its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    limits = [psutil.virtual_memory().available]
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
+        most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        # Files that the system has cached are given up when a program asks for memory.
+        cached = re.search(r"(?m)^inactive_file (\d+)", (group / "memory.stat").read_text())
+        limits.append(most - used + int(cached[1] if cached else 0))
+    return min(limits)
+
+
+def _bytes(parameter: nn.Parameter) -> int:
+    return local(parameter).numel() * parameter.element_size()
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
