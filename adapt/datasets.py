@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli.errors import UserError
-from data.examples import Examples, Row, completions
+from data.examples import Examples, Row, encode_completions
 from data.items import Item, Task
 from data.shards import Windows, write_shards
 from model.transformer import Transformer
@@ -34,7 +34,7 @@ def task_sets(task: Task, model: Transformer, tokenizer: Tokenizer, pack: int = 
 
     def rows(items: list[Item]) -> list[Row]:
         pairs = [(task.opening + task.prompt(i.text), task.completion(i.label)) for i in items]
-        return completions(pairs, tokenizer)
+        return encode_completions(pairs, tokenizer)
 
     return example_sets(rows(task.train), rows(task.validation), model, tokenizer, pack)
 

@@ -6,7 +6,7 @@ import torch
 
 from configs.finetune_recipe import FinetuneRecipe
 from data.examples import Examples, Row
-from data.prepare import prepare, shuffled
+from data.prepare import prepare, read_shuffled
 from model.sample import sample
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
@@ -52,7 +52,7 @@ class Probe:
     def general_set(self, model: Transformer, tokenizer: Tokenizer) -> Examples:
         """Held-out documents of the recipe's general corpus, cut to GENERAL_TOKENS."""
         data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
-        texts = [row["text"] for row in shuffled(prepare(data), "test")[:GENERAL_DOCUMENTS]]
+        texts = [row["text"] for row in read_shuffled(prepare(data), "test")[:GENERAL_DOCUMENTS]]
         length = min(GENERAL_TOKENS, model.config.context)
         encoded = ([tokenizer.separator_id, *ids][:length] for ids in tokenizer.encode_batch(texts))
         return Examples([Row(ids, [True] * len(ids)) for ids in encoded], length, tokenizer)

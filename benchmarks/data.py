@@ -22,7 +22,7 @@ from benchmarks.runs import steps_of
 from cli.recipes import load
 from configs.schema import Recipe
 from data.loader import Loader
-from data.prepare import documents, prepare
+from data.prepare import prepare, read_documents
 from data.shards import Windows, cached_tokenizer, write_shards
 from tokenizer.bpe import Tokenizer
 
@@ -39,7 +39,7 @@ def main() -> None:
     folder = prepare(recipe.data)
     path = cached_tokenizer(folder, recipe.tokenizer)
     tokenizer, raw = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
-    texts = [row["text"] for split in ("train", "validation", "test") for row in documents(folder, split)]
+    texts = [row["text"] for split in ("train", "validation", "test") for row in read_documents(folder, split)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     ours, theirs = [], []
     for _ in range(args.rounds):

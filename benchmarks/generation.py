@@ -22,7 +22,7 @@ from benchmarks.peers import transformers_llama
 from benchmarks.record import profile, record
 from configs.schema import DataConfig
 from data.builtin import BUILTIN
-from data.prepare import documents, prepare
+from data.prepare import prepare, read_documents
 from model.generate import generate
 from model.int8 import quantize
 from model.load import load_model
@@ -64,7 +64,7 @@ def bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[s
     lengths, found = tokenizer.token_bytes(), {}
     for corpus in BUILTIN:
         stream: list[int] = []
-        for document in documents(prepare(DataConfig(corpus=corpus)), "test"):
+        for document in read_documents(prepare(DataConfig(corpus=corpus)), "test"):
             stream += tokenizer.encode(document["text"]) if len(stream) < 8 * size else []
         ids = torch.tensor(stream[: 8 * size]).view(8, size)
         size_bytes = int(lengths[ids[:, 1:].numpy()].sum()) * math.log(2)
@@ -123,7 +123,7 @@ def main() -> None:
         ways["transformers", name] = copy.deepcopy(theirs).to(dtype)
     ways["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
     copied = bandwidth()
-    texts = [document["text"] for document in documents(prepare(DataConfig()), "test")]
+    texts = [document["text"] for document in read_documents(prepare(DataConfig()), "test")]
     stream = [i for text in texts for i in tokenizer.encode(text)]
     rows = []
     for batch in args.batch:

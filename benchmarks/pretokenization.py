@@ -16,7 +16,7 @@ from tokenizer.inspect import bytes_per_token
 from benchmarks.record import record
 from cli.recipes import load
 from configs.schema import Recipe
-from data.prepare import documents, prepare
+from data.prepare import prepare, read_documents
 from data.shards import cached_tokenizer
 from model.build import build_model
 from tokenizer.bpe import Tokenizer
@@ -59,7 +59,7 @@ def main() -> None:
             scores[name].append(result.bits_per_byte)
             folder = prepare(variant.data)
             path = cached_tokenizer(folder, tokens)
-            texts = [row["text"] for row in documents(folder, "validation")]
+            texts = [row["text"] for row in read_documents(folder, "validation")]
             lengths[name] = bytes_per_token(Tokenizer.load(path), texts)
     rows = {
         name: {

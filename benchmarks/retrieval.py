@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.record import record
 from configs.schema import DataConfig
-from data.prepare import prepare, shuffled
+from data.prepare import prepare, read_shuffled
 from prompting.store import WAYS, Store
 
 DEPTH = 5
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["wordllama", "smollm2-135m"])
     parser.add_argument("--documents", type=int, default=1000)
     args = parser.parse_args()
-    rows = shuffled(prepare(DataConfig(corpus="aws-api")), "train")
+    rows = read_shuffled(prepare(DataConfig(corpus="aws-api")), "train")
     operations = [row for row in rows if "/operation/" in row["id"]]
     others = [row for row in rows if "/operation/" not in row["id"]]
     half = args.documents // 2

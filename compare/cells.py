@@ -20,7 +20,7 @@ from cli.errors import UserError, run_command
 from compare.context import Cell, Study
 from compare.method import Learned, Setting
 from compare.methods import BASELINES, METHODS
-from data.prepare import shuffled
+from data.prepare import read_shuffled
 from train.metrics import peak_memory, reset_peak_memory
 
 SHOWN = 2  # held-out prompts that every method continues, side by side in the report
@@ -96,7 +96,7 @@ def validation(study: Study, cell: Cell, learned: Learned) -> tuple[float, float
         found = learned.answers("validation")
         count = len(found["correct"])
         return sum(found["correct"]) / count, count * found.get("flops_per_request", 0.0)
-    texts = [row["text"] for row in shuffled(study.documents, "validation")][:VALIDATED]
+    texts = [row["text"] for row in read_shuffled(study.documents, "validation")][:VALIDATED]
     assert learned.bits is not None
     return -sum(learned.bits(texts)) / sum(len(text.encode()) for text in texts), 0.0
 

@@ -15,7 +15,7 @@ from compare.leaks import HeldOut
 from configs.schema import TrainConfig
 from configs.study_recipe import StudyRecipe
 from data.items import Item, Task
-from data.prepare import documents, part_of, prepare, shuffled
+from data.prepare import prepare, read_documents, read_shuffled, subsample
 from data.tasks import load_task
 from model.load import load_model
 from model.transformer import Transformer
@@ -71,11 +71,11 @@ class Study:
         self.documents = prepare(self.recipe.data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         task = task_of(self.recipe)
-        texts = [row["text"] for row in shuffled(self.documents, "test")]
+        texts = [row["text"] for row in read_shuffled(self.documents, "test")]
         texts = texts[: self.recipe.test_documents]
         asked = [item.text for item in (*task.test, *task.validation)]
         every = HeldOut([*texts, *asked])
-        self.all_texts = [row["text"] for row in documents(self.documents, "train")]
+        self.all_texts = [row["text"] for row in read_documents(self.documents, "train")]
         learnable = [item.text for item in task.train]
         dropped = every.copies([*self.all_texts, *learnable])
         self.left_out = len(dropped)
@@ -105,11 +105,11 @@ class Study:
 
     def part(self, share: float) -> Path:
         """The prepared folder whose training split is a share of the documents, by this seed."""
-        return part_of(self.documents, share, self.seed)
+        return subsample(self.documents, share, self.seed)
 
     def texts(self, share: float, place: str) -> list[str]:
         """The training documents of a share, which `place` is about to see."""
-        return self.allow(place, [row["text"] for row in documents(self.part(share), "train")])
+        return self.allow(place, [row["text"] for row in read_documents(self.part(share), "train")])
 
     def labelled(self, count: int, place: str) -> Task:
         """The task with `count` training items, drawn by this seed, which `place` is to see.
@@ -141,7 +141,7 @@ class Study:
     def general(self) -> list[str]:
         """Held-out documents of general text."""
         data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
-        rows = shuffled(prepare(data), "test")[:GENERAL]
+        rows = read_shuffled(prepare(data), "test")[:GENERAL]
         return [row["text"][:GENERAL_CHARS] for row in rows]
 
 

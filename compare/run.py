@@ -42,7 +42,7 @@ from compare.method import sizes_of
 from compare.methods import METHODS
 from compare.report import report
 from configs.study_recipe import StudyRecipe
-from data.prepare import manifest_of, prepare
+from data.prepare import load_manifest, prepare
 from model.load import version_of
 from train.run_directory import (
     check_run,
@@ -116,7 +116,7 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
         for path in sorted((model, *model.rglob("*")))
         if path.is_file()
     ]
-    texts = [manifest_of(prepare(data))["fingerprint"] for data in (study.data, general)]
+    texts = [load_manifest(prepare(data))["fingerprint"] for data in (study.data, general)]
     data = [texts, items, version_of(study.foundation), files]
 
     def digest(cell: Cell) -> str:

@@ -17,7 +17,7 @@ from cli.console import printable, say
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, load
 from configs.schema import Recipe
-from data.prepare import SPLITS, documents, prepare
+from data.prepare import SPLITS, prepare, read_documents
 from data.shards import cached_tokenizer
 from model.formats.gguf import gguf_tokenizer
 from model.load import foundation_file
@@ -65,7 +65,7 @@ def main() -> None:
         table.add_column(f"{name} ({tokenizer.vocab_size:,} tokens)", justify="right")
     sample = args.text
     for split in SPLITS:
-        texts = [row["text"] for row in islice(documents(folder, split), 20_000)]
+        texts = [row["text"] for row in islice(read_documents(folder, split), 20_000)]
         table.add_row(split, *(f"{bytes_per_token(t, texts):.3f}" for t in columns.values()))
         if split == "validation" and sample is None:
             sample = texts[0][:400]

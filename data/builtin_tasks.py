@@ -25,7 +25,7 @@ RHYTHMS = ("clog", "hornpipe", "jig", "reel", "slip jig", "strathspey")
 _MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor", "mix": "mix"}
 
 
-class Maker(NamedTuple):
+class TaskBuilder(NamedTuple):
     """How items are made of a corpus' documents."""
 
     field: str
@@ -108,11 +108,11 @@ def _docstring_name(document: dict) -> Iterator[Item]:
 
 
 TASKS = {
-    "tune-key": Maker("Tune", "Key", "classification", 10, "tune with a key", _tune_key),
-    "tune-rhythm": Maker("Tune", "Rhythm", "classification", 6, "tune with a rhythm", _tune_rhythm),
-    "tune-meter": Maker("Tune", "Meter", "classification", 7, "tune with a metre", _tune_meter),
-    "api-operation": Maker("Description", "Operation", "naming", 0, "operation of AWS (aws-api)", _api_operation),
-    "api-service": Maker(
+    "tune-key": TaskBuilder("Tune", "Key", "classification", 10, "tune with a key", _tune_key),
+    "tune-rhythm": TaskBuilder("Tune", "Rhythm", "classification", 6, "tune with a rhythm", _tune_rhythm),
+    "tune-meter": TaskBuilder("Tune", "Meter", "classification", 7, "tune with a metre", _tune_meter),
+    "api-operation": TaskBuilder("Description", "Operation", "naming", 0, "operation of AWS (aws-api)", _api_operation),
+    "api-service": TaskBuilder(
         "Description",
         "Service",
         "classification",
@@ -120,7 +120,7 @@ TASKS = {
         'service that the train split has too: set data.group_field = "document"',
         _api_service,
     ),
-    "docstring-name": Maker(
+    "docstring-name": TaskBuilder(
         "Docstring", "Function", "naming", 0, "documented function (python-stdlib)", _docstring_name
     ),
 }

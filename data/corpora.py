@@ -14,7 +14,7 @@ from cli.revisions import is_commit
 from configs.schema import DataConfig
 from data.builtin import BUILTIN
 from data.documents import Corpus, Document, fingerprint_files
-from data.readers import CONVERT, TABLES, check_file, fields, kind_of, list_files, read_rows, section_target
+from data.readers import CONVERT, TABLES, check_file, effective_suffix, fields, list_files, read_rows, section_target
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -36,7 +36,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     return _hub_corpus(config)
 
 
-def pinned_corpus(corpus: str) -> str:
+def pin_revision(corpus: str) -> str:
     """The name of a hub dataset with its commit; any other name as it is. Raises UserError."""
     return _resolved(corpus) if _on_hub(corpus) else corpus
 
@@ -68,7 +68,7 @@ def _on_hub(corpus: str) -> bool:
     path = Path(corpus)
     name = corpus.partition("@")[0]  # a revision may have slashes
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
-    return not (corpus in BUILTIN or is_path or kind_of(path) in (*TABLES, *CONVERT, ".txt", ".md"))
+    return not (corpus in BUILTIN or is_path or effective_suffix(path) in (*TABLES, *CONVERT, ".txt", ".md"))
 
 
 def _resolved(corpus: str) -> str:

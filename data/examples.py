@@ -13,7 +13,7 @@ import torch
 from cli.errors import UserError
 from configs.schema import DataConfig
 from data.shards import IGNORE
-from data.tasks import drawn_split, group_of, json_row, numbered_lines
+from data.tasks import assign_split, parse_row, read_numbered_lines, row_group
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import encode_chat
 
@@ -69,7 +69,7 @@ class Examples:
         return inputs, targets
 
 
-def completions(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, end: bool = False) -> list[Row]:
+def encode_completions(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, end: bool = False) -> list[Row]:
     """Prompts with their completions, of which alone the tokens are scored.
 
     With `end` the separator follows and is scored: the model learns to stop.
@@ -94,19 +94,19 @@ def read_examples(path: Path, data: DataConfig, tokenizer: Tokenizer) -> tuple[l
     the line, for a malformed one, and if a split stays empty.
     """
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
-    for number, line in numbered_lines(path, "examples"):
+    for number, line in read_numbered_lines(path, "examples"):
         place = f"{path}: line {number}"
-        row = json_row(line, place, ())
+        row = parse_row(line, place, ())
         if "messages" in row:
             text = Row(*encode_chat(tokenizer, row["messages"], place))
             group = json.dumps(row["messages"])
         else:
-            row = json_row(line, place, ("prompt", "completion"))
-            (text,) = completions([(row["prompt"], row["completion"])], tokenizer, end=True)
+            row = parse_row(line, place, ("prompt", "completion"))
+            (text,) = encode_completions([(row["prompt"], row["completion"])], tokenizer, end=True)
             group = row["prompt"]
         settings = data.model_copy(update={"test_fraction": 0.0})
         text = text._replace(place=place)
-        splits[drawn_split(group_of(row, group), settings)].append(text)
+        splits[assign_split(row_group(row, group), settings)].append(text)
     for split, texts in splits.items():
         if not texts:
             raise UserError(f"{path}: no example is left for the {split} split; add lines")

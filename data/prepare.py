@@ -82,7 +82,7 @@ def prepare(config: DataConfig) -> Path:
     return folder
 
 
-def manifest_of(folder: Path) -> dict:
+def load_manifest(folder: Path) -> dict:
     """The manifest of a prepared folder. Raises UserError if the folder is damaged."""
     manifest = valid_manifest(folder)
     if manifest is None:
@@ -90,19 +90,19 @@ def manifest_of(folder: Path) -> dict:
     return manifest
 
 
-def documents(folder: Path, split: str) -> Iterator[dict]:
+def read_documents(folder: Path, split: str) -> Iterator[dict]:
     """Stream one split of a prepared folder as {"id", "text", "group"}."""
     with open(folder / f"{split}.jsonl", encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
 
 
-def shuffled(folder: Path, split: str) -> list[dict]:
+def read_shuffled(folder: Path, split: str) -> list[dict]:
     """One whole split in an order that is fixed but not the files': by the hash of the ids."""
-    return sorted(documents(folder, split), key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+    return sorted(read_documents(folder, split), key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 
 
-def part_of(folder: Path, share: float, seed: int) -> Path:
+def subsample(folder: Path, share: float, seed: int) -> Path:
     """A folder like `folder` with a share of its training documents, drawn by `seed`.
 
     What a small share draws is in every larger one of that seed; at least one document is. The
@@ -110,7 +110,7 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
     """
     if share >= 1:
         return folder
-    whole = manifest_of(folder)
+    whole = load_manifest(folder)
     name = hashlib.sha256(f"{whole['fingerprint']}:{share}:{seed}".encode()).hexdigest()[:16]
     part = folder.with_name(name)
     if valid_manifest(part):
@@ -121,7 +121,7 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
 
     wanted, size = share * whole["splits"]["train"]["bytes"], 0
     taken: set[str] = set()
-    for row in sorted(documents(folder, "train"), key=drawn):
+    for row in sorted(read_documents(folder, "train"), key=drawn):
         if taken and size + len(row["text"].encode()) > wanted:
             break
         taken.add(row["id"])
@@ -129,7 +129,7 @@ def part_of(folder: Path, share: float, seed: int) -> Path:
     counts = Counter(documents=0, characters=0, bytes=0)
     with atomic_folder(part, stays=valid_manifest) as aside:
         with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
-            for row in documents(folder, "train"):
+            for row in read_documents(folder, "train"):
                 if row["id"] in taken:
                     file.write(json.dumps(row) + "\n")
                     text = row["text"]
@@ -295,7 +295,7 @@ def main() -> None:
     """Entry point of `python -m data.prepare`."""
     recipe, _ = parse(Recipe, Parser(__doc__, add_help=False))
     folder = prepare(recipe.data)
-    manifest = manifest_of(folder)
+    manifest = load_manifest(folder)
     for table in ("counts", "documents_cleaned"):
         show("  ".join(f"{name} {count:,}" for name, count in manifest[table].items()))
     for split, numbers in manifest["splits"].items():

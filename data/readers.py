@@ -74,8 +74,8 @@ def list_files(root: Path) -> list[Path]:
             raise UserError(f"{path}: is a link to a file that does not exist; remove it")
         if not path.is_file():
             continue
-        named = kind_of(path) in (*TABLES, ".txt", ".md")
-        (kept if named or not why_not_text(path) else skipped).append(path)
+        named = effective_suffix(path) in (*TABLES, ".txt", ".md")
+        (kept if named or not detect_non_text(path) else skipped).append(path)
     if skipped:
         shown = ", ".join(path.name for path in skipped[:3]) + (", …" if len(skipped) > 3 else "")
         say(f"{root}: {len(skipped)} files are not text and are left out: {shown}")
@@ -84,7 +84,7 @@ def list_files(root: Path) -> list[Path]:
     return kept
 
 
-def kind_of(path: Path) -> str:
+def effective_suffix(path: Path) -> str:
     """The suffix that tells how a file is read: that of what is packed in it, in lower case."""
     suffix = path.suffix.lower()
     suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
@@ -101,9 +101,9 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {reason}; check it, or move it away") from None
 
 
-def why_not_text(path: Path) -> str:
+def detect_non_text(path: Path) -> str:
     """What a file is, if it is not UTF-8 text; empty if it is. Raises UserError."""
-    suffix = kind_of(path)
+    suffix = effective_suffix(path)
     if suffix in CONVERT and suffix != ".json":
         return CONVERT[suffix]
     with _named(path), _open_bytes(path) as file:
@@ -129,7 +129,7 @@ def check_file(path: Path, config: DataConfig, named: bool) -> None:
 
     `named`: the user has named this very file, and not a folder that it is in.
     """
-    suffix = kind_of(path)
+    suffix = effective_suffix(path)
     if suffix == ".parquet" and path.suffix.lower() in COMPRESSED:
         raise UserError(f"{path}: Parquet is packed already; unpack it")
     if suffix in TABLES and config.document != "section":
@@ -138,7 +138,7 @@ def check_file(path: Path, config: DataConfig, named: bool) -> None:
         raise UserError(f"{path}: cannot read {suffix}: it is {CONVERT[suffix]}")
     if suffix == ".parquet":
         return
-    if reason := why_not_text(path):
+    if reason := detect_non_text(path):
         raise UserError(f"{path}: is {reason}")
     with _open_bytes(path) as file:
         share = _invalid_share(file.read(_HEAD))
@@ -153,7 +153,7 @@ def section_target(files: Iterable[Path], config: DataConfig) -> int:
     """Characters of a section: `section_chars`, or a twentieth of all text if that is less."""
     wanted, size = _SECTIONS * config.section_chars, 0
     for path in files:
-        if kind_of(path) not in TABLES and size < wanted:
+        if effective_suffix(path) not in TABLES and size < wanted:
             with io.TextIOWrapper(_open_bytes(path), "utf-8", errors="replace") as file:
                 size += len(file.read(wanted))
     return max(1, min(config.section_chars, size // _SECTIONS))
@@ -164,7 +164,7 @@ def read_rows(path: Path, config: DataConfig, target: int) -> Iterator[Row]:
 
     Raises UserError, naming the file and the line, for a malformed one or a missing column.
     """
-    kind = kind_of(path)
+    kind = effective_suffix(path)
     if kind == ".parquet":
         return _parquet(path, config)
     readers: dict[str, Callable[[IO[str]], Iterator[Row]]] = {
@@ -253,7 +253,7 @@ def _csv(path: Path, file: IO[str], config: DataConfig, delimiter: str) -> Itera
             yield fields(row, config, f"{path}: line {rows.line_num}")
     except csv.Error as error:
         raise UserError(
-            f"{path}: line {rows.line_num}: malformed {kind_of(path)[1:].upper()}: {error}; a "
+            f"{path}: line {rows.line_num}: malformed {effective_suffix(path)[1:].upper()}: {error}; a "
             'field with quotes in it is written "like ""this"""'
         ) from None
 

@@ -21,7 +21,7 @@ from cli.atomic import atomic_folder, valid_manifest, write_atomically, write_ma
 from cli.console import say, track
 from cli.errors import UserError
 from configs.schema import TokenizerConfig
-from data.prepare import SPLITS, documents, manifest_of
+from data.prepare import SPLITS, load_manifest, read_documents
 from tokenizer.bpe import Tokenizer
 from tokenizer.train import train_tokenizer
 
@@ -33,7 +33,7 @@ def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
 
     Raises UserError if the corpus does not support a strict `config.vocab_size`.
     """
-    key = json.dumps([manifest_of(folder)["fingerprint"], config.model_dump()], sort_keys=True)
+    key = json.dumps([load_manifest(folder)["fingerprint"], config.model_dump()], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = folder.parent.parent / "tokenizers" / f"{name}.json"
     try:
@@ -44,7 +44,7 @@ def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
         if path.exists():
             say(f"{error}; it is trained again")
     say(f"tokenizer: training for {config.vocab_size:,} tokens")
-    learned = train_tokenizer((d["text"] for d in documents(folder, "train")), config)
+    learned = train_tokenizer((d["text"] for d in read_documents(folder, "train")), config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, learned.to_json())
     return path
@@ -52,7 +52,7 @@ def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
 
 def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
     """Tokenise the splits of a prepared folder, unless that is cached; returns the shard folder."""
-    fingerprint = manifest_of(folder)["fingerprint"]
+    fingerprint = load_manifest(folder)["fingerprint"]
     name = hashlib.sha256((fingerprint + tokenizer.hash).encode()).hexdigest()
     shards = folder.parent.parent / "tokens" / name[:16]
     if valid_manifest(shards):
@@ -71,7 +71,7 @@ def _write_split(folder: Path, split: str, tokenizer: Tokenizer, aside: Path) ->
     dtype, starts, position, size = _dtype(tokenizer), [], 0, 0
     separator = np.array([tokenizer.separator_id], dtype)
     with open(aside / f"{split}.bin", "wb") as file:
-        for batch in _batches(track(documents(folder, split), f"tokenising {split}")):
+        for batch in _batches(track(read_documents(folder, split), f"tokenising {split}")):
             for row, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 starts.append(position)
                 position += 1 + len(ids)
@@ -97,7 +97,7 @@ class Windows:
 
     def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer, most: int = 0):
         """The first `most` windows, or all; UserError if the train split is shorter than one."""
-        manifest = manifest_of(shards)
+        manifest = load_manifest(shards)
         self.fingerprint = f"{manifest['fingerprint']}:{split}:{seq_len}"
         self.seq_len = seq_len
         self.ids: np.ndarray = np.memmap(shards / f"{split}.bin", manifest["dtype"], mode="r")

@@ -18,7 +18,7 @@ from cli.errors import UserError, nearest
 from configs.schema import DataConfig, TaskConfig
 from data.builtin_tasks import TASKS
 from data.items import Item, Task
-from data.prepare import SPLITS, prepare, shuffled
+from data.prepare import SPLITS, prepare, read_shuffled
 
 
 def load_task(config: TaskConfig, data: DataConfig) -> Task:
@@ -37,7 +37,7 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
         hint = nearest(config.name, sorted(TASKS))
         raise UserError(f'task.name: no task or .jsonl file "{config.name}"{hint}')
     made, folder = TASKS[config.name], prepare(data)
-    items = {split: [item for d in shuffled(folder, split) for item in made.items(d)] for split in SPLITS}
+    items = {split: [item for d in read_shuffled(folder, split) for item in made.items(d)] for split in SPLITS}
     if made.kind == "naming":  # an answer that can be copied tells nothing
         items = {s: [i for i in its if i.label.lower() not in i.text.lower()] for s, its in items.items()}
     labels: list[str] = []
@@ -75,10 +75,10 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
     path = Path(config.name)
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     placed: dict[str, str] = {}
-    for number, line in numbered_lines(path, "task.name"):
-        row = json_row(line, f"{path}: line {number}", ("text", "label"))
-        group = group_of(row, row["text"])
-        split = row.get("split") or drawn_split(group, data)
+    for number, line in read_numbered_lines(path, "task.name"):
+        row = parse_row(line, f"{path}: line {number}", ("text", "label"))
+        group = row_group(row, row["text"])
+        split = row.get("split") or assign_split(group, data)
         if split not in splits:
             hint = nearest(str(split), SPLITS)
             raise UserError(f'{path}: line {number}: no split "{split}"{hint}')
@@ -109,7 +109,7 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
     return Task(config.field, config.answer, labels, train, validation, test, config.kind)
 
 
-def numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
+def read_numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
     """The lines of a file that are not empty, from 1. Raises UserError, naming the setting."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -118,7 +118,7 @@ def numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def json_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
+def parse_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
     """A JSON object with texts in `fields`. Raises UserError, naming the place."""
     try:
         row = json.loads(line)
@@ -139,12 +139,12 @@ def has_group(row: dict) -> bool:
     return row.get("group") not in (None, "")
 
 
-def group_of(row: dict, otherwise: str) -> str:
+def row_group(row: dict, otherwise: str) -> str:
     """What of a file stays in one split with this row."""
     return str(row["group"]) if has_group(row) else otherwise
 
 
-def drawn_split(group: str, data: DataConfig) -> str:
+def assign_split(group: str, data: DataConfig) -> str:
     """Which split a group of a file belongs to, by its hash and the shares that `data` names."""
     number = int.from_bytes(hashlib.sha256(f"{data.split_seed}:{group}".encode()).digest())
     share = number / 2**256

@@ -18,7 +18,7 @@ from cli.console import say, track
 from cli.errors import UserError, nearest, run_command
 from cli.recipes import Parser, parse
 from configs.prompt_recipe import StoreRecipe
-from data.prepare import documents, prepare
+from data.prepare import prepare, read_documents
 from prompting.encoders import open_encoder
 
 WAYS = ("hybrid", "vector", "bm25")
@@ -190,7 +190,7 @@ def main() -> None:
     folder = own.store or Path("stores") / Path(own.config).stem
     prepared = prepare(recipe.data)
     store = Store(folder, recipe.encoder, recipe.chunk_chars)
-    rows = documents(prepared, "train")  # only these: what is held out is never retrieved
+    rows = read_documents(prepared, "train")  # only these: what is held out is never retrieved
     done = store.update((row["id"], row["text"]) for row in rows)
     say(f"{folder}: documents " + ", ".join(f"{name} {count:,}" for name, count in done.items()))
 

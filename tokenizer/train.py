@@ -11,7 +11,7 @@ from configs.schema import TokenizerConfig
 from tokenizer.bpe import Tokenizer
 
 
-def pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
+def build_pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
     """The splits that no token may cross, as [tokenizer] digits, newlines and whitespace ask."""
     cuts: list[pre_tokenizers.PreTokenizer] = []
     if config.newlines == "own":
@@ -32,7 +32,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     which is said; with `config.strict` they raise UserError.
     """
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizer(config)
+    backend.pre_tokenizer = build_pre_tokenizer(config)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,

@@ -16,7 +16,7 @@ from cli.errors import UserError
 from cli.recipes import Parser, load, to_toml
 from cli.revisions import resumed_revision
 from configs.schema import DataConfig, Section
-from data.corpora import pinned_corpus
+from data.corpora import pin_revision
 from model.load import pinned
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
@@ -78,7 +78,7 @@ def pinned_recipe(recipe: T, saved: T | None) -> T:
     Those of the `saved` recipe stay, where there is one: a branch may have moved since the run
     began. Raises UserError if the hub does not answer.
     """
-    resolve = {"base": pinned, "foundation": pinned, "general": pinned_corpus}
+    resolve = {"base": pinned, "foundation": pinned, "general": pin_revision}
     changes: dict = {
         name: ask(resumed_revision(getattr(recipe, name), getattr(saved, name, "")))
         for name, ask in resolve.items()
@@ -86,7 +86,7 @@ def pinned_recipe(recipe: T, saved: T | None) -> T:
     }
     data: DataConfig = getattr(recipe, "data")  # noqa: B009 (each of our recipes has one)
     before = getattr(saved, "data").corpus if saved else ""  # noqa: B009
-    corpus = pinned_corpus(resumed_revision(data.corpus, before))
+    corpus = pin_revision(resumed_revision(data.corpus, before))
     return recipe.model_copy(update=changes | {"data": data.model_copy(update={"corpus": corpus})})
 
 

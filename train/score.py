@@ -18,7 +18,7 @@ from cli.recipes import Parser, validate
 from configs.schema import DataConfig
 from data.corpora import open_corpus
 from data.prepare import clean
-from data.readers import TABLES, kind_of, list_files
+from data.readers import TABLES, effective_suffix, list_files
 from model.likelihood import score_texts
 from model.load import load_model
 
@@ -27,7 +27,7 @@ def read_texts(name: str, document: str | None, text_field: str) -> list[str]:
     """The cleaned documents of a file, a folder or a corpus. Raises UserError if there are none."""
     path, texts = Path(name), []
     for part in list_files(path) if path.is_dir() else [path]:
-        is_text = part.exists() and kind_of(part) not in TABLES
+        is_text = part.exists() and effective_suffix(part) not in TABLES
         values = {
             "corpus": name if part == path else str(part),
             "document": document or ("file" if is_text else "section"),

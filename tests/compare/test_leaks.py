@@ -17,7 +17,7 @@ from compare.method import sizes_of
 from compare.methods import METHODS
 from configs.schema import DataConfig, TaskConfig
 from configs.study_recipe import StudyRecipe
-from data.prepare import documents, manifest_of, prepare
+from data.prepare import load_manifest, prepare, read_documents
 from data.tasks import load_task
 
 
@@ -62,7 +62,7 @@ def test_runs_are_found_as_by_comparing_strings(held, texts):
 def test_a_tune_without_its_lines_is_found_in_its_document(cache):
     data = DataConfig(corpus="folk-tunes", test_fraction=0.05, cache_dir=str(cache))
     item = load_task(TaskConfig(name="tune-key", max_chars=160, test_items=5), data).test[0]
-    whole = {row["id"]: row["text"] for row in documents(prepare(data), "test")}
+    whole = {row["id"]: row["text"] for row in read_documents(prepare(data), "test")}
     assert item.text not in whole[item.id]  # its lines are joined
     assert HeldOut([item.text]).copies(whole.values()) == {0: whole[item.id]}
 
@@ -81,7 +81,7 @@ def test_what_is_planted_is_refused_in_text_labels_shots_and_store(study, tmp_pa
             study.labelled(1000, place)
     study.task = task
     path = study.part(0.2) / "train.jsonl"  # which other tests use too
-    before, manifest = path.read_text(), manifest_of(path.parent)
+    before, manifest = path.read_text(), load_manifest(path.parent)
     path.write_text(before + json.dumps({"id": "planted", "text": text}) + "\n")
     write_manifest(path.parent, manifest)  # else it would be noticed as damaged, and made again
     for place in ("scratch", "retrieval", "xz"):
@@ -97,7 +97,7 @@ def planted(study, tmp_path):
     shutil.copytree(study.documents, folder)
     with open(folder / "train.jsonl", "a") as file:
         file.write(json.dumps({"id": "planted", "text": study.test[0]}) + "\n")
-    write_manifest(folder, manifest_of(study.documents))
+    write_manifest(folder, load_manifest(study.documents))
     study.documents = folder
     study.task = study.task._replace(train=study.task.test)
     return study
@@ -122,7 +122,7 @@ def test_no_method_sees_what_is_planted(study, tmp_path, method, axis):
 
 def test_held_out_items_that_stand_in_the_training_text_are_not_measured(corpus, cache, tmp_path):
     data = DataConfig(corpus=str(corpus), section_chars=500, cache_dir=str(cache))
-    known = [row["text"] for row in documents(prepare(data), "train")][:10]
+    known = [row["text"] for row in read_documents(prepare(data), "train")][:10]
     rows = [{"text": words(1000 + n, 14), "label": "ab"[n % 2]} for n in range(150)]
     rows += [{"text": text, "label": "a", "split": "test"} for text in known]
     path = tmp_path / "rows.jsonl"

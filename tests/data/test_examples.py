@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
-from data.examples import Examples, completions
+from data.examples import Examples, encode_completions
 from model.build import build_model
 from model.transformer import IGNORE
 from train.forward import summed_loss
@@ -16,7 +16,7 @@ def test_examples_are_packed_without_cross_talk(foundation):
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48)
     model = build_model(config, tokenizer.vocab_size).init_weights(0)
     pairs = [("what is " + "x " * n, " it" * (1 + n % 5)) for n in range(1, 60)]
-    rows = completions(pairs, tokenizer, end=True)
+    rows = encode_completions(pairs, tokenizer, end=True)
     packed, apart = Examples(rows, 128, tokenizer, pack=True), Examples(rows, 128, tokenizer)
     assert len(packed) < len(apart) / 2
     scored = [i for i, s in zip(rows[6].ids, rows[6].scored, strict=True) if s]

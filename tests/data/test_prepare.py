@@ -12,7 +12,7 @@ from texts import words
 from cli.errors import UserError
 from configs.schema import DataConfig
 from data.builtin import abc_body, melody
-from data.prepare import SPLITS, clean, documents, part_of, prepare
+from data.prepare import SPLITS, clean, prepare, read_documents, subsample
 
 
 @given(st.text())
@@ -49,7 +49,7 @@ def test_the_manifest_accounts_for_every_document(tmp_path):
     assert counts["dropped_near_duplicate"] == 1
     dropped = sum(v for k, v in counts.items() if k.startswith("dropped_"))
     assert counts["documents_kept"] == len(rows) - dropped
-    written = {split: [d["text"] for d in documents(folder, split)] for split in SPLITS}
+    written = {split: [d["text"] for d in read_documents(folder, split)] for split in SPLITS}
     for split, numbers in manifest["splits"].items():
         assert numbers["documents"] == len(written[split]) > 0
         assert numbers["bytes"] == sum(len(text.encode()) for text in written[split])
@@ -76,7 +76,7 @@ def test_no_near_duplicate_straddles_a_split(tmp_path):
     folder = prepare(config)
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
     assert counts["dropped_straddles_split"] > 20
-    found = [(split, shingles(d["text"])) for split in SPLITS for d in documents(folder, split)]
+    found = [(split, shingles(d["text"])) for split in SPLITS for d in read_documents(folder, split)]
     for i, (split, a) in enumerate(found):
         for other, b in found[:i]:
             if split != other:
@@ -88,7 +88,7 @@ def test_groups_never_straddle_and_the_order_of_files_is_kept(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     config = DataConfig(corpus=str(path), cache_dir=str(tmp_path), group_field="author")
     folder = prepare(config)
-    groups = {split: {d["group"] for d in documents(folder, split)} for split in SPLITS}
+    groups = {split: {d["group"] for d in read_documents(folder, split)} for split in SPLITS}
     assert not groups["train"] & groups["test"]
     assert not groups["train"] & groups["validation"]
     assert not groups["test"] & groups["validation"]
@@ -113,8 +113,8 @@ def test_a_share_of_the_training_documents_is_that_large_and_grows(tmp_path):
     folder, before = prepare(config), set()
     whole = json.loads((folder / "manifest.json").read_text())["splits"]
     for share in (0.001, 0.1, 0.5, 0.9):
-        part = part_of(folder, share, seed=1)
-        rows = {d["id"]: d["text"] for d in documents(part, "train")}
+        part = subsample(folder, share, seed=1)
+        rows = {d["id"]: d["text"] for d in read_documents(part, "train")}
         size = sum(len(text.encode()) for text in rows.values())
         if share > 0.001:  # at least one document is in it
             assert share * whole["train"]["bytes"] - 600 < size <= share * whole["train"]["bytes"]
@@ -124,17 +124,17 @@ def test_a_share_of_the_training_documents_is_that_large_and_grows(tmp_path):
         assert json.loads((part / "manifest.json").read_text())["splits"] == whole | {
             "train": {"documents": len(rows), "characters": size, "bytes": size}
         }
-    assert part_of(folder, 1.0, seed=1) == folder
-    assert part_of(folder, 0.5, seed=2) != part_of(folder, 0.5, seed=1)
+    assert subsample(folder, 1.0, seed=1) == folder
+    assert subsample(folder, 0.5, seed=2) != subsample(folder, 0.5, seed=1)
 
 
 def test_folk_tunes_hold_no_melody_in_two_splits(cache):
     folder = prepare(DataConfig(cache_dir=str(cache)))
-    incipits = {split: {tuple(melody(d["text"])[:24]) for d in documents(folder, split)} for split in SPLITS}
+    incipits = {split: {tuple(melody(d["text"])[:24]) for d in read_documents(folder, split)} for split in SPLITS}
     assert len(incipits["train"]) > 3000
     assert not incipits["train"] & (incipits["test"] | incipits["validation"])
     assert not incipits["test"] & incipits["validation"]
-    for document in documents(folder, "train"):
+    for document in read_documents(folder, "train"):
         letters = re.findall(r"(?m)^([A-Zw]):(?!\|)", document["text"])
         assert set(letters) <= set("MLRK"), document["text"]
 
@@ -152,7 +152,7 @@ def test_other_built_ins_hold_text_in_groups(cache):
         folder = prepare(DataConfig(corpus=name, cache_dir=str(cache)))
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["counts"]["documents_kept"] > least
-        groups = {split: {d["group"] for d in documents(folder, split)} for split in SPLITS}
+        groups = {split: {d["group"] for d in read_documents(folder, split)} for split in SPLITS}
         assert not groups["train"] & groups["test"]
 
 

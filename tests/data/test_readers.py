@@ -255,7 +255,7 @@ def test_windows_line_ends_are_line_ends(tmp_path):
 def test_chinese_without_spaces_is_cut_and_near_duplicates_are_found(tmp_path):
     import random
 
-    from data.prepare import documents, prepare
+    from data.prepare import prepare, read_documents
 
     draw = random.Random(0)
     signs = [chr(c) for c in range(0x4E00, 0x4E00 + 900)]
@@ -267,7 +267,7 @@ def test_chinese_without_spaces_is_cut_and_near_duplicates_are_found(tmp_path):
     folder = prepare(config)
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
     assert counts["dropped_near_duplicate"] == 1
-    kept = {d["text"] for split in ("train", "validation", "test") for d in documents(folder, split)}
+    kept = {d["text"] for split in ("train", "validation", "test") for d in read_documents(folder, split)}
     assert kept == set(rows)
     path.write_text("".join(rows))  # one line
     assert max(len(text.text) for text in read(path)) <= 2 * len("".join(rows)) // 20

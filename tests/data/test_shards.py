@@ -7,8 +7,8 @@ import pytest
 from cli.errors import UserError
 from cli.recipes import load
 from configs.schema import Recipe
-from data.examples import Examples, completions
-from data.prepare import documents, prepare
+from data.examples import Examples, encode_completions
+from data.prepare import prepare, read_documents
 from data.shards import IGNORE, Windows, _dtype, cached_tokenizer, write_shards
 from tokenizer.bpe import Tokenizer
 
@@ -32,7 +32,7 @@ def test_the_shards_decode_to_the_documents(prepared):
         assert ids[-1] == tokenizer.separator_id
         ends = [*starts[1:], len(ids) - 1]
         texts = [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(starts, ends, strict=True)]
-        assert texts == [d["text"] for d in documents(folder, split)]
+        assert texts == [d["text"] for d in read_documents(folder, split)]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(400, "<u2"), (1 << 16, "<u2"), ((1 << 16) + 1, "<u4")])
@@ -52,7 +52,7 @@ def test_each_token_after_the_first_is_a_target_once(prepared):
 def test_examples_score_the_completion_only(prepared):
     _, tokenizer, _ = prepared
     pairs = [("a longer prompt than that", " yes"), ("short", " no\n")]
-    examples = Examples(completions(pairs, tokenizer), 64, tokenizer)
+    examples = Examples(encode_completions(pairs, tokenizer), 64, tokenizer)
     inputs, targets = examples.batch(np.array([0, 1]))
     for row, (prompt, completion) in enumerate(pairs):
         scored = targets[row][targets[row] != IGNORE].tolist()
@@ -60,4 +60,4 @@ def test_examples_score_the_completion_only(prepared):
         first = int((targets[row] != IGNORE).nonzero()[0])
         assert inputs[row, : first + 1].tolist() == [tokenizer.separator_id, *tokenizer.encode(prompt)]
     with pytest.raises(UserError, match="more than the context of 3"):
-        Examples(completions(pairs, tokenizer), 3, tokenizer)
+        Examples(encode_completions(pairs, tokenizer), 3, tokenizer)

@@ -5,7 +5,7 @@ import pytest
 
 from cli.errors import UserError
 from configs.schema import DataConfig, TaskConfig
-from data.prepare import SPLITS, documents, prepare
+from data.prepare import SPLITS, prepare, read_documents
 from data.tasks import load_task
 
 ROWS = [{"text": f"text number {n}", "label": "odd" if n % 2 else "even", "group": str(n // 2)} for n in range(200)]
@@ -32,7 +32,7 @@ def test_tune_key_items_hide_the_label_and_follow_the_split(cache):
     assert len(task.labels) == 10
     assert len(task.train) > 2500
     for split in SPLITS:
-        ids = {d["id"]: d["text"] for d in documents(folder, split)}
+        ids = {d["id"]: d["text"] for d in read_documents(folder, split)}
         for item in getattr(task, split):
             assert "K:" not in item.text
             assert item.label in task.labels
@@ -45,7 +45,7 @@ def test_other_labels_of_tunes_are_those_of_their_headers(cache, name, header):
     data = DataConfig(cache_dir=str(cache))
     folder, task = prepare(data), load_task(TaskConfig(name=name), data)
     assert len(task.labels) == {"R": 6, "M": 7}[header]
-    texts = {d["id"]: d["text"] for d in documents(folder, "test")}
+    texts = {d["id"]: d["text"] for d in read_documents(folder, "test")}
     for item in task.test:
         found = re.findall(rf"(?m)^{header}:\s*(.*)$", texts[item.id])
         assert [label.lower() for label in found] == [item.label.lower()]
@@ -57,7 +57,7 @@ def test_names_of_functions_are_not_in_what_describes_them(cache):
     folder, task = prepare(data), load_task(TaskConfig(name="docstring-name"), data)
     assert task.labels == []
     assert task.completion("dumps") == " dumps\n"
-    sources = {d["id"]: d["text"] for d in documents(folder, "test")}
+    sources = {d["id"]: d["text"] for d in read_documents(folder, "test")}
     packages = [{i.id.split("/")[0] for i in getattr(task, s)} for s in ("train", "test")]
     assert not packages[0] & packages[1]
     for item in task.test:

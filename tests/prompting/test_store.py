@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cli.errors import UserError
-from data.prepare import documents, prepare
+from data.prepare import prepare, read_documents
 from prompting.ask import grounded
 from prompting.store import WAYS, Passage, Store, chunks
 
@@ -93,10 +93,10 @@ cache_dir = "{cache}"
     done = command("prompting.store", config, "--store", tmp_path / "store")
     assert done.returncode == 0, done.stderr
     folder = prepare(load(Recipe, recipe).data)
-    ids = {split: {d["id"] for d in documents(folder, split)} for split in ("train", "test")}
+    ids = {split: {d["id"] for d in read_documents(folder, split)} for split in ("train", "test")}
     store = Store(tmp_path / "store")
     assert set(store._known()) == ids["train"]
-    for document in documents(folder, "test"):  # not even by its own words
+    for document in read_documents(folder, "test"):  # not even by its own words
         for way in WAYS:
             found = store.search(document["text"][:300], 20, way)
             assert not {p.document for p in found} & ids["test"]

@@ -11,7 +11,7 @@ import torch
 from cli.errors import UserError
 from cli.recipes import load
 from configs.schema import Recipe, TrainConfig
-from data.examples import Examples, completions
+from data.examples import Examples, encode_completions
 from model.build import build_model
 from model.formats.native import checkpoints, latest_checkpoint, load_run, read_manifest
 from train.distributed import Ranks
@@ -27,7 +27,7 @@ def losses(run):
 def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
     tokenizer, *_ = load_data(load(Recipe, recipe))
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
-    examples = Examples(completions(pairs, tokenizer), 64, tokenizer)
+    examples = Examples(encode_completions(pairs, tokenizer), 64, tokenizer)
     runs = [losses(fit((examples, examples), name=f"m{size}", micro_batch_size=size, steps=6)[1]) for size in (8, 4, 1)]
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
@@ -41,7 +41,7 @@ def test_a_micro_batch_that_is_found_gives_the_same_losses(fit, capsys):
 
 def test_it_learns_a_batch_by_heart(fit, recipe):
     tokenizer, *_ = load_data(load(Recipe, recipe))
-    examples = Examples(completions([("one", " two three"), ("four", " five six")], tokenizer), 64, tokenizer)
+    examples = Examples(encode_completions([("one", " two three"), ("four", " five six")], tokenizer), 64, tokenizer)
     _, run, _ = fit((examples, examples), batch_size=2, steps=150, learning_rate=3e-3)
     assert losses(run)[-1] < 0.1 < losses(run)[0]
 
@@ -215,7 +215,7 @@ def test_resume_is_bitwise_with_every_optimiser_and_precision(fit, recipe, chang
     """Across an epoch's end, which comes in the middle of a batch."""
     tokenizer, *_ = load_data(load(Recipe, recipe))
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 14)]
-    examples = Examples(completions(pairs, tokenizer), 64, tokenizer)
+    examples = Examples(encode_completions(pairs, tokenizer), 64, tokenizer)
     settings = {"steps": 9, "save_every": 4, "eval_every": 3, "keep_last": 9} | changes
     _, whole, _ = fit((examples, examples), name="whole", **settings)
     _, run, _ = fit((examples, examples), name="run", **settings)

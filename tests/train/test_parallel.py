@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 from cli.recipes import load
 from configs.schema import Recipe
-from data.examples import Examples, completions
+from data.examples import Examples, encode_completions
 from model.transformer import Transformer
 from train.distributed import Ranks
 from train.loop import train
@@ -55,7 +55,7 @@ config = recipe.train.model_copy(
 with Ranks("cpu") as ranks:
     tokenizer, *_ = load_data(recipe)
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
-    texts = completions(pairs, tokenizer)
+    texts = encode_completions(pairs, tokenizer)
     sets = Examples(texts, 64, tokenizer), Examples(texts[:3], 64, tokenizer)
     model = build_model(recipe.model, tokenizer.vocab_size).init_weights(0)
     if ranks.is_main:

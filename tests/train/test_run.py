@@ -29,7 +29,7 @@ def test_a_resumed_run_keeps_the_commit_that_it_began_with(given, saved, used):
 
 @pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe, StudyRecipe])
 def test_every_name_of_a_recipe_is_pinned_and_stays_so(kind, monkeypatch):
-    monkeypatch.setattr("train.run_directory.pinned_corpus", lambda name: name if "@" in name else f"{name}@{B}")
+    monkeypatch.setattr("train.run_directory.pin_revision", lambda name: name if "@" in name else f"{name}@{B}")
     monkeypatch.setattr("train.run_directory.pinned", lambda name: name if "@" in name else f"{name}@{B}")
     data = {"corpus": "own/ds"}
     names = {"base": "own/model", "foundation": "own/model", "general": "own/other"}
