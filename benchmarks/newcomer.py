@@ -203,9 +203,11 @@ def cases(megabytes: int) -> dict[str, Case]:
         "JSON lines": Case(file("rows.jsonl", lines)),
         "JSON lines, cut off": Case(file("rows.jsonl", lines[:-9]), refused="malformed JSON"),
         "gzip": Case(file("a.txt.gz", gzip.compress(text(1).encode()))),
-        "gzip, cut off": Case(file("a.txt.gz", gzip.compress(text(1).encode())[:-99]), refused="is damaged or cut off"),
+        "gzip, truncated": Case(
+            file("a.txt.gz", gzip.compress(text(1).encode())[:-99]), refused="is damaged or truncated"
+        ),
         "zstd of JSON lines": Case(file("a.jsonl.zst", zstandard.compress(lines.encode()))),
-        "source tree": Case(tree, said="1 files are not text and are left out: logo.png"),
+        "source tree": Case(tree, said="1 files are not text and are skipped: logo.png"),
         "Windows line ends": Case(file("a.txt", text(1).replace("\n", "\r\n"))),
         "Chinese without spaces": Case(file("a.txt", chinese())),
         f"one line of {megabytes} MB": Case(long_line(megabytes)),

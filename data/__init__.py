@@ -1,1 +1,1 @@
-"""Corpora to documents, splits, token shards and batches."""
+"""Turn a corpus into documents, splits, token shards and batches."""

@@ -1,10 +1,11 @@
-"""The built-in corpora: text that sits inside packages and is read in place.
+"""The built-in corpora: text inside installed packages, read in place.
 
     folk-tunes      music21           three tune books of 1782 to 1883, in ABC  public domain
     aws-api         botocore          documentation of every AWS operation      Apache-2.0
     python-stdlib   the interpreter   the standard library's own source         PSF
 
-aws-api and python-stdlib were surely in the pretraining text of any recent foundation model.
+The pretraining data of any recent foundation model almost certainly contains aws-api and
+python-stdlib.
 """
 
 import gzip
@@ -21,7 +22,7 @@ from pathlib import Path
 from cli.errors import UserError
 from data.documents import Corpus, Document, fingerprint_files
 
-# A field such as `K:G`, but not the notes `A:|`, where a repeat ends.
+# Matches a header field such as `K:G`, but not the notes `A:|` at the end of a repeat.
 ABC_HEADER = re.compile(r"[A-Zw]:(?!\|)")
 
 
@@ -35,9 +36,9 @@ def _package(name: str, requirement: str) -> Path:
 def folk_tunes() -> Corpus:
     """4,000-odd fiddle tunes: Ryan's Mammoth Collection, O'Neill's 1850, Aird's Airs.
 
-    Each document is one tune: the header lines M, L, R, K and the notes. The same melody often
-    stands in two books, so the group is the first 24 note letters, and near-duplicates are judged
-    by the melody's steps, which do not change with the key.
+    Each document is one tune: the header lines M, L, R, K and the notes. Two books often contain
+    the same melody, so the group is the first 24 note letters, and near-duplicate removal compares
+    the intervals of the melody, which do not depend on the key.
     """
     root = _package("music21", "music21==10.5.1") / "corpus"
     files = sorted(p for book in ("ryansMammoth", "oneills1850", "airdsAirs") for p in (root / book).glob("*.abc"))
@@ -55,19 +56,19 @@ def folk_tunes() -> Corpus:
                 body = abc_body(tune)
                 letters = melody(body)
                 if letters:
-                    steps = [chr(ord("a") + (b - a) % 7) for a, b in pairwise(letters)]
+                    intervals = [chr(ord("a") + (b - a) % 7) for a, b in pairwise(letters)]
                     yield Document(
                         id=f"{path.parent.name}/{path.stem}/{number}",
                         text=body,
                         group="".join("abcdefg"[i] for i in letters[:24]),
-                        near=" ".join(steps),
+                        dedup_text=" ".join(intervals),
                     )
 
     return Corpus("folk-tunes", fingerprint_files(files), read)
 
 
 def abc_body(tune: str) -> str:
-    """One ABC tune without its titles, credits, comments, fingerings and words."""
+    """Remove titles, credits, comments, fingerings and words from an ABC tune."""
     lines = []
     for line in tune.split("\n"):
         line = line.split("%")[0].rstrip()
@@ -80,16 +81,16 @@ def abc_body(tune: str) -> str:
 
 
 def melody(body: str) -> list[int]:
-    """Note letters of an ABC body as 0–6 (a–g), without octaves, accidentals and grace notes."""
+    """Return the note letters of an ABC body as 0–6 (a–g); skips octaves, accidentals, grace notes."""
     notes = "".join(line for line in body.split("\n") if not ABC_HEADER.match(line))
     notes = re.sub(r"\{[^}]*\}|![^!]*!|\[[A-Z]:[^\]]*\]", "", notes)
     return [ord(letter.lower()) - ord("a") for letter in re.findall(r"[A-Ga-g]", notes)]
 
 
 def aws_api() -> Corpus:
-    """Documentation of the operations and data types of AWS, one document each, HTML stripped.
+    """Documentation of AWS operations and data types, one document each, without HTML.
 
-    Sibling entries of a service share boilerplate, so a service is never split.
+    The entries of a service share boilerplate, so the group is the service.
     """
     root = _package("botocore", "botocore==1.44.5") / "data"
     files = sorted([*root.glob("*/*/service-2.json"), *root.glob("*/*/service-2.json.gz")])
@@ -97,7 +98,7 @@ def aws_api() -> Corpus:
     def read() -> Iterator[Document]:
         seen: set[bytes] = set()
 
-        def entry(documentation: str) -> str:
+        def strip_repeated(documentation: str) -> str:
             text = re.sub(r"<[^>]+>", " ", documentation)
             text = re.sub(r"\s+", " ", html.unescape(text)).strip()
             key = hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -113,22 +114,22 @@ def aws_api() -> Corpus:
             service = path.parent.parent.name
             for kind in ("operations", "shapes"):
                 for name, item in api.get(kind, {}).items():
-                    lines = [entry(item.get("documentation", ""))]
+                    lines = [strip_repeated(item.get("documentation", ""))]
                     for member, details in item.get("members", {}).items():
-                        text = entry(details.get("documentation", ""))
+                        text = strip_repeated(details.get("documentation", ""))
                         lines += [f"{member}: {text}"] if text else []
                     text = "\n".join(line for line in lines if line)
                     if text:
-                        place = f"{service}/{path.parent.name}/{kind[:-1]}/{name}"
-                        yield Document(place, f"{name}\n{text}", service)
+                        document_id = f"{service}/{path.parent.name}/{kind[:-1]}/{name}"
+                        yield Document(document_id, f"{name}\n{text}", service)
 
     return Corpus("aws-api", fingerprint_files(files), read)
 
 
 def python_stdlib() -> Corpus:
-    """The standard library's modules, without tests and installed packages, one file each.
+    """Modules of the standard library, one file each, without tests and installed packages.
 
-    The group is the top-level package, so that a package's files stay in one split.
+    The group is the top-level package, so all files of a package are in the same split.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}

@@ -1,15 +1,15 @@
-"""The tasks that come with the built-in corpora.
+"""Labelled tasks made from the built-in corpora.
 
-    tune-key        folk-tunes      notes -> key, of the ten commonest
-    tune-rhythm     folk-tunes      notes -> reel, jig, hornpipe, …: six
-    tune-meter      folk-tunes      notes -> metre, of the seven commonest
+    tune-key        folk-tunes      notes -> key (the ten most frequent)
+    tune-rhythm     folk-tunes      notes -> rhythm (six: reel, jig, hornpipe, …)
+    tune-meter      folk-tunes      notes -> metre (the seven most frequent)
     api-operation   aws-api         first sentence of the documentation -> name of the operation
-    api-service     aws-api         the same -> service, of the twelve with most operations
+    api-service     aws-api         the same sentence -> service (the twelve with most operations)
     docstring-name  python-stdlib   first paragraph of a docstring -> name of the function
 
-What is asked for is taken out of the input. Items follow the corpus' split, so no melody, service
-or package is in two of them; `api-service` asks for services that were seen in training, so its
-corpus must be split document by document (data.group_field = "document").
+The input never contains the label. Items keep the split of their document, so no melody, service
+or package is in two splits. `api-service` needs every service in the training split, so its corpus
+must be split document by document (data.group_field = "document").
 """
 
 import ast
@@ -26,19 +26,19 @@ _MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor":
 
 
 class TaskBuilder(NamedTuple):
-    """How items are made of a corpus' documents."""
+    """How to make the items of a task from the documents of a corpus."""
 
     field: str
     answer: str
     kind: Kind
     classes: int
-    """The commonest labels are the closed set; 0 where the answer is open."""
-    what: str
-    """What an item is made of, for an error."""
-    items: Callable[[dict], Iterator[Item]]
+    """Number of most frequent labels in the closed set; 0 for open answers."""
+    source: str
+    """What an item is made from, for error messages."""
+    make_items: Callable[[dict], Iterator[Item]]
 
 
-def _tune(document: dict) -> tuple[dict[str, list[str]], str]:
+def _parse_tune(document: dict) -> tuple[dict[str, list[str]], str]:
     headers: dict[str, list[str]] = {}
     notes = ""
     for line in document["text"].split("\n"):
@@ -49,8 +49,8 @@ def _tune(document: dict) -> tuple[dict[str, list[str]], str]:
     return headers, re.sub(r"\[[KMR]:[^\]]*\]", "", notes)
 
 
-def _tune_key(document: dict) -> Iterator[Item]:
-    headers, notes = _tune(document)
+def _tune_key_items(document: dict) -> Iterator[Item]:
+    headers, notes = _parse_tune(document)
     keys = headers.get("K", [])
     match = re.match(r"([A-G][#b]?)\s*(\w*)", keys[0]) if len(keys) == 1 else None
     mode = match[2].lower()[:3] if match else "?"
@@ -58,21 +58,21 @@ def _tune_key(document: dict) -> Iterator[Item]:
         yield Item(document["id"], notes, match[1] + _MODES[mode])
 
 
-def _tune_rhythm(document: dict) -> Iterator[Item]:
-    headers, notes = _tune(document)
+def _tune_rhythm_items(document: dict) -> Iterator[Item]:
+    headers, notes = _parse_tune(document)
     names = [name.lower() for name in headers.get("R", [])]
     if notes and len(names) == 1 and names[0] in RHYTHMS:
         yield Item(document["id"], notes, names[0])
 
 
-def _tune_meter(document: dict) -> Iterator[Item]:
-    headers, notes = _tune(document)
+def _tune_meter_items(document: dict) -> Iterator[Item]:
+    headers, notes = _parse_tune(document)
     meters = headers.get("M", [])
     if notes and len(meters) == 1:
         yield Item(document["id"], notes, meters[0])
 
 
-def _operation(document: dict) -> tuple[str, str, str] | None:
+def _parse_operation(document: dict) -> tuple[str, str, str] | None:
     service, _, kind, name = document["id"].split("/")
     _, _, text = document["text"].partition("\n")
     sentence = re.split(r"(?<=[.!?])\s", text.split("\n")[0], maxsplit=1)[0]
@@ -81,24 +81,25 @@ def _operation(document: dict) -> tuple[str, str, str] | None:
     return service, name, sentence
 
 
-def _api_operation(document: dict) -> Iterator[Item]:
-    if found := _operation(document):
-        yield Item(document["id"], found[2], found[1])
+def _api_operation_items(document: dict) -> Iterator[Item]:
+    if operation := _parse_operation(document):
+        _, name, sentence = operation
+        yield Item(document["id"], sentence, name)
 
 
-def _api_service(document: dict) -> Iterator[Item]:
-    if found := _operation(document):
-        service, _, sentence = found
+def _api_service_items(document: dict) -> Iterator[Item]:
+    if operation := _parse_operation(document):
+        service, _, sentence = operation
         if service.lower() not in sentence.lower():
             yield Item(document["id"], sentence, service)
 
 
-def _docstring_name(document: dict) -> Iterator[Item]:
+def _docstring_name_items(document: dict) -> Iterator[Item]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             tree = ast.parse(document["text"])
-    except (SyntaxError, ValueError):  # code of another version, kept as an example
+    except (SyntaxError, ValueError):  # sample code for another Python version
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -108,19 +109,21 @@ def _docstring_name(document: dict) -> Iterator[Item]:
 
 
 TASKS = {
-    "tune-key": TaskBuilder("Tune", "Key", "classification", 10, "tune with a key", _tune_key),
-    "tune-rhythm": TaskBuilder("Tune", "Rhythm", "classification", 6, "tune with a rhythm", _tune_rhythm),
-    "tune-meter": TaskBuilder("Tune", "Meter", "classification", 7, "tune with a metre", _tune_meter),
-    "api-operation": TaskBuilder("Description", "Operation", "naming", 0, "operation of AWS (aws-api)", _api_operation),
+    "tune-key": TaskBuilder("Tune", "Key", "classification", 10, "tune with a key", _tune_key_items),
+    "tune-rhythm": TaskBuilder("Tune", "Rhythm", "classification", 6, "tune with a rhythm", _tune_rhythm_items),
+    "tune-meter": TaskBuilder("Tune", "Meter", "classification", 7, "tune with a metre", _tune_meter_items),
+    "api-operation": TaskBuilder(
+        "Description", "Operation", "naming", 0, "operation of AWS (aws-api)", _api_operation_items
+    ),
     "api-service": TaskBuilder(
         "Description",
         "Service",
         "classification",
         12,
-        'service that the train split has too: set data.group_field = "document"',
-        _api_service,
+        'service that is also in the train split: set data.group_field = "document"',
+        _api_service_items,
     ),
     "docstring-name": TaskBuilder(
-        "Docstring", "Function", "naming", 0, "documented function (python-stdlib)", _docstring_name
+        "Docstring", "Function", "naming", 0, "documented function (python-stdlib)", _docstring_name_items
     ),
 }

@@ -1,7 +1,7 @@
-"""Opens a corpus and streams its documents.
+"""Open a corpus and stream its documents.
 
 A corpus is a built-in name, a file or a folder of files (data/readers.py), or the name of a dataset
-on the Hugging Face hub, which the `datasets` library reads. Nothing is read into memory whole.
+on the Hugging Face hub, read with the `datasets` library. No corpus is read into memory as a whole.
 """
 
 import hashlib
@@ -18,37 +18,37 @@ from data.readers import CONVERT, TABLES, check_file, effective_suffix, fields, 
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus that `config.corpus` names.
+    """Open the corpus named by `config.corpus`.
 
-    Raises UserError if there is none, if a file is binary or malformed, or a column is missing.
+    Raises UserError if it does not exist, if a file is binary or malformed, or a column is missing.
     """
     if config.corpus in BUILTIN:
         if config.document != "section":
-            raise UserError(f'data.document = "{config.document}": {config.corpus} has its own documents; leave it out')
+            raise UserError(f'data.document = "{config.document}": {config.corpus} has its own documents; remove it')
         return BUILTIN[config.corpus]()
     path = Path(config.corpus)
     if path.is_file():
         return _file_corpus(config, path, [path])
     if path.is_dir():
         return _file_corpus(config, path, list_files(path))
-    if not _on_hub(config.corpus):
+    if not _is_hub_name(config.corpus):
         raise UserError(f"data.corpus: {path}: no such file or folder; check the path")
     return _hub_corpus(config)
 
 
 def pin_revision(corpus: str) -> str:
-    """The name of a hub dataset with its commit; any other name as it is. Raises UserError."""
-    return _resolved(corpus) if _on_hub(corpus) else corpus
+    """Add the commit to the name of a hub dataset; other names stay unchanged. Raises UserError."""
+    return _resolve_revision(corpus) if _is_hub_name(corpus) else corpus
 
 
 def utf8_name(path: Path) -> str:
-    """A path as text that can be encoded; bytes of it that are not UTF-8 are written out."""
+    """Return a path as valid UTF-8 text; other bytes become backslash escapes."""
     return os.fsencode(path.as_posix()).decode("utf-8", errors="backslashreplace")
 
 
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     for path in files:
-        check_file(path, config, named=path == root)
+        check_file(path, config, is_explicit=path == root)
     names = [utf8_name(path.relative_to(root) if path != root else Path(path.name)) for path in files]
     digests = hashlib.sha256()
     for name, path in zip(names, files, strict=True):
@@ -64,15 +64,15 @@ def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     return Corpus(root.name, digests.hexdigest(), read)
 
 
-def _on_hub(corpus: str) -> bool:
+def _is_hub_name(corpus: str) -> bool:
     path = Path(corpus)
-    name = corpus.partition("@")[0]  # a revision may have slashes
+    name = corpus.partition("@")[0]  # a revision may contain slashes
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     return not (corpus in BUILTIN or is_path or effective_suffix(path) in (*TABLES, *CONVERT, ".txt", ".md"))
 
 
-def _resolved(corpus: str) -> str:
-    # NAME, NAME@BRANCH or NAME@COMMIT as NAME@COMMIT: what a branch holds may change.
+def _resolve_revision(corpus: str) -> str:
+    # Turns NAME or NAME@BRANCH into NAME@COMMIT, because a branch can move.
     from huggingface_hub import HfApi
 
     name, _, revision = corpus.partition("@")
@@ -80,19 +80,19 @@ def _resolved(corpus: str) -> str:
         return corpus
     try:
         found = HfApi().dataset_info(name, revision=revision or None, timeout=10).sha
-    except Exception as error:  # the hub, its client and the network each have their own
+    except Exception as error:  # the hub, its client and the network raise different types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = nearest(name, list(BUILTIN))
-        message = f'data.corpus = "{name}" is no file, folder or built-in{hint}'
+        message = f'data.corpus = "{name}" is not a file, folder or built-in corpus{hint}'
         raise UserError(f"{message}; as a hub dataset: {reason}") from None
     return f"{name}@{found}"
 
 
 def _hub_corpus(config: DataConfig) -> Corpus:
-    resolved = _resolved(config.corpus)
+    resolved = _resolve_revision(config.corpus)
     name, _, revision = resolved.partition("@")
-    if Path(name).exists():  # `datasets` would read that instead
-        raise UserError(f"data.corpus: {name} is a folder here too; give it as ./{name}")
+    if Path(name).exists():  # `datasets` would read the local folder instead
+        raise UserError(f"data.corpus: {name} is also a local folder; write ./{name} to read the folder")
 
     def read() -> Iterator[Document]:
         from datasets import load_dataset

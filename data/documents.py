@@ -1,4 +1,4 @@
-"""What a corpus is: a name, a fingerprint, and a stream of documents."""
+"""The types Document and Corpus: a corpus is a name, a fingerprint and a stream of documents."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """A piece of text that is never split further."""
+    """A piece of text; a document is never divided between splits."""
 
     id: str
     text: str
     group: str = ""
-    """Documents of one group stay in one split; empty: a group of its own."""
-    near: str = ""
-    """What near-duplicates are judged by, as words; empty: the text."""
+    """Documents of one group stay in one split; if empty, the document is its own group."""
+    dedup_text: str = ""
+    """Words that near-duplicate removal compares; if empty, the text."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where documents come from; `read()` starts a new pass over them."""
+    """A source of documents; each call of `read()` starts a new pass over them."""
 
     name: str
     fingerprint: str
@@ -28,7 +28,7 @@ class Corpus:
 
 
 def fingerprint_files(files: list[Path]) -> str:
-    """SHA-256 over the contents of `files` in order."""
+    """Return the SHA-256 of the contents of `files`, in order."""
     total = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:

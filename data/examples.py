@@ -1,4 +1,4 @@
-"""Texts of which only some tokens are scored: prompts with completions, conversations."""
+"""Supervised examples with a loss mask: prompts with completions, and conversations."""
 
 import hashlib
 import json
@@ -19,32 +19,32 @@ from tokenizer.chat import encode_chat
 
 
 class Row(NamedTuple):
-    """Token ids of one text, the separator first, and which of them are scored."""
+    """Token ids of one text, starting with the separator, and which of them have a loss."""
 
     ids: list[int]
     scored: list[bool]
     place: str = "an example"
-    """Where it was read, for errors."""
+    """Source of the text, for error messages."""
 
 
 class Examples:
-    """Rows of texts: one text each, padded on the right, or packed as many as fit.
+    """A dataset of texts: one text per row, padded on the right, or packed into shared rows.
 
-    Packed texts see nothing of each other: each begins with the separator, and a model does not
-    look across `separator` (`Transformer.separator`).
+    Packed texts cannot attend to each other: each begins with the separator, and `separator` is the
+    id at which the document mask starts a new document (-1: no packing, no document mask).
     """
 
     def __init__(self, texts: Sequence[Row], seq_len: int, tokenizer: Tokenizer, pack: bool = False):
-        """Raises UserError if a text is longer than `seq_len` tokens."""
+        """Raises UserError if a text has more than `seq_len` tokens after the separator."""
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         for text in texts:
             if len(text.ids) > seq_len + 1:
                 raise UserError(
-                    f"{text.place}: has {len(text.ids)} tokens, more than the context of "
-                    f"{seq_len}; shorten it or raise the context"
+                    f"{text.place}: {len(text.ids)} tokens are more than the context of {seq_len}; "
+                    "shorten the text or raise the context"
                 )
         self.separator = tokenizer.separator_id if pack else -1
-        self.rows = _packed(texts, seq_len + 1) if pack else list(texts)
+        self.rows = _pack(texts, seq_len + 1) if pack else list(texts)
         self.seq_len = max(len(row.ids) for row in self.rows) - 1
         self.fingerprint = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
 
@@ -53,11 +53,11 @@ class Examples:
         return len(self.rows)
 
     def longest(self, count: int) -> np.ndarray:
-        """Indices of the rows that need the most memory."""
+        """Return the indices of the `count` longest rows, which need the most memory."""
         return np.argsort([len(row.ids) for row in self.rows])[-count:]
 
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets, each (len(indices), longest of them) int64."""
+        """Return inputs and targets, each (len(indices), longest row - 1) int64."""
         rows = [self.rows[i] for i in indices]
         longest = max(len(row.ids) for row in rows)
         inputs = torch.zeros(len(rows), longest - 1, dtype=torch.int64)
@@ -70,28 +70,28 @@ class Examples:
 
 
 def encode_completions(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, end: bool = False) -> list[Row]:
-    """Prompts with their completions, of which alone the tokens are scored.
+    """Encode (prompt, completion) pairs; only the completion tokens have a loss.
 
-    With `end` the separator follows and is scored: the model learns to stop.
+    With `end`, the separator follows and has a loss, so the model learns to stop.
     """
     prompts, answers = zip(*pairs, strict=True)
-    close = [tokenizer.separator_id] if end else []
+    suffix = [tokenizer.separator_id] if end else []
     encoded = zip(tokenizer.encode_batch(prompts), tokenizer.encode_batch(answers), strict=True)
     rows = []
     for prompt, answer in encoded:
-        answer += close
+        answer += suffix
         head = [tokenizer.separator_id, *prompt]
         rows.append(Row(head + answer, [False] * len(head) + [True] * len(answer)))
     return rows
 
 
 def read_examples(path: Path, data: DataConfig, tokenizer: Tokenizer) -> tuple[list[Row], list[Row]]:
-    """Training and validation texts of a .jsonl file.
+    """Read the training and validation texts of a .jsonl file.
 
-    A line is {"prompt", "completion"}, of which the completion is scored, or {"messages": [{"role",
-    "content"}, …]}, written by the model's own chat template, of which the assistant's are. A
-    "group" stays in one split; `data.validation_fraction` is held out. Raises UserError, naming
-    the line, for a malformed one, and if a split stays empty.
+    A line is {"prompt", "completion"} with a loss on the completion, or {"messages": [{"role",
+    "content"}, …]}, formatted by the model's chat template, with a loss on the assistant's turns. A
+    "group" stays in one split; `data.validation_fraction` is the held-out share. Raises UserError
+    for a malformed line, naming it, and for an empty split.
     """
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for number, line in read_numbered_lines(path, "examples"):
@@ -109,18 +109,18 @@ def read_examples(path: Path, data: DataConfig, tokenizer: Tokenizer) -> tuple[l
         splits[assign_split(row_group(row, group), settings)].append(text)
     for split, texts in splits.items():
         if not texts:
-            raise UserError(f"{path}: no example is left for the {split} split; add lines")
+            raise UserError(f"{path}: the {split} split is empty; add lines")
     return splits["train"], splits["validation"]
 
 
-def _packed(texts: Sequence[Row], room: int) -> list[Row]:
-    # Best fit, longest first: each goes where least is left.
+def _pack(texts: Sequence[Row], capacity: int) -> list[Row]:
+    # Best-fit decreasing: the longest texts first, each into the fullest row that has space.
     rows: list[Row] = []
     spaces: list[tuple[int, int]] = []  # (space left, row), sorted
     for text in sorted(texts, key=lambda text: -len(text.ids)):
         at = bisect_left(spaces, (len(text.ids), -1))
         if at == len(spaces):
-            spaces.append((room, len(rows)))
+            spaces.append((capacity, len(rows)))
             rows.append(Row([], []))
             at = len(spaces) - 1
         space, number = spaces.pop(at)

@@ -1,4 +1,4 @@
-"""What a task is: labelled items in three splits, and how a prompt shows them."""
+"""The types Item and Task: labelled items in three splits, and their prompt format."""
 
 from typing import Literal, NamedTuple
 
@@ -6,7 +6,7 @@ Kind = Literal["classification", "naming", "completion"]
 
 
 class Item(NamedTuple):
-    """One labelled example; `id` is its document's."""
+    """One labelled example; `id` names its document or line."""
 
     id: str
     text: str
@@ -14,35 +14,35 @@ class Item(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Items to learn from, to choose on and to be tested on."""
+    """The train, validation and test items of a task, and the words of its prompts."""
 
     field: str
-    """What an input is called in a prompt."""
+    """Name of the input in a prompt."""
     answer: str
-    """What a label is called in a prompt."""
+    """Name of the label in a prompt."""
     labels: list[str]
-    """The closed set to choose from; empty where the answer is open."""
+    """The closed set of labels; empty for open answers."""
     train: list[Item]
     validation: list[Item]
     test: list[Item]
     kind: Kind = "classification"
     instruction: str = ""
-    """Stands before everything else in a prompt."""
+    """Text at the start of every prompt."""
 
     @property
     def opening(self) -> str:
-        """What every prompt begins with: the instruction and an empty line, or nothing."""
+        """The start of every prompt: the instruction and an empty line, or an empty string."""
         return f"{self.instruction}\n\n" if self.instruction else ""
 
     def prompt(self, text: str) -> str:
-        """The input as `Field: value` lines with the answer left open."""
+        """Format the input as `Field: value` lines; the answer is left open."""
         return f"{self.field}: {text}\n{self.answer}:"
 
     def completion(self, label: str) -> str:
-        """What follows a prompt: a space, the label, and what closes it."""
+        """Format the answer to a prompt: a space, the label and the stop string."""
         return f" {label}{self.stop}"
 
     @property
     def stop(self) -> str:
-        """Closes an answer: a line end, or an empty line where the answer may have lines."""
+        """The end of an answer: a newline, or an empty line if the answer can have several lines."""
         return "\n\n" if self.kind == "completion" else "\n"

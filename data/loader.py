@@ -1,19 +1,19 @@
-"""The order of the data: a new permutation per epoch, the same for any number of ranks.
+"""The data order: a new permutation per epoch, the same for any number of ranks.
 
-Epochs follow each other without a gap, so a batch may hold the end of one and the start of the
-next. The permutation is cut into global batches first and shared out to ranks after, and the state
-counts global samples: a run resumed on another number of ranks sees the same samples in the same
-steps.
+Epochs follow each other without a gap, so a batch can contain the end of one epoch and the start of
+the next. The permutation is divided into global batches first and then over the ranks, and the
+state counts global samples: a run that resumes on another number of ranks sees the same samples in
+the same steps.
 """
 
 import numpy as np
 
 
 class Loader:
-    """Indices of the next global batch, or of one rank's share of it."""
+    """Draws the sample indices of the next global batch, or one rank's share of them."""
 
     def __init__(self, samples: int, batch_size: int, seed: int):
-        """`samples` in the data set, `batch_size` over all ranks."""
+        """`samples` is the size of the dataset, `batch_size` the global batch size."""
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
@@ -22,7 +22,7 @@ class Loader:
         self._order = self._permutation(0)
 
     def next(self, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """The rank's indices, int64; together the ranks' shares are the next global batch."""
+        """Return this rank's indices of the next global batch, int64."""
         parts, missing = [], self.batch_size
         while missing:
             part = self._order[self.cursor : self.cursor + missing]
@@ -35,11 +35,11 @@ class Loader:
         return np.concatenate(parts)[rank::world_size]
 
     def state(self) -> dict[str, int]:
-        """What `restore` needs; valid at any number of ranks."""
+        """Return the state for `restore`; valid for any number of ranks."""
         return {"epoch": self.epoch, "cursor": self.cursor}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Continue after the batch at which `state` was taken."""
+        """Continue after the batch at which `state` was saved."""
         self.epoch, self.cursor = state["epoch"], state["cursor"]
         self._order = self._permutation(self.epoch)
 

@@ -1,4 +1,4 @@
-"""How good an answer is, from 0 to 1."""
+"""Scores of answers, from 0 to 1, and their bootstrap confidence interval."""
 
 import re
 from collections import Counter
@@ -8,26 +8,26 @@ import numpy as np
 
 from data.items import Kind
 
-DRAWS = 2000
+RESAMPLES = 2000
 
 
 def score_answer(kind: Kind, answer: str, label: str) -> float:
-    """Whether a label or a name is met exactly; of free text, the F1 of its words."""
+    """Exact match (0 or 1) for a label or a name; word F1 for free text."""
     return word_f1(answer, label) if kind == "completion" else float(answer == label)
 
 
 def mean_with_interval(scores: Sequence[float]) -> tuple[float, float, float]:
-    """The mean over items and its 95 % interval, bootstrapped over them (Efron 1979)."""
+    """Mean over items and the bounds of its 95 % bootstrap confidence interval (Efron 1979)."""
     values = np.asarray(scores, np.float64)
-    drawn = np.random.default_rng(0).choice(values, (DRAWS, len(values))).mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    means = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
     return float(values.mean()), float(low), float(high)
 
 
 def word_f1(answer: str, label: str) -> float:
-    """F1 of the words that both have (SQuAD; Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1).
+    """F1 of the shared words (SQuAD; Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1).
 
-    Case and punctuation do not count.
+    Ignores case and punctuation.
     """
     words = [Counter(re.findall(r"\w+", text.lower())) for text in (answer, label)]
     shared = sum((words[0] & words[1]).values())

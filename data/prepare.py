@@ -1,16 +1,19 @@
-"""From a corpus to three splits of clean documents: the first step of every run.
+"""Prepare a corpus: clean, deduplicate and split its documents; the first step of every run.
 
     python -m data.prepare RECIPE [--data.corpus my-notes.txt …]
 
-1. clean      NFC, line ends, control characters, invalid UTF-8; too short is dropped
-2. exact      a document with the same text as an earlier one is dropped
-3. near       so is one whose MinHash similarity to an earlier one is high (Broder 1997)
-4. split      whole groups go to test, validation or train, in an order drawn from the seed
-5. straddle   a held-out document still similar to one of another split is dropped
+1. clean      normalise to NFC and Unix line ends, remove control characters and invalid UTF-8,
+              drop documents that are too short
+2. exact      drop a document with the same text as an earlier one
+3. near       near-duplicate removal: drop a document whose MinHash similarity to an earlier one
+              is high (Broder 1997)
+4. split      assign whole groups to test, validation or train, in an order given by the seed
+5. straddle   drop a held-out document that is still similar to a document of another split
 
 Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} per line) and
-`manifest.json`, which counts what came in and what was dropped and why, into a folder of the cache
-named by content; a second run returns at once. Memory holds one signature per document, not text.
+`manifest.json`, which counts the documents read and the documents dropped for each reason, to a
+cache folder named by a content hash; a second run returns at once. Memory holds one signature per
+document, not the text.
 """
 
 import contextlib
@@ -35,20 +38,20 @@ from data.corpora import open_corpus
 from data.documents import Corpus, Document
 
 SPLITS = ("train", "validation", "test")
-VERSION = 3  # raise it when the steps above change, so that stale caches are not used
+VERSION = 3  # increase it when the steps above change; this invalidates old caches
 _PERMUTATIONS, _SHINGLE_WORDS = 96, 5
-# Tab and line feed stay; BOM, other C0/C1 controls, DEL, U+FFFD and lone surrogates go.
+# Removes BOM, DEL and the C0/C1 controls except tab and line feed; U+FFFD and lone surrogates.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
 _INVALID = re.compile("[\ufffd\ud800-\udfff]")
-# Scripts that put no spaces between words: there a character is what a word is elsewhere.
+# Scripts without spaces between words: each character counts as a word.
 _UNSPACED = re.compile("([\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
 
 
 def clean(text: str, changed: Counter | None = None) -> str:
-    """`text` in NFC, with Unix line ends, without control characters and invalid UTF-8.
+    """Normalise `text` to NFC and Unix line ends; remove control characters and invalid UTF-8.
 
-    Outer blank lines and line-end spaces of the whole are stripped. `changed` counts, per reason,
-    the documents that it touched.
+    Strips leading newlines and trailing whitespace of the whole text. `changed` counts the changed
+    documents per reason.
     """
     changed = Counter() if changed is None else changed
     cleaned = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -62,7 +65,7 @@ def clean(text: str, changed: Counter | None = None) -> str:
 
 
 def prepare(config: DataConfig) -> Path:
-    """The folder with the three splits of `config.corpus`, made if it is not cached.
+    """Prepare the three splits of `config.corpus`, unless they are cached; returns their folder.
 
     Raises UserError if the corpus cannot be read, is empty, or is too small to split.
     """
@@ -74,19 +77,19 @@ def prepare(config: DataConfig) -> Path:
         say(f"documents: cached in {folder}")
         return folder
     if folder.exists():
-        say(f"documents: {folder} is damaged and is made again")
+        say(f"documents: {folder} is damaged and is rebuilt")
     with atomic_folder(folder, stays=valid_manifest) as aside:
-        manifest = _prepare(corpus, config, aside)
+        manifest = _prepare_corpus(corpus, config, aside)
         manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
         write_manifest(aside, manifest)
     return folder
 
 
 def load_manifest(folder: Path) -> dict:
-    """The manifest of a prepared folder. Raises UserError if the folder is damaged."""
+    """Load the manifest of a cache folder. Raises UserError if the folder is missing or damaged."""
     manifest = valid_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder}: is no prepared corpus, or damaged; run the command again")
+        raise UserError(f"{folder}: not a prepared corpus, or damaged; run the command again")
     return manifest
 
 
@@ -98,15 +101,15 @@ def read_documents(folder: Path, split: str) -> Iterator[dict]:
 
 
 def read_shuffled(folder: Path, split: str) -> list[dict]:
-    """One whole split in an order that is fixed but not the files': by the hash of the ids."""
+    """Load one split in a fixed shuffled order: sorted by the hash of the document ids."""
     return sorted(read_documents(folder, split), key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 
 
 def subsample(folder: Path, share: float, seed: int) -> Path:
-    """A folder like `folder` with a share of its training documents, drawn by `seed`.
+    """Copy a prepared folder with a random share of its training documents; returns the copy.
 
-    What a small share draws is in every larger one of that seed; at least one document is. The
-    held-out splits stay what they are.
+    `share` is the fraction of the training bytes. With the same `seed`, a larger share contains
+    every smaller one; each has at least one document. The held-out splits do not change.
     """
     if share >= 1:
         return folder
@@ -116,12 +119,12 @@ def subsample(folder: Path, share: float, seed: int) -> Path:
     if valid_manifest(part):
         return part
 
-    def drawn(row: dict) -> bytes:
+    def random_key(row: dict) -> bytes:
         return hashlib.sha256(f"{seed}:{row['id']}".encode()).digest()
 
     wanted, size = share * whole["splits"]["train"]["bytes"], 0
     taken: set[str] = set()
-    for row in sorted(read_documents(folder, "train"), key=drawn):
+    for row in sorted(read_documents(folder, "train"), key=random_key):
         if taken and size + len(row["text"].encode()) > wanted:
             break
         taken.add(row["id"])
@@ -141,36 +144,36 @@ def subsample(folder: Path, share: float, seed: int) -> Path:
     return part
 
 
-class _Similar:
-    """Finds documents whose MinHash similarity reaches a threshold, by banding (Broder 1997)."""
+class _SimilarityIndex:
+    """Finds documents whose MinHash similarity reaches a threshold, by LSH banding (Broder 1997)."""
 
     def __init__(self, threshold: float):
-        # Longer bands make fewer false candidates; these still meet 95 % of the true pairs.
+        # Longer bands give fewer false candidates; take the longest with a recall of 95 %.
         divisors = [n for n in range(2, _PERMUTATIONS + 1) if _PERMUTATIONS % n == 0]
-        meets = [n for n in divisors if (1 - threshold**n) ** (_PERMUTATIONS / n) <= 0.05]
-        rows = max(meets, default=1)
+        usable = [n for n in divisors if (1 - threshold**n) ** (_PERMUTATIONS / n) <= 0.05]
+        rows = max(usable, default=1)
         self.threshold = threshold
         self.index = RMinHashLSH(threshold, _PERMUTATIONS, _PERMUTATIONS // rows)
 
     def add(self, number: int, signature: RMinHash) -> None:
         self.index.insert(number, signature)
 
-    def holds(self, signature: RMinHash, signatures: list[RMinHash]) -> bool:
-        found = self.index.query(signature)
-        return any(signature.jaccard(signatures[i]) >= self.threshold for i in found)
+    def has_similar(self, signature: RMinHash, signatures: list[RMinHash]) -> bool:
+        candidates = self.index.query(signature)
+        return any(signature.jaccard(signatures[i]) >= self.threshold for i in candidates)
 
 
-def _prepare(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
+def _prepare_corpus(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
     counts: Counter[str] = Counter()
     changed: Counter[str] = Counter()
     seen: set[bytes] = set()
     signatures: list[RMinHash] = []
-    kept = _Similar(config.drop_similarity)
+    kept = _SimilarityIndex(config.drop_similarity)
     groups: list[str] = []
     sizes = array("q")
 
-    everything = folder / "all.jsonl"
-    with open(everything, "w", encoding="utf-8") as file:
+    all_documents = folder / "all.jsonl"
+    with open(all_documents, "w", encoding="utf-8") as file:
         for document in track(corpus.read(), f"reading {corpus.name}"):
             counts["documents_read"] += 1
             counts["characters_read"] += len(document.text)
@@ -184,26 +187,26 @@ def _prepare(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
                 continue
             seen.add(digest)
             signature = RMinHash(_PERMUTATIONS, 0)
-            signature.update(_shingles(document.near or text))
-            if kept.holds(signature, signatures):
+            signature.update(_shingles(document.dedup_text or text))
+            if kept.has_similar(signature, signatures):
                 counts["dropped_near_duplicate"] += 1
                 continue
             kept.add(len(groups), signature)
             signatures.append(signature)
-            alone = config.group_field == "document"
-            groups.append(document.id if alone else document.group or document.id)
+            ungrouped = config.group_field == "document"
+            groups.append(document.id if ungrouped else document.group or document.id)
             sizes.append(len(text))
             row = Document(document.id, text, groups[-1])
             file.write(json.dumps({"id": row.id, "text": text, "group": row.group}) + "\n")
     if not groups:
         raise UserError(
-            f"{config.corpus}: empty corpus: {counts['documents_read']} documents read, none with "
-            f"data.min_chars = {config.min_chars} characters or more left"
+            f"{config.corpus}: empty corpus: {counts['documents_read']} documents read, none has "
+            f"data.min_chars = {config.min_chars} characters or more after cleaning; check the corpus"
         )
-    split_of = _assign(groups, sizes, config)
-    straddling = _straddlers(signatures, split_of, config.straddle_similarity)
+    split_of = _assign_splits(groups, sizes, config)
+    straddling = _find_straddlers(signatures, split_of, config.straddle_similarity)
     counts["dropped_straddles_split"] = len(straddling)
-    return _write_splits(everything, folder, split_of, straddling, counts, changed)
+    return _write_splits(all_documents, folder, split_of, straddling, counts, changed)
 
 
 def _shingles(text: str) -> list[str]:
@@ -212,23 +215,23 @@ def _shingles(text: str) -> list[str]:
     return [" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(last)]
 
 
-def _assign(groups: list[str], sizes: array, config: DataConfig) -> list[str]:
+def _assign_splits(groups: list[str], sizes: array, config: DataConfig) -> list[str]:
     size_of: Counter = Counter()
     for group, size in zip(groups, sizes, strict=True):
         size_of[group] += size
 
-    def drawn(group: str) -> bytes:
+    def random_key(group: str) -> bytes:
         return hashlib.sha256(f"{config.split_seed}:{group}".encode()).digest()
 
-    total, most = sum(sizes), config.held_out_chars
+    total, limit = sum(sizes), config.held_out_chars
     fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
-    wanted = {split: min(fraction * total, most) for split, fraction in fractions.items()}
+    wanted = {split: min(fraction * total, limit) for split, fraction in fractions.items()}
     filled: Counter = Counter()
     split_of: dict[str, str] = {}
-    for group in sorted(size_of, key=drawn):
+    for group in sorted(size_of, key=random_key):
         split_of[group] = "train"
         for split, size in wanted.items():
-            # A group of more than twice the share would make the split mostly that group.
+            # A group larger than twice the share would dominate the split.
             if filled[split] < size and size_of[group] <= 2 * fractions[split] * total:
                 split_of[group] = split
                 break
@@ -242,14 +245,14 @@ def _assign(groups: list[str], sizes: array, config: DataConfig) -> list[str]:
     return [split_of[group] for group in groups]
 
 
-def _straddlers(signatures: list[RMinHash], split_of: list[str], threshold: float) -> set[int]:
-    # Train keeps its documents; test loses to train, validation to both.
-    others = _Similar(threshold)
+def _find_straddlers(signatures: list[RMinHash], split_of: list[str], threshold: float) -> set[int]:
+    # Train keeps all documents; test drops those similar to train, validation those similar to both.
+    others = _SimilarityIndex(threshold)
     dropped = set()
     for split in ("train", "test", "validation"):
         numbers = [number for number, its in enumerate(split_of) if its == split]
         if split != "train":
-            straddling = {n for n in numbers if others.holds(signatures[n], signatures)}
+            straddling = {n for n in numbers if others.has_similar(signatures[n], signatures)}
             dropped |= straddling
             numbers = [n for n in numbers if n not in straddling]
         for number in numbers:
@@ -258,12 +261,12 @@ def _straddlers(signatures: list[RMinHash], split_of: list[str], threshold: floa
 
 
 def _write_splits(
-    everything: Path, folder: Path, split_of: list[str], dropped: set[int], counts: Counter, changed: Counter
+    all_documents: Path, folder: Path, split_of: list[str], dropped: set[int], counts: Counter, changed: Counter
 ) -> dict:
     splits = {split: Counter(documents=0, characters=0, bytes=0) for split in SPLITS}
     digests = {split: hashlib.sha256() for split in SPLITS}
     with contextlib.ExitStack() as opened:
-        lines = opened.enter_context(open(everything, encoding="utf-8"))
+        lines = opened.enter_context(open(all_documents, encoding="utf-8"))
         files = {
             split: opened.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8")) for split in SPLITS
         }
@@ -275,11 +278,11 @@ def _write_splits(
             files[split].write(line)
             digests[split].update(line.encode())
             splits[split].update(documents=1, characters=len(text), bytes=len(text.encode()))
-    everything.unlink()
+    all_documents.unlink()
     for split in SPLITS:
         if not splits[split]["documents"]:
             raise UserError(
-                f"every {split} document resembles one of another split; raise data.straddle_similarity or add text"
+                f"every {split} document is similar to one of another split; raise data.straddle_similarity or add text"
             )
     joined = "".join(digests[split].hexdigest() for split in SPLITS)
     counts["documents_kept"] = sum(splits[split]["documents"] for split in SPLITS)

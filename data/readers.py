@@ -1,7 +1,7 @@
-"""Reads the files of a corpus: text and source code, JSON lines, CSV, Parquet; .gz and .zst too.
+"""Read the files of a corpus: text, source code, JSON lines, CSV and Parquet, also as .gz or .zst.
 
-A path is only ever opened, never taken for a pattern or an address. Nothing is read whole, except
-a row and, if so asked, a line or a file.
+A path is opened as it is: never expanded as a glob pattern, never fetched as a URL. Files are
+streamed; only a row, or a document that is a line or a file, is read as a whole.
 """
 
 import csv
@@ -20,7 +20,7 @@ from configs.schema import DataConfig
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-# What is never text, for a message that says more than that it is binary.
+# Formats that are never plain text, with the fix for the error message.
 CONVERT = {
     ".pdf": "a PDF; convert it to text first, with pdftotext for example",
     ".docx": "a Word document; save it as plain text",
@@ -32,37 +32,37 @@ CONVERT = {
     ".json": "one JSON value; write one object per line and call the file .jsonl",
     ".exe": "a program",
 }
-_HEAD = 1 << 16  # bytes that tell what a file is
-_INVALID = 0.2  # share of a text's characters that are not UTF-8 from which on it is not UTF-8
-_WARN = 0.001  # share of them from which on it is said
-_PART = 1 << 20  # characters of a long line that are read at a time
-_SECTIONS = 20  # that a small corpus is cut into at least, so that some can be held out
-_FIELD = 2**31 - 1  # characters in a field of a CSV file, at most
+_HEAD = 1 << 16  # bytes read to detect the type of a file
+_INVALID = 0.2  # above this share of invalid UTF-8 characters, a file is refused
+_WARN = 0.001  # above this share, there is a warning
+_PART = 1 << 20  # most characters of a line that are read at once
+_SECTIONS = 20  # minimum number of sections of a small corpus, so that some can be held out
+_FIELD = 2**31 - 1  # most characters in a CSV field
 
 Row = tuple[str, str]
-"""A document's text and its group."""
+"""Text and group of a document."""
 
 
 def list_files(root: Path) -> list[Path]:
-    """The files of a folder that can be read, sorted; hidden ones are left out.
+    """List the readable files of a folder and its subfolders, sorted, without hidden files.
 
-    Files that are not text are counted in a line to the user. Raises UserError if none is left,
-    OSError if a folder in it cannot be listed.
+    Skips files that are not text and prints their number. Raises UserError if no file is left,
+    OSError if a subfolder cannot be listed.
     """
 
-    def refuse(error: OSError) -> None:
+    def reraise(error: OSError) -> None:
         raise error
 
     found: list[Path] = []
     visited: set[str] = set()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=reraise, followlinks=True):
         real = os.path.realpath(folder)
-        # In one order, whatever the disk's, and a folder before the links to it.
+        # A fixed order on every file system, with a folder before the links to it.
         folders[:] = sorted(
             (name for name in folders if not name.startswith(".")),
             key=lambda name: (Path(folder, name).is_symlink(), name),
         )
-        if real in visited:  # a link back up, or to a folder that is read already
+        if real in visited:  # a link to a parent, or to a folder that is already listed
             folders.clear()
             continue
         visited.add(real)
@@ -71,49 +71,49 @@ def list_files(root: Path) -> list[Path]:
     skipped: list[Path] = []
     for path in sorted(found):
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: is a link to a file that does not exist; remove it")
+            raise UserError(f"{path}: is a link to a file that does not exist; remove the link")
         if not path.is_file():
             continue
-        named = effective_suffix(path) in (*TABLES, ".txt", ".md")
-        (kept if named or not detect_non_text(path) else skipped).append(path)
+        is_known = effective_suffix(path) in (*TABLES, ".txt", ".md")
+        (kept if is_known or not detect_non_text(path) else skipped).append(path)
     if skipped:
         shown = ", ".join(path.name for path in skipped[:3]) + (", …" if len(skipped) > 3 else "")
-        say(f"{root}: {len(skipped)} files are not text and are left out: {shown}")
+        say(f"{root}: {len(skipped)} files are not text and are skipped: {shown}")
     if not kept:
         raise UserError(f"{root}: no .txt, .jsonl, .parquet file or other text in this folder")
     return kept
 
 
 def effective_suffix(path: Path) -> str:
-    """The suffix that tells how a file is read: that of what is packed in it, in lower case."""
+    """Return the suffix of the uncompressed file, in lower case; it selects the reader."""
     suffix = path.suffix.lower()
     suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
     return ".jsonl" if suffix == ".ndjson" else suffix
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    # What the system says of a failed read does not name the file.
+def _read_errors(path: Path) -> Iterator[None]:
+    # An OSError from a failed read does not name the file.
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be read: {reason}; check it, or move it away") from None
+        raise UserError(f"{path}: cannot be read: {reason}; check it, or move it out of the corpus") from None
 
 
 def detect_non_text(path: Path) -> str:
-    """What a file is, if it is not UTF-8 text; empty if it is. Raises UserError."""
+    """Describe a file that is not UTF-8 text; return "" if it is. Raises UserError if unreadable."""
     suffix = effective_suffix(path)
     if suffix in CONVERT and suffix != ".json":
         return CONVERT[suffix]
-    with _named(path), _open_bytes(path) as file:
+    with _read_errors(path), _open_bytes(path) as file:
         head = file.read(_HEAD)
     if head.startswith(b"%PDF-"):
         return CONVERT[".pdf"]
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
     if b"\0" in head:
-        return "a binary file (it holds NUL bytes); give text"
+        return "a binary file (it contains NUL bytes); use a text file"
     if _invalid_share(head) > _INVALID:
         return "not UTF-8; convert it: iconv -f ENCODING -t UTF-8"
     return ""
@@ -124,17 +124,17 @@ def _invalid_share(head: bytes) -> float:
     return text.count("\ufffd") / max(1, len(text))
 
 
-def check_file(path: Path, config: DataConfig, named: bool) -> None:
-    """Raises UserError, naming the file and the fix, if it cannot be read as what it is called.
+def check_file(path: Path, config: DataConfig, is_explicit: bool) -> None:
+    """Raises UserError, naming the file and the fix, if its content does not fit its suffix.
 
-    `named`: the user has named this very file, and not a folder that it is in.
+    `is_explicit`: the user gave this file, not a folder that contains it.
     """
     suffix = effective_suffix(path)
     if suffix == ".parquet" and path.suffix.lower() in COMPRESSED:
-        raise UserError(f"{path}: Parquet is packed already; unpack it")
+        raise UserError(f"{path}: Parquet is already compressed; decompress it")
     if suffix in TABLES and config.document != "section":
-        raise UserError(f'{path}: data.document = "{config.document}" is for text; a row is a document: leave it out')
-    if suffix in CONVERT and (named or suffix != ".json"):
+        raise UserError(f'{path}: data.document = "{config.document}" is for text; here a row is a document: remove it')
+    if suffix in CONVERT and (is_explicit or suffix != ".json"):
         raise UserError(f"{path}: cannot read {suffix}: it is {CONVERT[suffix]}")
     if suffix == ".parquet":
         return
@@ -145,12 +145,12 @@ def check_file(path: Path, config: DataConfig, named: bool) -> None:
     if share > _WARN:
         say(
             f"WARNING: {path}: {share:.1%} of its characters are not UTF-8 and are dropped; if it "
-            "is in another encoding, convert it: iconv -f ISO-8859-1 -t UTF-8"
+            "has another encoding, convert it: iconv -f ISO-8859-1 -t UTF-8"
         )
 
 
 def section_target(files: Iterable[Path], config: DataConfig) -> int:
-    """Characters of a section: `section_chars`, or a twentieth of all text if that is less."""
+    """Return the characters per section: `section_chars`, or a twentieth of all text if less."""
     wanted, size = _SECTIONS * config.section_chars, 0
     for path in files:
         if effective_suffix(path) not in TABLES and size < wanted:
@@ -160,9 +160,9 @@ def section_target(files: Iterable[Path], config: DataConfig) -> int:
 
 
 def read_rows(path: Path, config: DataConfig, target: int) -> Iterator[Row]:
-    """The documents of one file; sections of text have about `target` characters.
+    """Stream the documents of one file; sections of text have about `target` characters.
 
-    Raises UserError, naming the file and the line, for a malformed one or a missing column.
+    Raises UserError, naming the file and the line, for malformed content or a missing column.
     """
     kind = effective_suffix(path)
     if kind == ".parquet":
@@ -172,31 +172,31 @@ def read_rows(path: Path, config: DataConfig, target: int) -> Iterator[Row]:
         ".csv": lambda file: _csv(path, file, config, ","),
         ".tsv": lambda file: _csv(path, file, config, "\t"),
     }
-    return _reading(path, kind in TABLES, readers.get(kind, lambda f: _text(f, config, target)))
+    return _read_text_file(path, kind in TABLES, readers.get(kind, lambda f: _text(f, config, target)))
 
 
 def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
-    """Text and group of a row. Raises UserError, naming `place`, for a column that is not there."""
+    """Return text and group of a row. Raises UserError, naming `place`, for a missing column."""
     group_field = "" if config.group_field in ("file", "document") else config.group_field
     for key, field in (("text_field", config.text_field), ("group_field", group_field)):
         if field and field not in row:
             known = [name for name in row if isinstance(name, str)]
-            hint = f"{nearest(field, known)}; name it with data.{key}"
+            hint = f"{nearest(field, known)}; set data.{key}"
             raise UserError(f'{place}: no column "{field}"{hint}')
     text = row[config.text_field]
     if text is not None and not isinstance(text, str):
         shown = repr(text)[:60]
-        raise UserError(f'{place}: column "{config.text_field}" holds {shown}, not text')
+        raise UserError(f'{place}: column "{config.text_field}" is {shown}, not text; set data.text_field')
     group = row[group_field] if group_field else None
     group = "" if group is None else str(group)
     return text or "", group.encode("utf-8", "backslashreplace").decode()
 
 
-def _reading(path: Path, exact: bool, read: Callable[[IO[str]], Iterator[Row]]) -> Iterator[Row]:
-    with _named(path), _open_bytes(path) as packed:
-        # Only a table's reader may see line ends as they are: a quoted field may hold some.
-        newline = "" if exact else None
-        yield from read(io.TextIOWrapper(packed, "utf-8-sig", errors="replace", newline=newline))
+def _read_text_file(path: Path, is_table: bool, read: Callable[[IO[str]], Iterator[Row]]) -> Iterator[Row]:
+    with _read_errors(path), _open_bytes(path) as compressed:
+        # A table keeps its line ends unchanged, because a quoted field can contain them.
+        newline = "" if is_table else None
+        yield from read(io.TextIOWrapper(compressed, "utf-8-sig", errors="replace", newline=newline))
 
 
 def _text(file: IO[str], config: DataConfig, target: int) -> Iterator[Row]:
@@ -207,11 +207,11 @@ def _text(file: IO[str], config: DataConfig, target: int) -> Iterator[Row]:
         for line in file:
             yield line, ""
         return
-    # Cut at line ends; a line much longer than a section (or than all memory) is cut at spaces.
+    # Split at line ends; a line much longer than a section, even than memory, is split at spaces.
     section: list[str] = []
     size = 0
     for line in iter(lambda: file.readline(_PART), ""):
-        for piece in _pieces(line, target):
+        for piece in _split_line(line, target):
             section.append(piece)
             size += len(piece)
             if size >= target:
@@ -221,7 +221,7 @@ def _text(file: IO[str], config: DataConfig, target: int) -> Iterator[Row]:
         yield "".join(section), ""
 
 
-def _pieces(line: str, target: int) -> Iterator[str]:
+def _split_line(line: str, target: int) -> Iterator[str]:
     start = 0
     while len(line) - start > 2 * target:
         space = line.rfind(" ", start, start + target)
@@ -241,7 +241,7 @@ def _json_lines(path: Path, file: IO[str], config: DataConfig) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: malformed JSON: {error}") from None
         if not isinstance(row, dict):
-            raise UserError(f"{place}: not a JSON object")
+            raise UserError(f"{place}: not a JSON object; write one object per line")
         yield fields(row, config, place)
 
 
@@ -254,7 +254,7 @@ def _csv(path: Path, file: IO[str], config: DataConfig, delimiter: str) -> Itera
     except csv.Error as error:
         raise UserError(
             f"{path}: line {rows.line_num}: malformed {effective_suffix(path)[1:].upper()}: {error}; a "
-            'field with quotes in it is written "like ""this"""'
+            'field with quotes must be written "like ""this"""'
         ) from None
 
 
@@ -265,25 +265,25 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Row]:
     try:
         with ParquetFile(path) as file:
             known = dict.fromkeys(file.schema_arrow.names)
-            fields(known, config, str(path))  # refuses a column that is not there
+            fields(known, config, str(path))  # raises UserError for a missing column
             names = sorted({config.text_field, config.group_field} & known.keys())
             for batch in file.iter_batches(1024, columns=names):
                 for row in batch.to_pylist():
                     yield fields(row, config, str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not readable as parquet: {reason}") from None
+        raise UserError(f"{path}: not readable as Parquet: {reason}; check the file") from None
 
 
 class _Decompressed(io.RawIOBase):
-    """The bytes of a packed file; damage is a UserError that names it."""
+    """The bytes of a compressed file; raises UserError, naming the file, if it is damaged."""
 
     def __init__(self, path: Path, kind: str):
         import pyarrow
 
-        self.path, self.failed = path, (pyarrow.ArrowException, OSError)
-        self.packed = open(path, "rb")
-        self.file = pyarrow.CompressedInputStream(pyarrow.PythonFile(self.packed), kind)
+        self.path, self.errors = path, (pyarrow.ArrowException, OSError)
+        self.compressed = open(path, "rb")
+        self.file = pyarrow.CompressedInputStream(pyarrow.PythonFile(self.compressed), kind)
 
     def readable(self) -> bool:
         return True
@@ -291,13 +291,13 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer) -> int:
         try:
             data = self.file.read(len(buffer))
-        except self.failed as error:
-            raise UserError(f"{self.path}: is damaged or cut off: {error}") from None
+        except self.errors as error:
+            raise UserError(f"{self.path}: is damaged or truncated: {error}") from None
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
-        self.packed.close()
+        self.compressed.close()
         super().close()
 
 

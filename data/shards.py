@@ -1,10 +1,10 @@
-"""Token shards: one memory-mapped file of ids per split, and the windows cut from it.
+"""Token shards: one memory-mapped file of token ids per split, read in fixed-length windows.
 
-Layout of a shard folder (in the cache, named by documents + tokenizer):
+Layout of a shard folder (in the cache, named by a hash of documents and tokenizer):
 
     train.bin              little-endian uint16 (uint32 above 65,536 ids): separator, document,
                            separator, document, …, separator
-    train.documents.npy    int64, where each document's separator stands
+    train.documents.npy    int64, the position of each document's separator
     manifest.json          dtype, tokens, documents, bytes per split; tokenizer hash; fingerprint
 """
 
@@ -25,13 +25,13 @@ from data.prepare import SPLITS, load_manifest, read_documents
 from tokenizer.bpe import Tokenizer
 from tokenizer.train import train_tokenizer
 
-IGNORE = -100  # a target that is not scored (torch's cross_entropy default)
+IGNORE = -100  # targets with this value have no loss (default of torch's cross_entropy)
 
 
 def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
-    """Path of the tokenizer of a folder made by `data.prepare`, trained if it is not cached.
+    """Train the tokenizer of a prepared folder, unless it is cached; returns its path.
 
-    Raises UserError if the corpus does not support a strict `config.vocab_size`.
+    Raises UserError if `config.strict` and the corpus is too small for `config.vocab_size`.
     """
     key = json.dumps([load_manifest(folder)["fingerprint"], config.model_dump()], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -42,7 +42,7 @@ def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
         return path
     except UserError as error:
         if path.exists():
-            say(f"{error}; it is trained again")
+            say(f"{error}; training it again")
     say(f"tokenizer: training for {config.vocab_size:,} tokens")
     learned = train_tokenizer((d["text"] for d in read_documents(folder, "train")), config)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
         say(f"tokens: cached in {shards}")
         return shards
     if shards.exists():
-        say(f"tokens: {shards} is damaged and is made again")
+        say(f"tokens: {shards} is damaged and is rebuilt")
     with atomic_folder(shards, stays=valid_manifest) as aside:
         counts = {split: _write_split(folder, split, tokenizer, aside) for split in SPLITS}
         about = {"fingerprint": name, "tokenizer": tokenizer.hash, "splits": counts}
@@ -88,21 +88,24 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 class Windows:
-    """A split as windows of `seq_len` tokens: consecutive, none left out, the last one padded.
+    """A memory-mapped split in consecutive windows of `seq_len` tokens; the last one is padded.
 
-    Windows start at every multiple of `seq_len`, so each token after the first is a target once.
+    Windows start at every multiple of `seq_len`, so each token except the first is a target once.
     """
 
-    separator = -1  # a window's documents see those before them
+    separator = -1  # no document mask: attention crosses document boundaries in a window
 
-    def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer, most: int = 0):
-        """The first `most` windows, or all; UserError if the train split is shorter than one."""
+    def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer, max_windows: int = 0):
+        """Open the first `max_windows` windows (0: all).
+
+        Raises UserError if the train split is shorter than one window.
+        """
         manifest = load_manifest(shards)
         self.fingerprint = f"{manifest['fingerprint']}:{split}:{seq_len}"
         self.seq_len = seq_len
         self.ids: np.ndarray = np.memmap(shards / f"{split}.bin", manifest["dtype"], mode="r")
-        if most:
-            self.ids = self.ids[: most * seq_len + 1]
+        if max_windows:
+            self.ids = self.ids[: max_windows * seq_len + 1]
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         if split == "train" and len(self.ids) <= seq_len:
             raise UserError(
@@ -115,11 +118,11 @@ class Windows:
         return -(-(len(self.ids) - 1) // self.seq_len)
 
     def longest(self, count: int) -> np.ndarray:
-        """Indices of windows that need the most memory: any of them."""
+        """Return indices of windows that need the most memory; all windows need the same."""
         return np.arange(min(count, len(self)))
 
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and next-token targets of the windows, each (len(indices), seq_len) int64."""
+        """Return inputs and next-token targets, each (len(indices), seq_len) int64."""
         rows = np.full((len(indices), self.seq_len + 1), IGNORE, np.int64)
         for row, index in zip(rows, indices, strict=True):
             window = self.ids[index * self.seq_len : (index + 1) * self.seq_len + 1]

@@ -1,8 +1,8 @@
-"""Labelled tasks: built from a corpus, or read from a file of your own.
+"""Labelled tasks: built from a corpus, or read from a user's file.
 
-A task is a closed set of labels to choose from (classification), a short answer that must be met
-exactly (naming), or free text (completion). Its items come in three splits that follow groups: an
-item's group is never in two of them. One file defines a task, a line per item:
+The answer is a label of a closed set (classification), a short text that must match exactly
+(naming), or free text (completion). The items are in three splits; a group is never in two of
+them. A .jsonl file defines a task with one item per line:
 
     {"text": "the input", "label": "the answer", "group": "optional", "split": "optional"}
 """
@@ -22,59 +22,58 @@ from data.prepare import SPLITS, prepare, read_shuffled
 
 
 def load_task(config: TaskConfig, data: DataConfig) -> Task:
-    """The task named by `config`, at most the asked number of items each.
+    """Load the task named by `config`, with at most the configured number of items per split.
 
-    A built-in is made from the corpus that `data` names and follows its split; a file is split by
-    its groups into shares of the same size. Items come in a fixed order that is not the files', so
-    the first few are not all from one.
+    A built-in task is made from the corpus named by `data` and keeps its splits; a file is split by
+    group, with the fractions of `data`. Items are in a fixed shuffled order, so the first few do
+    not all come from one file.
 
-    Raises UserError for an unknown name, a malformed file (the line is named), and a split without
-    items.
+    Raises UserError for an unknown name, a malformed file (naming the line), and an empty split.
     """
     if config.name.endswith(".jsonl"):
-        return _limited(_from_file(config, data), config)
+        return _apply_limits(_load_file(config, data), config)
     if config.name not in TASKS:
         hint = nearest(config.name, sorted(TASKS))
         raise UserError(f'task.name: no task or .jsonl file "{config.name}"{hint}')
-    made, folder = TASKS[config.name], prepare(data)
-    items = {split: [item for d in read_shuffled(folder, split) for item in made.items(d)] for split in SPLITS}
-    if made.kind == "naming":  # an answer that can be copied tells nothing
+    builder, folder = TASKS[config.name], prepare(data)
+    items = {split: [item for d in read_shuffled(folder, split) for item in builder.make_items(d)] for split in SPLITS}
+    if builder.kind == "naming":  # an answer that can be copied from the input shows no skill
         items = {s: [i for i in its if i.label.lower() not in i.text.lower()] for s, its in items.items()}
     labels: list[str] = []
-    if made.classes:
-        common = Counter(item.label for item in items["train"]).most_common(made.classes)
+    if builder.classes:
+        common = Counter(item.label for item in items["train"]).most_common(builder.classes)
         labels = sorted(label for label, _ in common)
         items = {s: [i for i in its if i.label in labels] for s, its in items.items()}
     for split, found in items.items():
         if not found:
-            raise UserError(f"task {config.name}: the corpus' {split} split has no {made.what}")
+            raise UserError(f"task {config.name}: the {split} split of the corpus has no {builder.source}")
     train, validation, test = (items[split] for split in SPLITS)
-    task = Task(made.field, made.answer, labels, train, validation, test, made.kind)
-    return _limited(task, config)
+    task = Task(builder.field, builder.answer, labels, train, validation, test, builder.kind)
+    return _apply_limits(task, config)
 
 
-def _limited(task: Task, config: TaskConfig) -> Task:
-    def short(items: list[Item], count: int) -> list[Item]:
+def _apply_limits(task: Task, config: TaskConfig) -> Task:
+    def truncate(items: list[Item], count: int) -> list[Item]:
         long = sum(len(item.text) > config.max_chars for item in items[:count])
         if long:
             say(
-                f"{config.name}: {long} of {min(count, len(items))} texts are cut to task.max_chars"
+                f"{config.name}: {long} of {min(count, len(items))} texts are truncated to task.max_chars"
                 f" = {config.max_chars} characters"
             )
         return [item._replace(text=item.text[: config.max_chars]) for item in items[:count]]
 
     return task._replace(
-        train=short(task.train, config.train_items),
-        validation=short(task.validation, config.test_items),
-        test=short(task.test, config.test_items),
+        train=truncate(task.train, config.train_items),
+        validation=truncate(task.validation, config.test_items),
+        test=truncate(task.test, config.test_items),
         instruction=config.instruction,
     )
 
 
-def _from_file(config: TaskConfig, data: DataConfig) -> Task:
+def _load_file(config: TaskConfig, data: DataConfig) -> Task:
     path = Path(config.name)
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    placed: dict[str, str] = {}
+    split_of_group: dict[str, str] = {}
     for number, line in read_numbered_lines(path, "task.name"):
         row = parse_row(line, f"{path}: line {number}", ("text", "label"))
         group = row_group(row, row["text"])
@@ -82,17 +81,18 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
         if split not in splits:
             hint = nearest(str(split), SPLITS)
             raise UserError(f'{path}: line {number}: no split "{split}"{hint}')
-        if has_group(row) and placed.setdefault(group, split) != split:
+        if has_group(row) and split_of_group.setdefault(group, split) != split:
             raise UserError(
-                f'{path}: line {number}: group "{group}" is in the {placed[group]} split already, not in {split}'
+                f'{path}: line {number}: group "{group}" is already in the {split_of_group[group]} split, '
+                f"here it is in {split}; use one split per group"
             )
         splits[split].append(Item(f"{path.name}:{number}", row["text"], row["label"]))
-    seen = {item.text for item in splits["train"]}
-    for split in ("validation", "test"):  # what has been trained on is not asked
-        splits[split] = [item for item in splits[split] if item.text not in seen]
+    trained = {item.text for item in splits["train"]}
+    for split in ("validation", "test"):  # leak check: no held-out item is also a training item
+        splits[split] = [item for item in splits[split] if item.text not in trained]
     for split, items in splits.items():
         if not items:
-            raise UserError(f'{path}: no item is left for the {split} split; add lines, or give each a "split"')
+            raise UserError(f'{path}: the {split} split is empty; add lines, or set "split" on each line')
         items.sort(key=lambda item: hashlib.sha256(item.text.encode()).digest())
     labels: list[str] = []
     if config.kind == "classification":
@@ -110,7 +110,10 @@ def _from_file(config: TaskConfig, data: DataConfig) -> Task:
 
 
 def read_numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are not empty, from 1. Raises UserError, naming the setting."""
+    """Read the non-empty lines of a file with their numbers, from 1.
+
+    Raises UserError, naming the setting `key`, if the file cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -119,7 +122,7 @@ def read_numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
 
 
 def parse_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
-    """A JSON object with texts in `fields`. Raises UserError, naming the place."""
+    """Parse a JSON object with non-empty strings in `fields`. Raises UserError, naming `place`."""
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -128,24 +131,24 @@ def parse_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
         raise UserError(f"{place}: not a JSON object: {line[:60]}")
     for name in fields:
         if name not in row:
-            raise UserError(f'{place}: no "{name}"; it has: {", ".join(row) or "nothing"}')
+            raise UserError(f'{place}: no "{name}"; its keys: {", ".join(row) or "none"}')
         if not isinstance(row[name], str) or not row[name].strip():
-            raise UserError(f'{place}: "{name}" is not a text: {json.dumps(row[name])[:60]}')
+            raise UserError(f'{place}: "{name}" is not a non-empty string: {json.dumps(row[name])[:60]}')
     return row
 
 
 def has_group(row: dict) -> bool:
-    """Whether a row says which others it belongs to; a group may be a number, 0 too."""
+    """Whether a row names its group; a number, 0 included, is a valid group."""
     return row.get("group") not in (None, "")
 
 
-def row_group(row: dict, otherwise: str) -> str:
-    """What of a file stays in one split with this row."""
-    return str(row["group"]) if has_group(row) else otherwise
+def row_group(row: dict, default: str) -> str:
+    """Return the group of a row as text, or `default`; a group stays in one split."""
+    return str(row["group"]) if has_group(row) else default
 
 
 def assign_split(group: str, data: DataConfig) -> str:
-    """Which split a group of a file belongs to, by its hash and the shares that `data` names."""
+    """Assign a group to a split by its hash and the fractions of `data`."""
     number = int.from_bytes(hashlib.sha256(f"{data.split_seed}:{group}".encode()).digest())
     share = number / 2**256
     if share < data.test_fraction:

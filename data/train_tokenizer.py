@@ -1,4 +1,4 @@
-"""Train the tokenizer of a recipe on its train split and write it into the cache.
+"""Train the tokenizer of a recipe on the train split and write it to the cache.
 
 python -m data.train_tokenizer RECIPE [--tokenizer.vocab-size 8192 …]
 """

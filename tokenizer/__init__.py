@@ -1,1 +1,1 @@
-"""Byte-level BPE: training, loading, inspecting."""
+"""Byte-level BPE tokenizers and chat templates: training, loading, encoding."""

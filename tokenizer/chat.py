@@ -1,4 +1,4 @@
-"""Conversations as a model's own chat template writes them."""
+"""Encode conversations with the chat template of a model."""
 
 import json
 import re
@@ -13,21 +13,22 @@ from cli.errors import UserError
 from tokenizer.bpe import ChatTemplate, Tokenizer
 
 TEMPLATE_SECONDS = 5.0
-LARGE = 2**63
-_MARK = re.compile("\ue000(\\d+)\ue001")  # where a message's text will stand
+MAX_OPERAND = 2**63
+_PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")  # stands for the text of a message
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[int], list[bool]]:
-    """Ids of a conversation, after the separator, and which are scored: what the assistant says,
+    """Encode a conversation to ids, starting with the separator, and a loss mask.
 
-    with the special token that ends its turn. Special tokens come from the template only: text
-    that contains them is text. Raises UserError, naming `place`, for anything but a list of
-    {"role", "content"} that ends with the assistant, or without a template.
+    The mask selects the assistant's messages, each with the special token that ends its turn. Only
+    the template creates special tokens; messages are encoded as plain text. Raises UserError,
+    naming `place`, if `messages` is not a list of {"role", "content"} that ends with the
+    assistant, or if the tokenizer has no chat template.
     """
     if tokenizer.chat is None:
         raise UserError(f"{place}: this model has no chat template; use prompt and completion")
     if not isinstance(messages, list) or not messages:
-        raise UserError(f'{place}: "messages" is not a list of messages')
+        raise UserError(f'{place}: "messages" is not a list of messages, or is empty')
     for number, message in enumerate(messages):
         if not (
             isinstance(message, dict)
@@ -35,45 +36,47 @@ def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[i
             and isinstance(message.get("content"), str)
         ):
             shown = json.dumps(message)[:60]
-            raise UserError(f'{place}: message {number + 1} has no "role" and "content": {shown}')
+            raise UserError(f'{place}: message {number + 1} has no "role" and "content" as text: {shown}')
     if messages[-1]["role"] != "assistant":
-        raise UserError(f"{place}: the last message is not the assistant's: nothing to learn")
-    marked = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-    pieces = _MARK.split(_render(tokenizer.chat, marked, place))
+        raise UserError(f"{place}: the last message is not the assistant's, so it has no loss; end with the assistant")
+    with_placeholders = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+    pieces = _PLACEHOLDER.split(_render(tokenizer.chat, with_placeholders, place))
     if [int(piece) for piece in pieces[1::2]] != list(range(len(messages))):
-        raise UserError(f"{place}: the model's chat template leaves out or moves a message")
-    said = _as_written(_render(tokenizer.chat, messages, place), pieces[::2], messages, place)
+        raise UserError(f"{place}: the model's chat template omits or moves a message; use prompt and completion")
+    contents = _rendered_contents(_render(tokenizer.chat, messages, place), pieces[::2], messages, place)
     ids, scored = [tokenizer.separator_id], [False]
 
-    def add(found: list[int], count: bool) -> None:
-        ids.extend(found)
-        scored.extend([count] * len(found))
+    def append(new_ids: list[int], has_loss: bool) -> None:
+        ids.extend(new_ids)
+        scored.extend([has_loss] * len(new_ids))
 
-    speaks = False
+    is_assistant = False
     for at, piece in enumerate(pieces):
         if at % 2 == 0:
-            found = tokenizer.encode_with_special(piece)
-            ends = [i for i, token in enumerate(found, 1) if token in tokenizer.special_ids]
-            turn = ends[0] if speaks and ends else 0
-            add(found[:turn], True)
-            add(found[turn:], False)
+            template_ids = tokenizer.encode_with_special(piece)
+            ends = [i for i, token in enumerate(template_ids, 1) if token in tokenizer.special_ids]
+            turn_end = ends[0] if is_assistant and ends else 0
+            append(template_ids[:turn_end], True)
+            append(template_ids[turn_end:], False)
         else:
-            speaks = messages[int(piece)]["role"] == "assistant"
-            add(tokenizer.encode(said[int(piece)]), speaks)
+            is_assistant = messages[int(piece)]["role"] == "assistant"
+            append(tokenizer.encode(contents[int(piece)]), is_assistant)
     return ids, scored
 
 
-def _as_written(text: str, around: list[str], messages: list[dict], place: str) -> list[str]:
-    # What the template makes of each message: itself, or itself without white space around it.
-    said, at = [], len(around[0])
-    for message, after in zip(messages, around[1:], strict=True):
-        ways = [change(message["content"]) for change in (str, str.strip, str.lstrip, str.rstrip)]
-        fitting = [way for way in ways if text.startswith(way + after, at)]
-        if not fitting:
-            raise UserError(f"{place}: the model's chat template rewrites what a message says")
-        said.append(fitting[0])
-        at += len(fitting[0] + after)
-    return said
+def _rendered_contents(text: str, separators: list[str], messages: list[dict], place: str) -> list[str]:
+    # A template may strip whitespace around a message, but not change its text otherwise.
+    contents, at = [], len(separators[0])
+    for message, after in zip(messages, separators[1:], strict=True):
+        candidates = [strip(message["content"]) for strip in (str, str.strip, str.lstrip, str.rstrip)]
+        matches = [candidate for candidate in candidates if text.startswith(candidate + after, at)]
+        if not matches:
+            raise UserError(
+                f"{place}: the model's chat template changes the text of a message; use prompt and completion"
+            )
+        contents.append(matches[0])
+        at += len(matches[0] + after)
+    return contents
 
 
 def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
@@ -93,8 +96,8 @@ def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
         return template.render(values)
 
     try:
-        return _within(TEMPLATE_SECONDS, render)
-    except Exception as error:  # a template is a program of others: it may fail in any way
+        return _call_with_timeout(TEMPLATE_SECONDS, render)
+    except Exception as error:  # a template is untrusted code and can raise anything
         reason = " ".join(f"{error}".split())[:200] or type(error).__name__
         raise UserError(f"{place}: the model's chat template: {reason}") from None
 
@@ -106,7 +109,7 @@ def _compiled(template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} marks what the model says; here the messages' roles tell."""
+        """Accepts {% generation %}, which marks the model's text; the roles already tell that."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -114,28 +117,28 @@ def _compiled(template: str) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    class Bounded(ImmutableSandboxedEnvironment):
-        """No power, no repeated or formatted text, no large product: one could take minutes."""
+    class LimitedSandbox(ImmutableSandboxedEnvironment):
+        """Refuses operators that can take minutes: powers, text repetition and formatting, large products."""
 
         intercepted_binops = frozenset(("*", "**", "%"))
 
         def call_binop(self, context, operator, left, right):
-            numbers = all(isinstance(x, int | float) for x in (left, right))
-            if operator == "**" or not numbers or abs(left) > LARGE or abs(right) > LARGE:
+            are_numbers = all(isinstance(x, int | float) for x in (left, right))
+            if operator == "**" or not are_numbers or abs(left) > MAX_OPERAND or abs(right) > MAX_OPERAND:
                 raise TemplateError(f"{operator} is not supported for these values")
             return left * right if operator == "*" else left % right
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment = LimitedSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(template)
 
 
-def _within(seconds: float, call: Callable[[], str]) -> str:
-    # Raises TimeoutError. Templates are compiled to Python: every line of them is traced.
+def _call_with_timeout(seconds: float, call: Callable[[], str]) -> str:
+    # Raises TimeoutError. Jinja compiles templates to Python, so a trace function sees every line.
     end = time.monotonic() + seconds
 
     def check(frame, event, argument):

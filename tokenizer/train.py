@@ -12,24 +12,24 @@ from tokenizer.bpe import Tokenizer
 
 
 def build_pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
-    """The splits that no token may cross, as [tokenizer] digits, newlines and whitespace ask."""
-    cuts: list[pre_tokenizers.PreTokenizer] = []
+    """Build the pre-tokenizer: tokens cannot cross its splits (`digits`, `newlines`, `whitespace`)."""
+    splits: list[pre_tokenizers.PreTokenizer] = []
     if config.newlines == "own":
-        cuts.append(pre_tokenizers.Split(Regex(r"\r?\n"), "isolated"))
+        splits.append(pre_tokenizers.Split(Regex(r"\r?\n"), "isolated"))
     if config.whitespace == "own":
-        cuts.append(pre_tokenizers.Split(Regex(r"[^\S\r\n]+"), "isolated"))
+        splits.append(pre_tokenizers.Split(Regex(r"[^\S\r\n]+"), "isolated"))
     if config.digits != "any":
         count = {"single": "", "triple": "{1,3}"}[config.digits]
-        cuts.append(pre_tokenizers.Split(Regex(rf"\p{{N}}{count}"), "isolated"))
-    cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=config.whitespace != "merge"))
-    return pre_tokenizers.Sequence(cuts)
+        splits.append(pre_tokenizers.Split(Regex(rf"\p{{N}}{count}"), "isolated"))
+    splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=config.whitespace != "merge"))
+    return pre_tokenizers.Sequence(splits)
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Learn a tokenizer of `config.vocab_size` entries from `texts`.
+    """Train a tokenizer with `config.vocab_size` entries on `texts`.
 
-    Texts that do not hold enough different pairs for that many merges give a smaller vocabulary,
-    which is said; with `config.strict` they raise UserError.
+    If the texts have too few different pairs for that many merges, the vocabulary is smaller and a
+    warning is printed; with `config.strict`, raises UserError.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = build_pre_tokenizer(config)

@@ -1,4 +1,4 @@
-"""Caches that a crash has damaged are made again, and what a killed process left is no obstacle."""
+"""Damaged caches are rebuilt, and leftovers of a killed process do not stop the next run."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def losses(run):
 
 @pytest.fixture(scope="module")
 def first(command, recipe, tmp_path_factory):
-    """A cache of its own, the arguments that use it, and the losses of a run."""
+    """A private cache, the arguments that use it, and the losses of a run."""
     cache = tmp_path_factory.mktemp("own") / "cache"
     args = ("train.pretrain", recipe, "--data.cache-dir", cache, "--train.steps", "2")
     run = cache.parent / "run"
@@ -32,24 +32,24 @@ def first(command, recipe, tmp_path_factory):
 
 
 DAMAGE = {
-    "documents/*/manifest.json": "documents: .* is damaged and is made again",
-    "documents/*/train.jsonl": "documents: .* is damaged and is made again",
-    "tokenizers/*.json": "not a tokenizer: .*; it is trained again",
-    "tokens/*/manifest.json": "tokens: .* is damaged and is made again",
-    "tokens/*/train.bin": "tokens: .* is damaged and is made again",
-    "tokens/*/validation.documents.npy": "tokens: .* is damaged and is made again",
+    "documents/*/manifest.json": "documents: .* is damaged and is rebuilt",
+    "documents/*/train.jsonl": "documents: .* is damaged and is rebuilt",
+    "tokenizers/*.json": "not a tokenizer: .*; training it again",
+    "tokens/*/manifest.json": "tokens: .* is damaged and is rebuilt",
+    "tokens/*/train.bin": "tokens: .* is damaged and is rebuilt",
+    "tokens/*/validation.documents.npy": "tokens: .* is damaged and is rebuilt",
 }
 
 
 @pytest.mark.parametrize("pattern", DAMAGE)
-@pytest.mark.parametrize("left", [0.0, 0.7])
-def test_what_is_cut_off_is_made_again_and_not_believed(command, first, tmp_path, pattern, left):
+@pytest.mark.parametrize("fraction", [0.0, 0.7])
+def test_a_truncated_cache_file_is_rebuilt(command, first, tmp_path, pattern, fraction):
     import re
 
     cache, args, expected = first
     (path,) = cache.glob(pattern)
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(left * len(whole))])
+    path.write_bytes(whole[: int(fraction * len(whole))])
     done = command(*args, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert re.search(DAMAGE[pattern], done.stderr)
@@ -57,10 +57,10 @@ def test_what_is_cut_off_is_made_again_and_not_believed(command, first, tmp_path
     assert losses(tmp_path / "run") == expected
 
 
-def test_a_killed_preparation_leaves_nothing_that_stops_the_next(command, recipe, tmp_path):
+def test_prepare_succeeds_after_killed_attempts(command, recipe, tmp_path):
     cache, draw = tmp_path / "cache", random.Random(0)
     args = ("data.prepare", recipe, "--data.cache-dir", cache)
-    slow = tmp_path / "slow.py"  # takes seconds, so that it is killed in the middle
+    slow = tmp_path / "slow.py"  # takes seconds, so that the kill comes in the middle
     slow.write_text(
         "import time, data.prepare as module\n"
         "track = module.track\n"
@@ -82,20 +82,20 @@ def test_a_killed_preparation_leaves_nothing_that_stops_the_next(command, recipe
         assert process.returncode == -signal.SIGKILL
     assert len(list(cache.glob("documents/.*.tmp"))) == 5
     for left in cache.glob("documents/.*"):
-        os.utime(left, (1, 1))  # long ago
+        os.utime(left, (1, 1))  # old enough to be removed
     done = command(*args)
     assert done.returncode == 0, done.stderr
-    (folder,) = (cache / "documents").iterdir()  # and nothing else is left
+    (folder,) = (cache / "documents").iterdir()  # the leftovers are removed
     settings = load(Recipe, recipe).data
     other = settings.model_copy(update={"cache_dir": str(tmp_path / "other")})
     for path in prepare(other).iterdir():
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
-def test_only_what_is_ours_is_overwritten(command, recipe, tmp_path):
+def test_overwrite_refuses_a_folder_that_is_not_a_run(command, recipe, tmp_path):
     precious = tmp_path / "thesis"
     precious.mkdir()
-    (precious / "config.toml").write_text("[data]\n")  # as other programs have
+    (precious / "config.toml").write_text("[data]\n")  # a name that other programs use too
     (precious / "thesis.tex").write_text("years of work")
     done = command("train.pretrain", recipe, "--run-dir", precious, "--overwrite")
     assert done.returncode == 2
@@ -108,9 +108,9 @@ def test_only_what_is_ours_is_overwritten(command, recipe, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"thesis", "run"}
 
 
-def test_a_run_that_a_kill_has_left_aside_does_not_stop_the_next(command, recipe, tmp_path):
+def test_a_run_removes_the_leftover_of_a_killed_one(command, recipe, tmp_path):
     run = tmp_path / "run"
-    old = tmp_path / ".run.0123abcd.tmp"  # as a kill between two renames leaves it
+    old = tmp_path / ".run.0123abcd.tmp"  # the state after a kill between two renames
     (old / "checkpoints").mkdir(parents=True)
     os.utime(old, (1, 1))
     done = command("train.pretrain", recipe, "--run-dir", run, "--train.steps", "1")
@@ -118,7 +118,7 @@ def test_a_run_that_a_kill_has_left_aside_does_not_stop_the_next(command, recipe
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_manifest_names_the_size_of_every_file(first):
+def test_the_manifest_lists_the_size_of_every_file(first):
     cache, _, _ = first
     for path in (*cache.glob("documents/*/manifest.json"), *cache.glob("tokens/*/manifest.json")):
         sizes = json.loads(path.read_text())["files"]

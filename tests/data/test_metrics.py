@@ -3,7 +3,7 @@ import pytest
 from data.metrics import score_answer, word_f1
 
 
-def test_a_name_is_met_exactly_or_not():
+def test_names_and_labels_score_by_exact_match():
     assert score_answer("naming", "GetItem", "GetItem") == 1
     assert score_answer("classification", "get", "Get") == 0
 
@@ -19,6 +19,6 @@ def test_a_name_is_met_exactly_or_not():
         ("a", "a b c", 0.5),
     ],
 )
-def test_free_text_is_scored_by_the_words_it_shares(answer, label, score):
+def test_free_text_scores_by_word_f1(answer, label, score):
     assert word_f1(answer, label) == pytest.approx(score)
     assert score_answer("completion", answer, label) == pytest.approx(score)

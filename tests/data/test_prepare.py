@@ -16,7 +16,7 @@ from data.prepare import SPLITS, clean, prepare, read_documents, subsample
 
 
 @given(st.text())
-def test_clean_text_is_nfc_without_controls_and_stays_as_it_is(text):
+def test_clean_gives_nfc_without_control_characters_and_is_idempotent(text):
     cleaned = clean(text)
     assert unicodedata.is_normalized("NFC", cleaned)
     assert not [c for c in cleaned if unicodedata.category(c) == "Cc" and c not in "\n\t"]
@@ -24,7 +24,7 @@ def test_clean_text_is_nfc_without_controls_and_stays_as_it_is(text):
     cleaned.encode("utf-8")
 
 
-def test_clean_counts_what_it_touched():
+def test_clean_counts_changed_documents():
     changed = Counter()
     assert clean("a\r\nb\x07\ufffdc e\u0301", changed) == "a\nbc é"
     assert changed == {"invalid_utf8": 1, "control_characters": 1, "not_nfc": 1}
@@ -35,7 +35,7 @@ def write_jsonl(path, rows):
     return path
 
 
-def test_the_manifest_accounts_for_every_document(tmp_path):
+def test_the_manifest_counts_every_document(tmp_path):
     texts = [words(seed, 80) for seed in range(60)]
     near = texts[0].replace(texts[0].split()[40], "changed", 1)
     rows = [{"text": t} for t in [*texts, "short", texts[3], near, None]]
@@ -53,8 +53,8 @@ def test_the_manifest_accounts_for_every_document(tmp_path):
     for split, numbers in manifest["splits"].items():
         assert numbers["documents"] == len(written[split]) > 0
         assert numbers["bytes"] == sum(len(text.encode()) for text in written[split])
-    everything = [text for split in SPLITS for text in written[split]]
-    assert len(set(everything)) == len(everything) == counts["documents_kept"]
+    kept = [text for split in SPLITS for text in written[split]]
+    assert len(set(kept)) == len(kept) == counts["documents_kept"]
 
 
 def shingles(text):
@@ -63,7 +63,8 @@ def shingles(text):
 
 
 def test_no_near_duplicate_straddles_a_split(tmp_path):
-    # Variants share about two thirds of their shingles: too few to drop, too many to hold out.
+    # Variants share about two thirds of their shingles: too few for near-duplicate removal, too
+    # many for different splits.
     draw = random.Random(0)
     rows = []
     for seed in range(150):
@@ -83,7 +84,7 @@ def test_no_near_duplicate_straddles_a_split(tmp_path):
                 assert len(a & b) / len(a | b) < config.straddle_similarity
 
 
-def test_groups_never_straddle_and_the_order_of_files_is_kept(tmp_path):
+def test_groups_never_straddle_a_split(tmp_path):
     rows = [{"text": words(n, 60), "author": f"author {n % 23}"} for n in range(230)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     config = DataConfig(corpus=str(path), cache_dir=str(tmp_path), group_field="author")
@@ -94,7 +95,7 @@ def test_groups_never_straddle_and_the_order_of_files_is_kept(tmp_path):
     assert not groups["test"] & groups["validation"]
 
 
-def test_a_second_run_uses_the_cache_until_a_byte_changes(tmp_path):
+def test_prepare_uses_the_cache_until_a_byte_changes(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(words(0, 3000))
     config = DataConfig(corpus=str(path), cache_dir=str(tmp_path / "cache"))
@@ -106,7 +107,7 @@ def test_a_second_run_uses_the_cache_until_a_byte_changes(tmp_path):
     assert prepare(config) != first
 
 
-def test_a_share_of_the_training_documents_is_that_large_and_grows(tmp_path):
+def test_subsamples_have_the_requested_size_and_are_nested(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(words(0, 20_000))
     config = DataConfig(corpus=str(path), cache_dir=str(tmp_path / "cache"), section_chars=400)
@@ -116,7 +117,7 @@ def test_a_share_of_the_training_documents_is_that_large_and_grows(tmp_path):
         part = subsample(folder, share, seed=1)
         rows = {d["id"]: d["text"] for d in read_documents(part, "train")}
         size = sum(len(text.encode()) for text in rows.values())
-        if share > 0.001:  # at least one document is in it
+        if share > 0.001:  # the smallest share has one document, which may be larger
             assert share * whole["train"]["bytes"] - 600 < size <= share * whole["train"]["bytes"]
         assert len(rows) >= 1
         assert before < rows.keys()
@@ -128,7 +129,7 @@ def test_a_share_of_the_training_documents_is_that_large_and_grows(tmp_path):
     assert subsample(folder, 0.5, seed=2) != subsample(folder, 0.5, seed=1)
 
 
-def test_folk_tunes_hold_no_melody_in_two_splits(cache):
+def test_folk_tunes_have_no_melody_in_two_splits(cache):
     folder = prepare(DataConfig(cache_dir=str(cache)))
     incipits = {split: {tuple(melody(d["text"])[:24]) for d in read_documents(folder, split)} for split in SPLITS}
     assert len(incipits["train"]) > 3000
@@ -147,33 +148,33 @@ def test_abc_body_drops_titles_comments_and_fingerings():
     assert melody("K:G\n|:ab|\nA:|") == [0, 1, 0]
 
 
-def test_other_built_ins_hold_text_in_groups(cache):
-    for name, least in (("python-stdlib", 300),):
+def test_python_stdlib_groups_never_straddle_a_split(cache):
+    for name, minimum in (("python-stdlib", 300),):
         folder = prepare(DataConfig(corpus=name, cache_dir=str(cache)))
         manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["counts"]["documents_kept"] > least
+        assert manifest["counts"]["documents_kept"] > minimum
         groups = {split: {d["group"] for d in read_documents(folder, split)} for split in SPLITS}
         assert not groups["train"] & groups["test"]
 
 
-def test_a_corpus_that_cannot_be_split_is_refused(tmp_path):
+def test_a_corpus_that_is_too_small_to_split_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": words(n, 50)} for n in range(2)])
     with pytest.raises(UserError, match="too small to hold out"):
         prepare(DataConfig(corpus=str(path), cache_dir=str(tmp_path)))
 
 
-def test_a_template_filled_in_many_times_is_refused_with_the_reason(tmp_path):
-    # Half of every document is the template: all resemble each other, none enough to be dropped.
+def test_a_corpus_of_one_template_is_refused_with_the_reason(tmp_path):
+    # Half of every document is the template: all are similar, but none is a near-duplicate.
     template = words(0, 60)
     rows = [{"text": f"{template} {words(n + 1, 40)}"} for n in range(1500)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=r"every .* document resembles one of another split"):
+    with pytest.raises(UserError, match=r"every .* document is similar to one of another split"):
         prepare(DataConfig(corpus=str(path), cache_dir=str(tmp_path), straddle_similarity=0.2))
     assert not list((tmp_path / "documents").iterdir())
 
 
 @pytest.mark.slow
-def test_two_hundred_megabytes_are_not_read_into_memory_whole():
+def test_preparing_two_hundred_megabytes_takes_limited_memory():
     from benchmarks.prepare_memory import measure
 
     result = measure(200)

@@ -1,4 +1,4 @@
-"""Whatever a newcomer's files are called and hold: the right text, or one clear line."""
+"""Files with any name and content give the right text, or a one-line error."""
 
 import gzip
 import io
@@ -43,27 +43,27 @@ def joined(path, **settings):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_read_whatever_it_is_called(tmp_path, name):
+def test_a_text_file_with_any_name_is_read(tmp_path, name):
     path = tmp_path / name
     path.write_text(f"the text of {name!r}\n" * 30)
-    # What a pattern would match instead.
+    # The files that a glob pattern would match instead.
     for other in ("qa.txt", "qb.txt", "aXb.txt", "whatX.txt", "x.txt", "y.txt", "notes 1.txt"):
         (tmp_path / other).write_text("another file\n" * 30)
     assert joined(path) == path.read_text()
     assert {d.id.rpartition(":")[0] for d in read(path)} == {name}
-    of_folder = [d for d in read(tmp_path) if d.id.startswith(f"{name}:")]
-    assert "".join(d.text for d in of_folder) == path.read_text()
+    from_folder = [d for d in read(tmp_path) if d.id.startswith(f"{name}:")]
+    assert "".join(d.text for d in from_folder) == path.read_text()
 
 
 @pytest.mark.parametrize("name", NAMES[:4])
-def test_tables_are_read_whatever_they_are_called(tmp_path, name):
+def test_a_table_with_any_name_is_read(tmp_path, name):
     rows = [{"text": f"row {n}"} for n in range(3)]
     path = tmp_path / name.replace(".txt", ".jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [d.text for d in read(path)] == ["row 0", "row 1", "row 2"]
 
 
-def test_a_name_that_is_not_utf8_is_read_in_a_folder(tmp_path):
+def test_a_file_whose_name_is_not_utf8_is_read_in_a_folder(tmp_path):
     folder = os.fsencode(tmp_path)
     with open(folder + b"/caf\xe9.txt", "w") as file:
         file.write("latin name\n" * 40)
@@ -72,7 +72,7 @@ def test_a_name_that_is_not_utf8_is_read_in_a_folder(tmp_path):
     json.loads(json.dumps(document.id))
 
 
-def test_two_files_of_one_name_are_two(tmp_path):
+def test_files_with_the_same_name_have_different_ids(tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "notes.txt").write_text(f"in {folder}\n" * 20)
@@ -80,7 +80,7 @@ def test_two_files_of_one_name_are_two(tmp_path):
     assert [(d.id, d.group) for d in found] == [("a/notes.txt:0", "a/notes.txt"), ("b/notes.txt:0", "b/notes.txt")]
 
 
-def test_links_are_followed_once_and_a_broken_one_is_named(tmp_path):
+def test_links_are_followed_once_and_broken_links_are_errors(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     (tmp_path / "away.txt").write_text("from far away\n" * 30)
@@ -93,14 +93,14 @@ def test_links_are_followed_once_and_a_broken_one_is_named(tmp_path):
     assert names == ["link.txt", "more/b.txt"]
     assert joined(folder / "link.txt") == "from far away\n" * 30
     (folder / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
-    with pytest.raises(UserError, match=r"gone\.txt: is a link to a file that does not exist"):
+    with pytest.raises(UserError, match=r"gone\.txt: is a link to a file that does not exist; remove the link"):
         read(folder)
 
 
-def test_an_unreadable_file_is_named_and_not_skipped(command, recipe, tmp_path):
+def test_an_unreadable_file_is_an_error_that_names_it(command, recipe, tmp_path):
     (tmp_path / "good.txt").write_text(words(0, 3000))
     bad = tmp_path / "bad.txt"
-    if os.geteuid() == 0:  # whom no permission stops: a file whose reading fails
+    if os.geteuid() == 0:  # root ignores permissions: use a file whose read fails
         bad.symlink_to("/proc/self/mem")
     else:
         bad.write_text("secret")
@@ -108,16 +108,16 @@ def test_an_unreadable_file_is_named_and_not_skipped(command, recipe, tmp_path):
     done = command("data.prepare", recipe, "--data.corpus", tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert re.match(r"error: .*bad\.txt: cannot be read: .+; check it", done.stderr)
+    assert re.match(r"error: .*bad\.txt: cannot be read: .+; check it, or move it out of the corpus", done.stderr)
 
 
-def test_an_empty_file_among_others_is_no_document(tmp_path):
+def test_an_empty_file_gives_no_document(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "full.txt").write_text("some text\n" * 30)
     assert {d.id.partition(":")[0] for d in read(tmp_path)} == {"full.txt"}
 
 
-def test_a_name_with_a_line_break_stays_on_one_line_of_an_error(command, recipe, tmp_path):
+def test_error_for_a_name_with_a_line_break_is_one_line(command, recipe, tmp_path):
     path = tmp_path / "evil\n\x1b[31mred.txt"
     path.write_bytes(b"\0" * 99)
     done = command("data.prepare", recipe, "--data.corpus", path)
@@ -127,7 +127,7 @@ def test_a_name_with_a_line_break_stays_on_one_line_of_an_error(command, recipe,
     assert "evil\\n\\x1b[31mred.txt: is a binary file" in done.stderr
 
 
-def test_what_one_document_is(tmp_path):
+def test_document_setting_selects_file_line_or_section(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("first line\nsecond line\n\nfourth line")
     assert [d.text for d in read(path, document="file")] == [path.read_text()]
@@ -143,7 +143,7 @@ def test_what_one_document_is(tmp_path):
         read("folk-tunes", document="file")
 
 
-def test_small_files_of_a_folder_stay_whole(tmp_path):
+def test_small_files_of_a_folder_are_not_split(tmp_path):
     for number in range(40):
         (tmp_path / f"{number}.md").write_text(f"# Note {number}\n\n{words(number, 100)}\n")
     assert len(read(tmp_path)) == 40  # each is shorter than a section
@@ -154,7 +154,7 @@ ROWS = [{"text": 'with "quotes",\ncommas, and lines', "who": "ann"}, {"text": "t
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_tables_of_fields(tmp_path, suffix, ending):
+def test_csv_and_tsv_rows_are_read(tmp_path, suffix, ending):
     import csv
 
     path = tmp_path / f"a{suffix}"
@@ -167,46 +167,46 @@ def test_tables_of_fields(tmp_path, suffix, ending):
     assert [(d.text, d.group) for d in found] == [(row["text"], row["who"]) for row in ROWS]
 
 
-def test_a_malformed_table_is_named_with_its_line(tmp_path):
+def test_error_names_the_line_of_a_malformed_table(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('text,who\n"fine",1\n"never closed,2\nmore,3\n')
     with pytest.raises(UserError, match=r"a\.csv: line \d: malformed CSV"):
         read(path)
     path.write_text("review,stars\ngood,5\n")
-    with pytest.raises(UserError, match=r'no column "text"; known: review, stars; name it with'):
+    with pytest.raises(UserError, match=r'no column "text"; known: review, stars; set data\.text_field'):
         read(path)
     (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n")
     with pytest.raises(UserError, match=r"line 1: malformed JSON"):
         read(tmp_path / "deep.jsonl")
 
 
-PACK = {".gz": gzip.compress, ".zst": zstandard.compress}
+COMPRESS = {".gz": gzip.compress, ".zst": zstandard.compress}
 
 
-@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a"])
-def test_packed_files_hold_the_same(tmp_path, packed, name):
+def test_compressed_files_give_the_same_text(tmp_path, suffix, name):
     text = {"a.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS), "a.csv": "text,who\none,1\n"}.get(
         name, words(0, 900)
     )
     plain = tmp_path / (name if "." in name else "a.txt")
     plain.write_text(text)
-    path = tmp_path / f"packed-{name}{packed}"
-    path.write_bytes(PACK[packed](text.encode()))
+    path = tmp_path / f"packed-{name}{suffix}"
+    path.write_bytes(COMPRESS[suffix](text.encode()))
     assert [d.text for d in read(path)] == [d.text for d in read(plain)]
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match="is damaged or cut off"):
+    with pytest.raises(UserError, match="is damaged or truncated"):
         read(path)
 
 
-def test_several_frames_of_a_packed_file_are_all_read(tmp_path):
-    for packed, compress in PACK.items():
-        path = tmp_path / f"a.txt{packed}"
+def test_all_frames_of_a_compressed_file_are_read(tmp_path):
+    for suffix, compress in COMPRESS.items():
+        path = tmp_path / f"a.txt{suffix}"
         path.write_bytes(compress(b"first line\n" * 50) + compress(b"second line\n" * 50))
         assert joined(path) == "first line\n" * 50 + "second line\n" * 50
 
 
-def test_a_source_tree_is_its_text_files(tmp_path, capsys):
+def test_a_source_tree_gives_its_text_files(tmp_path, capsys):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "main.rs").write_text("fn main() {}\n" * 20)
     (tmp_path / "Makefile").write_text("all:\n\ttrue\n" * 20)
@@ -220,15 +220,15 @@ def test_a_source_tree_is_its_text_files(tmp_path, capsys):
     found = {d.id.partition(":")[0] for d in read(tmp_path)}
     assert found == {"src/main.rs", "Makefile", "package.json"}
     said = " ".join(capsys.readouterr().err.split())
-    assert "4 files are not text and are left out: logo.png, paper.pdf, q.bin, …" in said
+    assert "4 files are not text and are skipped: logo.png, paper.pdf, q.bin, …" in said
     (tmp_path / "r.bin").unlink()
     read(tmp_path)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.endswith("3 files are not text and are left out: logo.png, paper.pdf, q.bin")
+    assert said.endswith("3 files are not text and are skipped: logo.png, paper.pdf, q.bin")
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("paper.txt", b"%PDF-1.7\n" + b"text without a zero byte\n" * 40, "is a PDF; convert it"),
         ("paper.pdf", b"%PDF-1.7\n", r"cannot read \.pdf: it is a PDF"),
@@ -236,30 +236,30 @@ def test_a_source_tree_is_its_text_files(tmp_path, capsys):
         ("cyrillic.txt", ("привет мир\n" * 40).encode("cp1251"), "is not UTF-8; convert it: iconv"),
         ("letter.docx", b"PK\x03\x04", r"cannot read \.docx: it is a Word document"),
         ("rows.json", b'[{"text": "a"}]', r"cannot read \.json: .* write one object per line"),
-        ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), "Parquet is packed already"),
+        ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), "Parquet is already compressed; decompress it"),
     ],
 )
-def test_what_is_not_text_is_refused_by_name(tmp_path, name, data, said):
+def test_a_file_that_is_not_text_is_refused(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read(path)
 
 
-def test_windows_line_ends_are_line_ends(tmp_path):
+def test_windows_line_ends_become_newlines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\r\n" * 200)
     assert joined(path) == "one\ntwo\n" * 200
 
 
-def test_chinese_without_spaces_is_cut_and_near_duplicates_are_found(tmp_path):
+def test_text_without_spaces_is_split_and_deduplicated(tmp_path):
     import random
 
     from data.prepare import prepare, read_documents
 
     draw = random.Random(0)
-    signs = [chr(c) for c in range(0x4E00, 0x4E00 + 900)]
-    rows = ["".join(draw.choices(signs, k=200)) for _ in range(60)]
+    characters = [chr(c) for c in range(0x4E00, 0x4E00 + 900)]
+    rows = ["".join(draw.choices(characters, k=200)) for _ in range(60)]
     near = rows[0][:100] + "变" + rows[0][101:]
     path = tmp_path / "a.txt"
     path.write_text("\n".join([*rows, near]))
@@ -273,21 +273,21 @@ def test_chinese_without_spaces_is_cut_and_near_duplicates_are_found(tmp_path):
     assert max(len(text.text) for text in read(path)) <= 2 * len("".join(rows)) // 20
 
 
-def test_a_parquet_file_without_a_column_is_named(tmp_path):
+def test_error_names_the_missing_column_of_a_parquet_file(tmp_path):
     import pyarrow
     from pyarrow.parquet import write_table
 
     path = tmp_path / "a.parquet"
     write_table(pyarrow.table({"body": ["one", "two"], "who": ["x", "y"], "n": [1, 2]}), path)
-    with pytest.raises(UserError, match=r'a\.parquet: no column "text"; known: body, who, n; name'):
+    with pytest.raises(UserError, match=r'a\.parquet: no column "text"; known: body, who, n; set data\.text_field'):
         read(path)
-    with pytest.raises(UserError, match=r'no column "whom"; did you mean "who"\?; name it with'):
+    with pytest.raises(UserError, match=r'no column "whom"; did you mean "who"\?; set data\.group_field'):
         read(path, text_field="body", group_field="whom")
     found = read(path, text_field="body", group_field="n")
     assert [(d.text, d.group) for d in found] == [("one", "1"), ("two", "2")]
 
 
-def test_a_small_corpus_is_cut_into_twenty_and_a_large_one_into_sections(tmp_path):
+def test_a_small_corpus_has_twenty_sections(tmp_path):
     path = tmp_path / "a.txt"
     for size, target in ((200, 10), (1000, 50), (40_000, 2000), (400_000, 2000)):
         path.write_text("x" * size)
@@ -295,41 +295,41 @@ def test_a_small_corpus_is_cut_into_twenty_and_a_large_one_into_sections(tmp_pat
     assert section_target([], DataConfig()) == 1
 
 
-def test_a_long_line_is_read_in_parts(tmp_path, monkeypatch):
+def test_a_long_line_is_read_in_pieces(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text(" ".join(words(0, 40_000).split()))
-    asked = []
+    requested = []
     real = io.TextIOWrapper.readline
 
     class Watched(io.TextIOWrapper):
         def readline(self, size=-1):
-            asked.append(size)
+            requested.append(size)
             return real(self, size)
 
     monkeypatch.setattr("data.readers.io.TextIOWrapper", Watched)
     assert joined(path) == path.read_text()
-    assert asked
-    assert all(0 < size <= 1 << 20 for size in asked)
+    assert requested
+    assert all(0 < size <= 1 << 20 for size in requested)
 
 
-def test_held_out_splits_are_capped(tmp_path):
+def test_held_out_splits_are_limited(tmp_path):
     from data.prepare import prepare
 
     path = tmp_path / "a.txt"
     path.write_text(words(0, 40_000))
     config = DataConfig(corpus=str(path), cache_dir=str(tmp_path / "c"), section_chars=500)
     sizes = {}
-    for most in (2_000_000, 4000):
-        folder = prepare(config.model_copy(update={"held_out_chars": most}))
+    for limit in (2_000_000, 4000):
+        folder = prepare(config.model_copy(update={"held_out_chars": limit}))
         splits = json.loads((folder / "manifest.json").read_text())["splits"]
-        sizes[most] = {name: split["characters"] for name, split in splits.items()}
+        sizes[limit] = {name: split["characters"] for name, split in splits.items()}
     assert sizes[2_000_000]["test"] > 8000
     for split in ("test", "validation"):
         assert 3000 < sizes[4000][split] < 5000
     assert sizes[4000]["train"] > sizes[2_000_000]["train"]
 
 
-def test_files_much_larger_than_the_cap_are_held_out_too(tmp_path):
+def test_files_larger_than_the_held_out_limit_are_held_out(tmp_path):
     from data.prepare import prepare
 
     for number in range(30):
@@ -339,27 +339,27 @@ def test_files_much_larger_than_the_cap_are_held_out_too(tmp_path):
     assert splits["test"]["documents"] == splits["validation"]["documents"] == 1
 
 
-def test_latin_1_is_said_and_not_dropped_without_a_word(tmp_path, capsys):
+def test_latin_1_text_gives_a_warning(tmp_path, capsys):
     path = tmp_path / "a.txt"
     path.write_bytes(("ein größeres Stück Text, das länger ist\n" * 40).encode("latin-1"))
     read(path)
     said = " ".join(capsys.readouterr().err.split())
-    assert "are not UTF-8 and are dropped; if it is in another encoding, convert it: iconv" in said
+    assert "are not UTF-8 and are dropped; if it has another encoding, convert it: iconv" in said
 
 
-def test_rows_without_a_group_are_groups_of_their_own(tmp_path):
+def test_rows_without_a_group_have_an_empty_group(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [{"text": "a", "who": None}, {"text": "b", "who": 0}, {"text": "c", "who": "\ud83d"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [d.group for d in read(path, group_field="who")] == ["", "0", "\\ud83d"]
 
 
-def test_a_corpus_is_another_when_a_file_is_renamed(tmp_path):
+def test_renaming_a_file_changes_the_fingerprint(tmp_path):
     (tmp_path / "a.txt").write_text("text,who\nx,y\n" * 30)
     before = open_corpus(DataConfig(corpus=str(tmp_path))).fingerprint
     (tmp_path / "a.txt").rename(tmp_path / "a.csv")
     assert open_corpus(DataConfig(corpus=str(tmp_path))).fingerprint != before
 
 
-def test_cleaning_drops_escape_sequences():
+def test_clean_removes_escape_characters():
     assert clean("a\x1b[31mred\x9b0m") == "a[31mred0m"

@@ -36,20 +36,20 @@ def test_the_shards_decode_to_the_documents(prepared):
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(400, "<u2"), (1 << 16, "<u2"), ((1 << 16) + 1, "<u4")])
-def test_ids_take_no_more_bytes_than_they_need(size, dtype):
+def test_ids_have_the_smallest_sufficient_dtype(size, dtype):
     assert _dtype(SimpleNamespace(vocab_size=size)) == np.dtype(dtype)
 
 
-def test_each_token_after_the_first_is_a_target_once(prepared):
+def test_each_token_except_the_first_is_a_target_once(prepared):
     _, tokenizer, shards = prepared
     windows = Windows(shards, "train", 50, tokenizer)
     inputs, targets = windows.batch(np.arange(len(windows)))
-    kept = targets.reshape(-1)[targets.reshape(-1) != IGNORE]
-    assert (kept.numpy() == windows.ids[1:]).all()
+    scored = targets.reshape(-1)[targets.reshape(-1) != IGNORE]
+    assert (scored.numpy() == windows.ids[1:]).all()
     assert (inputs[:, 1:][targets[:, 1:] != IGNORE] == targets[:, :-1][targets[:, 1:] != IGNORE]).all()
 
 
-def test_examples_score_the_completion_only(prepared):
+def test_only_completion_tokens_have_a_loss(prepared):
     _, tokenizer, _ = prepared
     pairs = [("a longer prompt than that", " yes"), ("short", " no\n")]
     examples = Examples(encode_completions(pairs, tokenizer), 64, tokenizer)

@@ -26,7 +26,7 @@ def file(tmp_path):
     return write
 
 
-def test_tune_key_items_hide_the_label_and_follow_the_split(cache):
+def test_tune_key_items_hide_the_label_and_keep_the_split(cache):
     data = DataConfig(cache_dir=str(cache))
     folder, task = prepare(data), load_task(TaskConfig(train_items=5000), data)
     assert len(task.labels) == 10
@@ -41,7 +41,7 @@ def test_tune_key_items_hide_the_label_and_follow_the_split(cache):
 
 
 @pytest.mark.parametrize(("name", "header"), [("tune-rhythm", "R"), ("tune-meter", "M")])
-def test_other_labels_of_tunes_are_those_of_their_headers(cache, name, header):
+def test_rhythm_and_meter_labels_equal_the_headers(cache, name, header):
     data = DataConfig(cache_dir=str(cache))
     folder, task = prepare(data), load_task(TaskConfig(name=name), data)
     assert len(task.labels) == {"R": 6, "M": 7}[header]
@@ -52,7 +52,7 @@ def test_other_labels_of_tunes_are_those_of_their_headers(cache, name, header):
         assert f"{header}:" not in item.text
 
 
-def test_names_of_functions_are_not_in_what_describes_them(cache):
+def test_docstring_items_do_not_contain_the_function_name(cache):
     data = DataConfig(corpus="python-stdlib", cache_dir=str(cache))
     folder, task = prepare(data), load_task(TaskConfig(name="docstring-name"), data)
     assert task.labels == []
@@ -67,7 +67,7 @@ def test_names_of_functions_are_not_in_what_describes_them(cache):
 
 
 @pytest.mark.slow
-def test_operations_of_aws(cache):
+def test_aws_tasks_follow_the_split_by_service_or_document(cache):
     config = DataConfig(corpus="aws-api", cache_dir=str(cache))
     task = load_task(TaskConfig(name="api-operation"), config)
     services = [{i.id.split("/")[0] for i in getattr(task, split)} for split in SPLITS]
@@ -78,13 +78,13 @@ def test_operations_of_aws(cache):
         assert item.label.lower() not in item.text.lower()
     with pytest.raises(UserError, match='group_field = "document"'):
         load_task(TaskConfig(name="api-service"), config)
-    apart = config.model_copy(update={"group_field": "document"})
-    service = load_task(TaskConfig(name="api-service", test_items=1000), apart)
+    by_document = config.model_copy(update={"group_field": "document"})
+    service = load_task(TaskConfig(name="api-service", test_items=1000), by_document)
     assert len(service.labels) == 12
     assert {i.label for i in service.test} == set(service.labels)
 
 
-def test_a_file_is_a_task_whose_groups_stay_together(data, file):
+def test_a_task_file_keeps_groups_in_one_split(data, file):
     task = load_task(TaskConfig(name=file(*ROWS), field="Q", answer="A"), data)
     assert task.labels == ["even", "odd"]
     assert task.prompt("x") == "Q: x\nA:"
@@ -100,18 +100,18 @@ def test_a_file_is_a_task_whose_groups_stay_together(data, file):
     assert free.opening == "Do.\n\n"
 
 
-def test_a_group_may_be_a_number_and_is_in_one_split_only(data, file):
+def test_a_numeric_group_is_in_one_split_only(data, file):
     zero = [row | {"group": 0} for row in ROWS[:40]]
     task = load_task(TaskConfig(name=file(*zero, *ROWS[40:])), data)
-    first = {row["text"] for row in zero}
-    holders = [s for s in SPLITS if any(i.text in first for i in getattr(task, s))]
+    texts = {row["text"] for row in zero}
+    holders = [s for s in SPLITS if any(i.text in texts for i in getattr(task, s))]
     assert len(holders) == 1
     given = [row | {"split": SPLITS[n % 3]} for n, row in enumerate(ROWS)]
-    with pytest.raises(UserError, match='line 2: group "0" is in the train split already, not in'):
+    with pytest.raises(UserError, match='line 2: group "0" is already in the train split, here it is in'):
         load_task(TaskConfig(name=file(*given)), data)
 
 
-def test_a_file_may_hold_any_character_that_json_does(data, file):
+def test_a_task_file_can_contain_any_json_character(data, file):
     odd = {"text": "one\u2028two\x85three", "label": "even"}
     path = file("\ufeff" + json.dumps(odd, ensure_ascii=False), *ROWS)
     task = load_task(TaskConfig(name=path, train_items=500), data)
@@ -119,7 +119,7 @@ def test_a_file_may_hold_any_character_that_json_does(data, file):
     assert odd["text"] in found
 
 
-def test_what_is_trained_on_is_not_asked(data, file):
+def test_training_texts_are_removed_from_the_test_split(data, file):
     same = {"text": "the same", "label": "even"}
     rows = [*ROWS, same | {"split": "train"}, same | {"split": "test"}]
     task = load_task(TaskConfig(name=file(*rows), train_items=300), data)
@@ -132,23 +132,23 @@ def test_what_is_trained_on_is_not_asked(data, file):
     [
         ("{broken", "line 201: not JSON"),
         ("[1]", "line 201: not a JSON object"),
-        ({"text": "x"}, 'line 201: no "label"; it has: text'),
-        ({"text": "x", "label": 3}, 'line 201: "label" is not a text: 3'),
+        ({"text": "x"}, 'line 201: no "label"; its keys: text'),
+        ({"text": "x", "label": 3}, 'line 201: "label" is not a non-empty string: 3'),
         ({"text": "x", "label": "a", "split": "tset"}, 'no split "tset"; did you mean "test"?'),
         ({"text": "x", "label": "new", "split": "test"}, 'no training item has the label "new"'),
     ],
 )
-def test_a_malformed_row_is_named_by_its_line(data, file, row, message):
+def test_error_names_the_line_of_a_malformed_row(data, file, row, message):
     with pytest.raises(UserError, match=re.escape(message)):
         load_task(TaskConfig(name=file(*ROWS, row)), data)
 
 
-def test_an_unknown_task_is_refused_with_the_nearest(data, file):
+def test_unknown_missing_or_empty_tasks_are_refused(data, file):
     with pytest.raises(UserError, match='did you mean "tune-key"'):
         load_task(TaskConfig(name="tune-keys"), data)
     with pytest.raises(UserError, match="No such file"):
         load_task(TaskConfig(name="missing.jsonl"), data)
-    with pytest.raises(UserError, match="no item is left for the validation split"):
+    with pytest.raises(UserError, match="the validation split is empty; add lines"):
         load_task(TaskConfig(name=file(ROWS[0] | {"split": "train"})), data)
-    with pytest.raises(UserError, match="train split has no tune with a key"):
+    with pytest.raises(UserError, match="train split of the corpus has no tune with a key"):
         load_task(TaskConfig(), data)

@@ -31,7 +31,7 @@ def test_every_string_round_trips(variant, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_no_token_spans_a_cut(variant):
+def test_no_token_crosses_a_pre_tokenizer_split(variant):
     config, tokenizer = variant
     pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     digits = max(sum(c.isdigit() for c in piece) for piece in pieces)
@@ -53,7 +53,7 @@ def test_token_bytes_add_up_to_the_text(variant):
     assert tokenizer.token_bytes()[tokenizer.special_ids].sum() == 0
 
 
-def test_special_tokens_never_come_out_of_text(variant):
+def test_text_never_encodes_to_special_tokens(variant):
     _, tokenizer = variant
     text = "before <|endoftext|> after"
     ids = tokenizer.encode(text)
@@ -61,7 +61,7 @@ def test_special_tokens_never_come_out_of_text(variant):
     assert tokenizer.decode(ids) == text
 
 
-def test_it_saves_and_loads_as_the_same_tokenizer(variant, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(variant, tmp_path):
     _, tokenizer = variant
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     again = Tokenizer.load(tmp_path / "tokenizer.json")
@@ -76,7 +76,7 @@ def test_training_is_deterministic():
     assert len(hashes) == 1
 
 
-def test_more_tokens_than_the_corpus_supports_are_refused_or_reduced_with_the_number(capsys):
+def test_too_large_a_vocabulary_is_refused_or_reduced(capsys):
     texts = ["a small text, " * 5]
     with pytest.raises(UserError, match=r"vocab_size = 5000 is more than .* yields \d+ tokens"):
         train_tokenizer(texts, TokenizerConfig(vocab_size=5000, strict=True))

@@ -1,4 +1,4 @@
-"""Conversations are written as transformers writes them, and the assistant's turns are scored."""
+"""Chat templates give the same text as transformers, with a loss on the assistant's turns."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ CHAT = [
 ]
 
 
-def test_chat_is_written_as_transformers_writes_it_and_the_assistant_is_scored(foundation, tmp_path):
+def test_chat_matches_jinja_and_only_assistant_turns_have_a_loss(foundation, tmp_path):
     _, tokenizer = foundation
     path = tmp_path / "chat.jsonl"
     lines = [{"messages": CHAT, "group": str(n)} for n in range(40)]
@@ -35,10 +35,10 @@ def test_chat_is_written_as_transformers_writes_it_and_the_assistant_is_scored(f
     shown = tokenizer.backend.decode(learned, skip_special_tokens=False)
     assert shown == "No.<|im_end|>Because.<|im_end|>"
     ends = row.ids.count(tokenizer.backend.token_to_id("<|im_end|>"))
-    assert ends == 5  # four turns and the system's; what the user writes is text
+    assert ends == 5  # four turns and the system turn; the user's text contains no special token
 
 
-TEMPLATES = {  # what those of Llama 3, SmolLM3 and Qwen3 use, cut down
+TEMPLATES = {  # reduced to the features that Llama 3, SmolLM3 and Qwen3 use
     "trims": "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n"
     "{{ m['content'] | trim }}<|im_end|>{% endfor %}",
     "marks": "{% set today = strftime_now('%Y') %}{% for m in messages %}{% if m.role == 'user' %}"
@@ -51,7 +51,7 @@ TEMPLATES = {  # what those of Llama 3, SmolLM3 and Qwen3 use, cut down
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_of_other_families_are_written_as_transformers_writes_them(foundation, name):
+def test_templates_of_other_families_match_transformers(foundation, name):
     from transformers import PreTrainedTokenizerFast
 
     _, tokenizer = foundation
@@ -62,15 +62,15 @@ def test_templates_of_other_families_are_written_as_transformers_writes_them(fou
         eos_token=chat.eos_token,
         chat_template=chat.template,
     )
-    talk = [m | {"content": f"  {m['content']}"} for m in CHAT]
-    expected = theirs.apply_chat_template(talk, tokenize=False)
+    messages = [m | {"content": f"  {m['content']}"} for m in CHAT]
+    expected = theirs.apply_chat_template(messages, tokenize=False)
     ours = copy.copy(tokenizer)
     ours.chat = chat
-    ids, scored = encode_chat(ours, talk, "here")
+    ids, scored = encode_chat(ours, messages, "here")
     assert tokenizer.backend.decode(ids[1:], skip_special_tokens=False) == expected
     learned = [i for i, s in zip(ids, scored, strict=True) if s]
     shown = tokenizer.backend.decode(learned, skip_special_tokens=False)
     assert shown.replace(" ", "") == "No.<|im_end|>Because.<|im_end|>"
     ours.chat = chat._replace(template="{% for m in messages %}{{ m.content | upper }}{% endfor %}")
-    with pytest.raises(UserError, match=r"rewrites what a message says"):
-        encode_chat(ours, talk, "here")
+    with pytest.raises(UserError, match=r"changes the text of a message"):
+        encode_chat(ours, messages, "here")
