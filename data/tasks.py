@@ -44,8 +44,8 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
         common = Counter(item.label for item in items["train"]).most_common(builder.classes)
         labels = sorted(label for label, _ in common)
         items = {s: [i for i in its if i.label in labels] for s, its in items.items()}
-    for split, found in items.items():
-        if not found:
+    for split, split_items in items.items():
+        if not split_items:
             raise UserError(f"task {config.name}: the {split} split of the corpus has no {builder.source}")
     train, validation, test = (items[split] for split in SPLITS)
     task = Task(builder.field, builder.answer, labels, train, validation, test, builder.kind)

@@ -219,12 +219,12 @@ def test_a_source_tree_gives_its_text_files(tmp_path, capsys):
     (tmp_path / ".git" / "HEAD").write_text("ref: refs/heads/main\n" * 20)
     found = {d.id.partition(":")[0] for d in read(tmp_path)}
     assert found == {"src/main.rs", "Makefile", "package.json"}
-    said = " ".join(capsys.readouterr().err.split())
-    assert "4 files are not text and are skipped: logo.png, paper.pdf, q.bin, …" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "4 files are not text and are skipped: logo.png, paper.pdf, q.bin, …" in output
     (tmp_path / "r.bin").unlink()
     read(tmp_path)
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.endswith("3 files are not text and are skipped: logo.png, paper.pdf, q.bin")
+    output = " ".join(capsys.readouterr().err.split())
+    assert output.endswith("3 files are not text and are skipped: logo.png, paper.pdf, q.bin")
 
 
 @pytest.mark.parametrize(
@@ -343,8 +343,8 @@ def test_latin_1_text_gives_a_warning(tmp_path, capsys):
     path = tmp_path / "a.txt"
     path.write_bytes(("ein größeres Stück Text, das länger ist\n" * 40).encode("latin-1"))
     read(path)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "are not UTF-8 and are dropped; if it has another encoding, convert it: iconv" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "are not UTF-8 and are dropped; if it has another encoding, convert it: iconv" in output
 
 
 def test_rows_without_a_group_have_an_empty_group(tmp_path):

@@ -82,5 +82,5 @@ def test_too_large_a_vocabulary_is_refused_or_reduced(capsys):
         train_tokenizer(texts, TokenizerConfig(vocab_size=5000, strict=True))
     tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=5000))
     assert 257 < tokenizer.vocab_size < 300
-    said = capsys.readouterr().err
-    assert f"is reduced to {tokenizer.vocab_size} tokens" in said
+    output = capsys.readouterr().err
+    assert f"is reduced to {tokenizer.vocab_size} tokens" in output
