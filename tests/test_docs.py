@@ -111,8 +111,11 @@ def test_the_readme_is_short():
 def test_every_path_that_a_page_names_exists():
     for page in PAGES:
         text = page_path(page).read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:cli|configs|data|tokenizer|kernels|model|train|adapt|prompting|compare|benchmarks|"
-                               r"docs|tests|examples)/[\w./-]+\.(?:py|toml|md|json|sh|html|png))`", text):
+        for name in re.findall(
+            r"`((?:cli|configs|data|tokenizer|kernels|model|train|adapt|prompting|compare|benchmarks|"
+            r"docs|tests|examples)/[\w./-]+\.(?:py|toml|md|json|sh|html|png))`",
+            text,
+        ):
             assert (ROOT / name).exists(), f"{page}: {name}"
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (page_path(page).parent / target).exists(), f"{page}: {target}"

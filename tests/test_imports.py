@@ -12,8 +12,20 @@ from texts import words
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cli", "configs", "data", "tokenizer", "kernels", "model", "train", "adapt", "prompting", "compare")
 OPTIONAL = {
-    "triton", "wandb", "transformers", "peft", "lancedb", "matplotlib", "sklearn", "scipy", "gguf",
-    "zstandard", "wordllama", "jinja2", "lm_eval", "ray",
+    "triton",
+    "wandb",
+    "transformers",
+    "peft",
+    "lancedb",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "gguf",
+    "zstandard",
+    "wordllama",
+    "jinja2",
+    "lm_eval",
+    "ray",
 }
 TRITON = {"elementwise", "tiles", "forward", "backward", "launch", "kernel"}  # files written in Triton
 

@@ -2,15 +2,11 @@
 
 import ast
 import graphlib
-import json
-import os
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from texts import words
 
 from configs import finetune_recipe, prompt_recipe, schema, study_recipe
 
