@@ -1,7 +1,7 @@
-"""Fused kernels in Triton, each with its definition in plain torch. Imports no other package.
+"""Fused Triton kernels, each with its definition in plain torch. Imports no other package.
 
-`kernels` is also the name of a library of Hugging Face that `transformers[kernels]` installs and
-imports. Where that is installed, what is not ours is found there, names and modules alike.
+`kernels` is also the name of a Hugging Face library that `transformers[kernels]` installs and
+imports. If that library is installed, names and modules missing here are looked up there.
 """
 
 import importlib.util
@@ -11,33 +11,33 @@ from pathlib import Path
 from typing import Any
 
 
-def _library() -> ModuleSpec | None:
+def _find_hugging_face_library() -> ModuleSpec | None:
     for entry in sys.path:
         found = PathFinder.find_spec("kernels", [entry or "."])
-        # Another checkout of ours is none: the library has a module of this name.
+        # Only the library has hf_hub.py: this skips other checkouts of this project.
         if found and found.origin and Path(found.origin).with_name("hf_hub.py").exists():
             return found
     return None
 
 
-_OTHER = _library()
-if _OTHER and _OTHER.submodule_search_locations:
-    __path__ += _OTHER.submodule_search_locations
+_HUGGING_FACE = _find_hugging_face_library()
+if _HUGGING_FACE and _HUGGING_FACE.submodule_search_locations:
+    __path__ += _HUGGING_FACE.submodule_search_locations
 
 
 def __getattr__(name: str) -> Any:
-    if _OTHER is None or not _OTHER.origin or (name.startswith("__") and name != "__version__"):
+    if _HUGGING_FACE is None or not _HUGGING_FACE.origin or (name.startswith("__") and name != "__version__"):
         raise AttributeError(f"module 'kernels' has no attribute {name!r}")
-    known = sys.modules.get("kernels.__library__")
-    if known is None:
-        spec = importlib.util.spec_from_file_location("kernels.__library__", _OTHER.origin)
+    library = sys.modules.get("kernels.__library__")
+    if library is None:
+        spec = importlib.util.spec_from_file_location("kernels.__library__", _HUGGING_FACE.origin)
         assert spec is not None
         assert spec.loader is not None
-        known = importlib.util.module_from_spec(spec)
-        sys.modules["kernels.__library__"] = known
+        library = importlib.util.module_from_spec(spec)
+        sys.modules["kernels.__library__"] = library
         try:
-            spec.loader.exec_module(known)
+            spec.loader.exec_module(library)
         except BaseException:
             del sys.modules["kernels.__library__"]
             raise
-    return getattr(known, name)
+    return getattr(library, name)

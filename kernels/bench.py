@@ -1,12 +1,13 @@
-"""Time every kernel against what torch offers, forward and backward, on the device that is here.
+"""Time every kernel against torch's implementations, forward and backward, on this device.
 
     python -m kernels.bench [--case window loss …] [--dtype float32] [--sweep] [--out DIR]
 
-The ways to compute a case are timed in turn within each round; medians and the middle half are
-reported, and ratios of medians. The device's own ceilings, a large matrix product and a copy, are
-measured first: "roofline" is the share of the time that the slower of the two would need. Peak
-memory is what the pass adds to its inputs. On a CPU the CPU paths are timed, and the table says so.
-Writes kernels-DEVICE.json and kernels-DEVICE.png; what is kept is in kernels/results.
+Each round times all implementations of a case in turn. The results are medians, the middle half of
+the timings, and ratios of medians. The device's ceilings are measured first, with a large matrix
+product and a large copy: "roofline" is the time the slower of the two would need, as a share of the
+measured time. Peak memory excludes the inputs. On a CPU the CPU paths are timed, and the output
+says so. Writes kernels-DEVICE.json and kernels-DEVICE.png; committed results are in
+kernels/results.
 """
 
 import argparse
@@ -31,45 +32,45 @@ import torch
 from kernels.bench_cases import CASES, SWEEP, Case
 
 T = TypeVar("T")
-SLEEP = 4_000_000  # cycles, about 2 ms: more than any launch takes
+SLEEP = 4_000_000  # cycles, about 2 ms: longer than any launch
 
 
 @dataclass
 class Result:
-    """One way of computing one case, forward and backward."""
+    """One implementation of one case, forward and backward."""
 
     case: str
     way: str
     forward_ms: float
     forward_spread: list[float]
-    """The middle half of the timings."""
+    """The first and third quartile of the timings, in ms."""
     backward_ms: float
     backward_spread: list[float]
     tflops: float
     gbytes: float
-    """Of the least that must be read and written, per second of both passes."""
+    """GB/s of both passes, for the minimum that must be read and written."""
     roofline: float
     peak_bytes: int
     ratio: float = 1.0
     """Time of both passes over ours."""
 
 
-def clock(device: torch.device) -> float:
-    """Seconds, after all work on the device is done."""
+def synchronized_clock(device: torch.device) -> float:
+    """Wall clock in seconds, after all work on the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def timed(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` returns, and its seconds: on a GPU the device's own, from an empty cache.
+def time_call(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:
+    """The result of `work`, and its seconds: on a GPU the device time, with a cold cache.
 
-    The device sleeps while the host launches, as it lags behind in a model, so launches cost
-    nothing here; `benchmarks.mfu` times whole steps.
+    The GPU sleeps while the host launches, because in a model the host runs ahead; so launch
+    overhead is excluded. `benchmarks.mfu` times whole steps.
     """
     if device.type != "cuda":
-        start = clock(device)
-        return work(), clock(device) - start
+        start = synchronized_clock(device)
+        return work(), synchronized_clock(device) - start
     _larger_than_cache(device).zero_()
     torch.cuda._sleep(SLEEP)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -85,7 +86,7 @@ def _larger_than_cache(device: torch.device) -> torch.Tensor:
     return torch.empty(1 << 28, dtype=torch.uint8, device=device)
 
 
-def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Measured FLOP/s of a large matrix product, and bytes/s of a large copy."""
     n = 8192 if device.type == "cuda" else 3072
     a = torch.randn(n, n, device=device, dtype=dtype)
@@ -94,17 +95,17 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     target = torch.empty_like(source)
     products, copies = [], []
     for _ in range(12):
-        start = clock(device)
+        start = synchronized_clock(device)
         torch.mm(a, a, out=out)
-        middle = clock(device)
+        middle = synchronized_clock(device)
         target.copy_(source)
         products.append(middle - start)
-        copies.append(clock(device) - middle)
+        copies.append(synchronized_clock(device) - middle)
     return 2 * n**3 / min(products), 2 * source.nbytes / min(copies)
 
 
-def peak_of(device: torch.device, work: Callable[[], object]) -> int:
-    """Bytes that `work` adds to what is in memory before it; the median of five runs."""
+def measure_peak(device: torch.device, work: Callable[[], object]) -> int:
+    """Peak bytes that `work` allocates beyond the memory in use before; the median of five runs."""
     return int(statistics.median(_peak(device, work) for _ in range(5)))
 
 
@@ -118,46 +119,46 @@ def _peak(device: torch.device, work: Callable[[], object]) -> int:
     if not clear.exists():
         return 0
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is needed
+    ctypes.CDLL(None).malloc_trim(0)  # else the pass could reuse freed memory unnoticed
 
     def resident(field: str) -> int:
         return int(Path("/proc/self/status").read_text(encoding="utf-8").split(field)[1].split()[0]) * 1024
 
-    clear.write_text("5", encoding="utf-8")  # the peak starts again from here
+    clear.write_text("5", encoding="utf-8")  # resets VmHWM
     before = resident("VmRSS:")
     work()
     return resident("VmHWM:") - before
 
 
 def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof: tuple[float, float]) -> list[Result]:
-    """Time all ways of one case in turn."""
+    """Time all implementations of one case in turn."""
     setups = {}
-    for name, way in case.ways(device).items():
+    for name, implementation in case.implementations(device).items():
         torch.manual_seed(0)
         inputs = case.inputs(device, dtype)
-        setups[name] = (way, inputs)
+        setups[name] = (implementation, inputs)
     timings: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in setups}
     peaks = {}
 
-    def both(name: str) -> tuple[float, float]:
-        way, inputs = setups[name]
+    def time_both_passes(name: str) -> tuple[float, float]:
+        implementation, inputs = setups[name]
         for x in inputs:
             x.grad = None
-        out, forward = timed(device, partial(way, *inputs))
-        _, backward = timed(device, partial(out.backward, torch.ones_like(out)))
+        out, forward = time_call(device, partial(implementation, *inputs))
+        _, backward = time_call(device, partial(out.backward, torch.ones_like(out)))
         return forward, backward
 
     for name in list(setups):
         try:
-            both(name)
+            time_both_passes(name)
         except (RuntimeError, NotImplementedError) as error:
-            print(f"{case.name}: {name} is left out: {str(error).splitlines()[0]}")
+            print(f"{case.name}: {name} is skipped: {str(error).splitlines()[0]}")
             del setups[name]
             continue
-        peaks[name] = peak_of(device, partial(both, name))
+        peaks[name] = measure_peak(device, partial(time_both_passes, name))
     for _ in range(rounds):
         for name in setups:
-            forward, backward = both(name)
+            forward, backward = time_both_passes(name)
             timings[name][0].append(forward)
             timings[name][1].append(backward)
     flops, size = case.cost(dtype)
@@ -188,7 +189,7 @@ def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof:
 
 
 def show(results: list[Result]) -> None:
-    """Print the table of one case."""
+    """Print the table rows of one case."""
     for r in results:
         print(
             f"{r.case:26}{r.way:16}{r.forward_ms:9.2f}{r.backward_ms:9.2f}{r.ratio:7.2f}x"
@@ -198,11 +199,11 @@ def show(results: list[Result]) -> None:
 
 
 def plot(results: list[Result], device: str, path: Path) -> None:
-    """Draw the ratios."""
+    """Draw the time ratios as a bar chart."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no picture: drawing needs pip install -e '.[compare]'")
+        print("no plot: matplotlib is missing; run pip install -e '.[compare]'")
         return
     others = [r for r in results if r.way != "ours"]
     figure = Figure(figsize=(8, 1 + 0.3 * len(others)), layout="constrained")
@@ -214,7 +215,7 @@ def plot(results: list[Result], device: str, path: Path) -> None:
     axes.set_xscale("log")
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.01)
-    axes.set_title(f"time over ours, forward and backward, {device}", fontsize=10)
+    axes.set_title(f"time relative to ours, forward and backward, {device}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 
@@ -224,7 +225,7 @@ def main() -> None:
     names = sorted({case.name for case in CASES})
     parser.add_argument("--case", nargs="+", choices=names, default=names)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--sweep", action="store_true", help="several lengths of each case")
+    parser.add_argument("--sweep", action="store_true", help="time each case at several lengths")
     parser.add_argument("--rounds", type=int, default=0, help="default: 7 on a CPU, 30 on a GPU")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
@@ -233,14 +234,14 @@ def main() -> None:
     dtype = getattr(torch, args.dtype or ("bfloat16" if cuda else "float32"))
     rounds = args.rounds or (30 if cuda else 7)
     name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
-    note = "" if cuda else "; no GPU here: these are the CPU paths, no Triton kernel has run"
+    note = "" if cuda else "; no GPU found: these are the CPU paths, no Triton kernel ran"
     print(f"{name}, {args.dtype or dtype}, medians of {rounds} rounds{note}")
-    roof = ceilings(device, dtype)
+    roof = measure_ceilings(device, dtype)
     product, copy = roof[0] / 1e12, roof[1] / 1e9
-    print(f"ceilings: {product:.3f} TFLOP/s in a product, {copy:.1f} GB/s in a copy")
+    print(f"ceilings: {product:.3f} TFLOP/s in a matrix product, {copy:.1f} GB/s in a copy")
     columns = ("forward ms", "backward", "ratio", "TFLOP/s", "GB/s", "roof", "peak MiB")
     print(
-        f"{'case':26}{'way':15}{columns[0]:>10}{columns[1]:>9}{columns[2]:>8}{columns[3]:>9}"
+        f"{'case':26}{'implementation':15}{columns[0]:>10}{columns[1]:>9}{columns[2]:>8}{columns[3]:>9}"
         f"{columns[4]:>8}{columns[5]:>7}{columns[6]:>9}"
     )
     results = []
@@ -252,7 +253,7 @@ def main() -> None:
     load = None
     if sys.platform != "win32":
         load = os.getloadavg()[0]
-    about = {
+    report = {
         "date": date.today().isoformat(),
         "device": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -269,7 +270,7 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"kernels-{name.replace(' ', '-')}.json"
-    path.write_text(json.dumps(about, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2) + "\n")
     plot(results, name, path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")
 

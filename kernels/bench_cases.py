@@ -1,4 +1,4 @@
-"""What `kernels.bench` times: each case with our way first, then torch's."""
+"""The cases that `kernels.bench` times: our implementation first, then torch's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from kernels.norm import rms_norm
 from kernels.rope import rope
 from kernels.rope.reference import rope_reference
 
-Way = Callable[..., torch.Tensor]
+Implementation = Callable[..., torch.Tensor]
 
 
 @dataclass
 class Case:
-    """A name, inputs that need gradients, the ways to compute it, and what it costs at least."""
+    """A name, inputs that need gradients, implementations to time, and the minimum cost."""
 
     name: str
     inputs: Callable[[torch.device, torch.dtype], list[torch.Tensor]]
-    ways: Callable[[torch.device], dict[str, Way]]
+    implementations: Callable[[torch.device], dict[str, Implementation]]
     cost: Callable[[torch.dtype], tuple[float, float]]
     """FLOPs and bytes of a forward and a backward pass."""
 
@@ -41,7 +41,7 @@ def attention_case(
     documents: int = 0,
     softcap: float = 0.0,
 ) -> Case:
-    """Attention over T positions; `documents` is how many of equal length are packed."""
+    """Attention over T positions; `documents` is the number of packed documents of equal length."""
 
     def inputs(device, dtype):
         shapes = ((B, T, H, D), (B, T, K, D), (B, T, K, D))
@@ -52,22 +52,22 @@ def attention_case(
             return None
         return (torch.arange(T, device=device) * documents // T).expand(B, T).contiguous()
 
-    def ways(device) -> dict[str, Way]:
+    def implementations(device) -> dict[str, Implementation]:
         first = None
         if window or documents:
             first = first_keys(T, window=window, documents=ids(device), device=device)
             first = first.expand(B, T).contiguous()
         ours = partial(attention, causal=causal, first=first, softcap=softcap)
-        found: dict[str, Way] = {"ours": lambda q, k, v: ours(q, k, v)[0]}
+        found: dict[str, Implementation] = {"ours": lambda q, k, v: ours(q, k, v)[0]}
         if device.type == "cuda":
             found["ours, atomic dq"] = lambda q, k, v: ours(q, k, v, deterministic=False)[0]
-            found["flex"] = flex(device, causal, window, ids(device), softcap, B, T)
+            found["flex"] = compile_flex(device, causal, window, ids(device), softcap, B, T)
         if first is None and not softcap:
-            found |= plain_sdpa(device, causal)
+            found |= sdpa_backends(device, causal)
         elif first is not None and not softcap:
             bounds = first
 
-            def masked(q, k, v):  # the mask is a part of what this way needs
+            def masked(q, k, v):  # building the mask is part of the cost of this implementation
                 position = torch.arange(T, device=device)
                 mask = position[None, :] <= position[:, None]
                 mask = mask & (position[None, None, :] >= bounds[:, :, None])
@@ -85,28 +85,28 @@ def attention_case(
         elements = B * T * D * (H * 2 + K * 2)
         return flops, 3 * elements * dtype.itemsize
 
-    return Case(name, inputs, ways, cost)
+    return Case(name, inputs, implementations, cost)
 
 
 def sdpa(q, k, v, **settings) -> torch.Tensor:
-    """SDPA on (B, T, H, D)."""
+    """SDPA (scaled_dot_product_attention of torch) on (B, T, H, D)."""
     grouped = q.shape[2] != k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped, **settings).transpose(1, 2)
 
 
-def plain_sdpa(device: torch.device, causal: bool) -> dict[str, Way]:
-    """Every implementation of torch's that the device has."""
+def sdpa_backends(device: torch.device, causal: bool) -> dict[str, Implementation]:
+    """Every SDPA backend that the device supports."""
     if device.type != "cuda":
         return {"sdpa": lambda q, k, v: sdpa(q, k, v, is_causal=causal)}
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def forced(backend):
-        def way(q, k, v):
+        def attend(q, k, v):
             with sdpa_kernel(backend):
                 return sdpa(q, k, v, is_causal=causal)
 
-        return way
+        return attend
 
     return {
         "sdpa flash": forced(SDPBackend.FLASH_ATTENTION),
@@ -115,8 +115,8 @@ def plain_sdpa(device: torch.device, causal: bool) -> dict[str, Way]:
     }
 
 
-def flex(device, causal, window, documents, softcap, B, T) -> Way:
-    """FlexAttention, compiled, with a block mask."""
+def compile_flex(device, causal, window, documents, softcap, B, T) -> Implementation:
+    """FlexAttention, compiled, with a block mask for sliding window and documents."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def visible(b, h, q, k):
@@ -133,7 +133,7 @@ def flex(device, causal, window, documents, softcap, B, T) -> Way:
     mask = create_block_mask(visible, B, None, T, T, device=device)
     compiled = torch.compile(flex_attention)
 
-    def way(q, k, v):
+    def attend(q, k, v):
         return compiled(
             *(x.transpose(1, 2) for x in (q, k, v)),
             score_mod=capped if softcap else None,
@@ -141,29 +141,29 @@ def flex(device, causal, window, documents, softcap, B, T) -> Way:
             enable_gqa=q.shape[2] != k.shape[2],
         ).transpose(1, 2)
 
-    return way
+    return attend
 
 
 def loss_case(name: str, N: int, C: int, V: int) -> Case:
-    """Projection to V logits and cross entropy of N tokens."""
+    """Projection of N tokens to V logits, and cross entropy."""
 
     def inputs(device, dtype):
         x = torch.randn(N, C, device=device, dtype=dtype)
         weight = torch.randn(V, C, device=device, dtype=dtype) * C**-0.5
         return [x.requires_grad_(), weight.requires_grad_()]
 
-    def ways(device) -> dict[str, Way]:
+    def implementations(device) -> dict[str, Implementation]:
         targets = torch.arange(N, device=device) * 7919 % V
         return {
             "ours": lambda x, w: linear_cross_entropy(x, w, targets)[0],
             "plain": lambda x, w: F.cross_entropy(F.linear(x, w).float(), targets, reduction="sum"),
         }
 
-    return Case(name, inputs, ways, lambda dtype: (6.0 * N * C * V, 3.0 * (N + V) * C * dtype.itemsize))
+    return Case(name, inputs, implementations, lambda dtype: (6.0 * N * C * V, 3.0 * (N + V) * C * dtype.itemsize))
 
 
-def elementwise_case(name: str, shapes: list[tuple], ways: dict[str, Way], passes: int) -> Case:
-    """A kernel that is bound by memory: `passes` reads and writes of its first input."""
+def elementwise_case(name: str, shapes: list[tuple], implementations: dict[str, Implementation], passes: int) -> Case:
+    """A memory-bound kernel that reads and writes its first input `passes` times."""
 
     def inputs(device, dtype):
         return [torch.randn(s, device=device, dtype=dtype).requires_grad_() for s in shapes]
@@ -171,7 +171,7 @@ def elementwise_case(name: str, shapes: list[tuple], ways: dict[str, Way], passe
     def cost(dtype):
         return 0.0, float(passes * torch.Size(shapes[0]).numel() * dtype.itemsize)
 
-    return Case(name, inputs, lambda device: ways, cost)
+    return Case(name, inputs, lambda device: implementations, cost)
 
 
 def rope_case(name: str, B: int, T: int, H: int, D: int) -> Case:
@@ -183,15 +183,15 @@ def rope_case(name: str, B: int, T: int, H: int, D: int) -> Case:
             torch.ones(D, device=device, dtype=dtype).requires_grad_(),
         ]
 
-    def ways(device) -> dict[str, Way]:
+    def implementations(device) -> dict[str, Implementation]:
         table = torch.randn(2, T, D // 2, device=device)
         return {"ours": lambda x, w: rope(x, table, w), "torch": lambda x, w: rope_reference(x, table, w, 1e-5)}
 
-    return Case(name, inputs, ways, lambda dtype: (0.0, 5.0 * B * T * H * D * dtype.itemsize))
+    return Case(name, inputs, implementations, lambda dtype: (0.0, 5.0 * B * T * H * D * dtype.itemsize))
 
 
 def cases(T: int, suffix: str = "") -> list[Case]:
-    """Every case, the attention ones over T positions."""
+    """All cases; those of attention and rope have T positions, those of norm and mlp 4 T rows."""
     rows = (T * 4, 768)
     B = 8 if torch.cuda.is_available() else 1
     return [

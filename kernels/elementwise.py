@@ -1,4 +1,4 @@
-"""Functions and constants inside Triton kernels."""
+"""Elementwise functions and constants that several Triton kernels use."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def tanh(x, FAST: tl.constexpr):
-    """Hyperbolic tangent; FAST is NVIDIA's one instruction (error 2^-11: for bfloat16)."""
+    """Hyperbolic tangent; FAST uses NVIDIA's tanh.approx (error 2^-11, enough for bfloat16)."""
     if FAST:
         t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:

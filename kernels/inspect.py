@@ -1,11 +1,10 @@
-"""Compile every kernel for GPUs that are not here, and show what became of it.
+"""Compile every kernel ahead of time, without a GPU, and report its resource usage.
 
     python -m kernels.inspect [--arch sm_80 sm_90 sm_100 gfx942] [--kernel attention …]
 
-The real launchers run on meta tensors with a driver that names the architecture: each kernel that
-they would launch is compiled, none is launched. Registers, bytes of registers spilt to memory,
-shared and tensor memory (bytes; columns of 512) and the matrix instructions are read from the
-result with the tools that come with Triton.
+The real launchers run on meta tensors with a stub driver that names the architecture: each kernel is
+compiled but not launched. The tools that come with Triton report registers, spilled registers
+(bytes), shared memory (bytes), tensor memory (columns, of 512) and matrix instructions.
 """
 
 import argparse
@@ -33,11 +32,11 @@ SHARED_LIMIT = {
     "sm_120": 101_376,
     "gfx942": 65_536,
 }
-MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "v_mfma")  # mma of sm_8x, wgmma of sm_90, tcgen05, AMD's
+MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "v_mfma")  # mma of sm_8x, wgmma of sm_90, tcgen05 of sm_100, AMD
 
 
 class Compiled(NamedTuple):
-    """One kernel, compiled once."""
+    """Resource usage of one kernel, compiled for one architecture with one set of settings."""
 
     arch: str
     kernel: str
@@ -48,13 +47,13 @@ class Compiled(NamedTuple):
     shared: int
     """Bytes per program."""
     tensor_memory: int
-    """Columns; a kernel that asks for more than 512 only traps."""
+    """Columns; a kernel that needs more than 512 traps at run time."""
     matrix: dict[str, int]
-    """Matrix instructions by opcode."""
+    """Number of matrix instructions per opcode."""
 
 
-class Driver:
-    """As much of a Triton driver as compiling needs."""
+class StubDriver:
+    """The part of a Triton driver that compilation needs."""
 
     def __init__(self, arch: str):
         from triton.backends.compiler import GPUTarget
@@ -65,21 +64,21 @@ class Driver:
             self.target = GPUTarget("hip", arch, 64)
 
     def get_current_target(self):
-        """What to compile for."""
+        """The compilation target."""
         return self.target
 
     def get_current_device(self) -> str:
-        """A name of its own for each architecture: the JIT caches by it."""
+        """A different name per architecture: the JIT cache uses it as a key."""
         return str(self.target.arch)
 
     def get_current_stream(self, device=0) -> int:
-        """Any."""
+        """A dummy stream: nothing is launched."""
         return 0
 
 
 @contextmanager
 def compiling(arch: str) -> Iterator[list[Compiled]]:
-    """Within it, launching a kernel compiles it for `arch` and adds it to the list instead."""
+    """Make each kernel launch compile for `arch` and append to the yielded list instead."""
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     import triton
     from triton.runtime.jit import JITFunction
@@ -96,8 +95,8 @@ def compiling(arch: str) -> Iterator[list[Compiled]]:
         found.append(Compiled(arch, self.fn.__name__, settings, *_measure(compiled)))
         return compiled
 
-    before = triton.runtime.driver._active  # `reset_active` would look for a GPU
-    triton.runtime.driver.set_active(Driver(arch))
+    before = triton.runtime.driver._active  # `reset_active` would search for a GPU
+    triton.runtime.driver.set_active(StubDriver(arch))
     JITFunction.run = compile_only
     try:
         yield found
@@ -124,7 +123,7 @@ def _measure(compiled) -> tuple[int, int, int, int, dict[str, int]]:
             usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
             text = _output(tools / "nvdisasm", "-c", file.name)
         registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
-        # A stack that nothing is stored to only holds a return address.
+        # A stack without any store (STL) only holds a return address: nothing is spilled.
         spilled = stack if re.search(r"\bSTL\b", text) else 0
     matrix = {name: len(re.findall(rf"\b{name}", text)) for name in MATRIX}
     tensor_memory = getattr(compiled.metadata, "tmem_size", 0) or 0
@@ -141,7 +140,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def compile_attention() -> None:
-    """Both head widths that models use; masks and the soft cap, which need the most registers."""
+    """Head dims 64 and 128, with and without mask and soft cap, which need the most registers."""
     from kernels.attention.launch import launch_backward, launch_forward
 
     half, single = torch.bfloat16, torch.float32
@@ -160,7 +159,7 @@ def compile_attention() -> None:
 
 
 def compile_linear_cross_entropy() -> None:
-    """The loss alone: the products are the library's."""
+    """Only the loss: the matrix products use the library."""
     from kernels.linear_cross_entropy.kernel import launch_cross_entropy
 
     targets = _empty(1024, dtype=torch.int64)
@@ -217,14 +216,14 @@ KERNELS: dict[str, Callable[[], None]] = {
 
 
 def compile_for(arch: str, kernel: str) -> list[Compiled]:
-    """All that one row of KERNELS launches."""
+    """Every kernel that one row of KERNELS launches, compiled for `arch`."""
     with compiling(arch) as found:
         KERNELS[kernel]()
     return found
 
 
 def compile_all(architectures: Sequence[str], kernels: Iterable[str]) -> Iterator[Compiled]:
-    """In order, in as many processes as there are cores."""
+    """Compile all combinations, in order, with one process per core."""
     work = list(product(architectures, kernels))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for found in pool.map(compile_for, *zip(*work, strict=True)):

@@ -1,10 +1,11 @@
-"""Time tile sizes of the attention kernels on the GPU that is here, for `attention/config.py`.
+"""Find the fastest attention tile sizes on this GPU, for `attention/config.py`.
 
     python -m kernels.tune [--length 4096] [--out kernels/results]
 
-Candidates are compiled side by side in other processes and their results compared with float64;
-then each is timed, causal, and the best of them again within a window, whose bounds need registers.
-A time is that of the whole pass: what is not varied is the same for all. Writes tiles-DEVICE.json.
+Parallel processes compile the candidates and compare their results with float64. Then each candidate
+is timed with a causal mask, and the fastest again with a sliding window, whose bounds need
+registers. A time covers the whole forward or backward pass; all candidates share the tiles that are
+not varied. Writes tiles-DEVICE.json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 from kernels.attention.config import Pass, Tiles, config
 from kernels.attention.ops import first_keys
 from kernels.attention.reference import attention_reference
-from kernels.bench import timed
+from kernels.bench import time_call
 from kernels.device import arch
 
 SHAPES = {
@@ -45,21 +46,21 @@ SHAPES = {
     "queries": ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 128, 4), (64, 64, 4)),
 }
 SHAPES["fused"] = SHAPES["keys"]
-DEVICE = "cuda"  # the tests' interpreter takes the CPU's tensors
-KEPT = 4  # candidates that are timed within a window too
-WRONG = 1e-2  # relative L2, in bfloat16
+DEVICE = "cuda"  # tests set "cpu" for the interpreter
+WINDOW_CANDIDATES = 4  # fastest candidates, timed again with a sliding window
+MAX_ERROR = 1e-2  # relative L2 error, in bfloat16
 
 
 class Job(NamedTuple):
-    """One candidate."""
+    """One candidate: the pass, head_dim, its tiles and whether a sliding window is on."""
 
     which: Pass
     D: int
     tiles: Tiles
     window: bool = False
 
-    def prepared(self, B: int, T: int) -> tuple[list, Callable[[], tuple]]:
-        """Tensors q, k, v, do and first, and a function that computes the pass."""
+    def prepare(self, B: int, T: int) -> tuple[list, Callable[[], tuple]]:
+        """Inputs [q, k, v, do, first] and a function that runs the pass; (B, T, 4, D) bfloat16."""
         from kernels.attention.launch import launch_backward, launch_forward
 
         torch.manual_seed(0)
@@ -86,24 +87,24 @@ class Job(NamedTuple):
         return [q, k, v, do, first], forward if self.which == "forward" else backward
 
 
-def attempt(job: Job, T: int = 512) -> float | str:
-    """The relative error of a candidate against float64, or why it does not run."""
+def measure_error(job: Job, T: int = 512) -> float | str:
+    """The relative L2 error of a candidate against float64, or the reason why it does not run."""
     try:
-        (*narrow, do, first), work = job.prepared(1, T)
-        q, k, v = (x.double().requires_grad_() for x in narrow)
+        (*bfloat16_inputs, do, first), work = job.prepare(1, T)
+        q, k, v = (x.double().requires_grad_() for x in bfloat16_inputs)
         o, _ = attention_reference(q, k, v, first, True, 0.0, job.D**-0.5)
         expected = (o,) if job.which == "forward" else torch.autograd.grad(o, (q, k, v), do.double())
         pairs = zip(work(), expected, strict=True)
         return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
-    except Exception as error:  # too much shared memory, or what the compiler cannot do
+    except Exception as error:  # for example too much shared memory or a compiler error
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
 
 
-def milliseconds(job: Job, T: int) -> float:
-    """The median of ten."""
-    _, work = job.prepared(8, T)
+def time_pass(job: Job, T: int) -> float:
+    """Median of ten runs, in milliseconds, batch 8."""
+    _, work = job.prepare(8, T)
     work()
-    return 1e3 * statistics.median(timed(torch.device(DEVICE), work)[1] for _ in range(10))
+    return 1e3 * statistics.median(time_call(torch.device(DEVICE), work)[1] for _ in range(10))
 
 
 def main() -> None:
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("no CUDA device is here: tiles cannot be timed")
+        parser.error("no CUDA device found: run kernels.tune on a machine with a GPU")
     name, rows = torch.cuda.get_device_name(), []
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         jobs = [
@@ -122,22 +123,22 @@ def main() -> None:
             for shape, stages, descriptor in product(SHAPES[which], (2, 3), (True, False))
         ]
         for window in (False, True):
-            errors = dict(zip(jobs, pool.map(attempt, jobs), strict=True))
+            errors = dict(zip(jobs, pool.map(measure_error, jobs), strict=True))
             for job, error in errors.items():
-                right = isinstance(error, float) and error < WRONG
-                took = milliseconds(job, args.length) if right else None
-                rows.append({**job._asdict(), "tiles": list(job.tiles), "error": error, "ms": took})
+                is_correct = isinstance(error, float) and error < MAX_ERROR
+                ms = time_pass(job, args.length) if is_correct else None
+                rows.append({**job._asdict(), "tiles": list(job.tiles), "error": error, "ms": ms})
             timed_rows = sorted((r for r in rows if r["ms"] and r["window"] == window), key=lambda r: r["ms"])
             jobs = []
             for which, D in product(get_args(Pass), (64, 128)):
-                best = [r for r in timed_rows if (r["which"], r["D"]) == (which, D)][:KEPT]
+                best = [r for r in timed_rows if (r["which"], r["D"]) == (which, D)][:WINDOW_CANDIDATES]
                 jobs += [Job(which, D, Tiles(*r["tiles"]), True) for r in best]
                 shown = ", ".join(f"{tuple(map(int, r['tiles']))} {r['ms']:.3f}" for r in best)
                 print(f"{which:8} {D:3} {'window' if window else 'causal'}: {shown}", flush=True)
     for row in rows:
         if row["ms"] is None:
-            print(f"left out: {row['which']} {row['D']} {row['tiles']}: {row['error']}")
-    about = {
+            print(f"skipped: {row['which']} {row['D']} {row['tiles']}: {row['error']}")
+    report = {
         "date": date.today().isoformat(),
         "device": name,
         "length": args.length,
@@ -147,7 +148,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"tiles-{name.replace(' ', '-')}.json"
     lines = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(json.dumps(about)[:-1] + f',\n"rows": [\n{lines}\n]}}\n')
+    path.write_text(json.dumps(report)[:-1] + f',\n"rows": [\n{lines}\n]}}\n')
     print(f"written: {path}")
 
 

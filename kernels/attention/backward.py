@@ -1,10 +1,10 @@
-"""The backward kernels: gradients of q, k and v from o's, recomputing the probabilities.
+"""The backward kernels: gradients of q, k and v from that of o, with recomputed probabilities.
 
-FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 2). Tiles of scores stand transposed,
-(keys, queries), in the kernel of dk and dv, so that both of its products take their left side from
-registers. Two ways to dq: a kernel of its own (deterministic, 7 matrix products per tile in all),
-or by atomic addition from the tiles of dk and dv (5 products, order of the sums not fixed).
-The names are those of kernels/attention/tiles.py.
+FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 2). The kernel for dk and dv holds tiles of
+scores transposed, (keys, queries), so that both of its products read their left operand from
+registers. There are two methods for dq: a separate kernel (deterministic, 7 matrix products per
+tile in total), or atomic additions in the kernel for dk and dv (5 products, order of the sums not
+fixed). kernels/attention/tiles.py defines the names.
 """
 
 import triton
@@ -21,7 +21,7 @@ def prepare_backward(
 ):
     """DELTA = sum(o * do) and LSE2 = LSE in base 2, both (B, H, padded); grid (padded / M, B * H).
 
-    Rows past T get LSE2 = +inf, hence probability 0 in the kernels below, without a mask there.
+    Rows past T get LSE2 = +inf, so their probability is 0 in the kernels below without a mask.
     """
     o, do = (OUT, o), (DO, do)
     T = o[1][3]
@@ -44,7 +44,7 @@ def _over_queries(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
     ATOMIC: tl.constexpr, FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    # Key j, if it exists, is seen by queries first[j] to last[j] - 1.
+    # Queries first[j] to last[j] - 1 see key j, if it exists.
     dk, dv = state
     for m in tl.range(begin, end, M):
         rows = m + tl.arange(0, M)
@@ -92,7 +92,7 @@ def backward_keys(
 ):
     """Write dk and dv; grid (tiles of N keys, B * K). ATOMIC also adds to dq, float32, unscaled.
 
-    LAST (B, S) int32: key j is seen by queries before LAST[j]; it never falls with S.
+    LAST (B, S) int32: queries before LAST[j] see key j; non-decreasing along S.
     """
     q, k, v, do = (Q, q), (K, k), (V, v), (DO, do)
     dq, dk, dv = (DQ, dq), (DK, dk), (DV, dv)
@@ -112,7 +112,7 @@ def backward_keys(
         last = tl.load(bounds + columns, mask=columns < S, other=0)
         end = tl.load(bounds + tl.minimum(column + N, S) - 1)
         full_end = tl.load(bounds + column) // M * M
-    # Scores of keys past S must be 0, not exp2(0 - lse), which may be infinite.
+    # Probabilities of keys past S must be 0, not exp2(0 - lse), which may be infinite.
     full_begin = tl.where(column + N > S, end, tl.minimum(full_begin, end))
     full_end = tl.maximum(full_end, full_begin)
 

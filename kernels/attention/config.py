@@ -1,21 +1,21 @@
-"""Which tile sizes a kernel uses on which architecture: a plain table, no autotuning.
+"""Tile sizes of the attention kernels per architecture: a plain table, no autotuning.
 
-Those of sm_90 are the fastest on an H200 (`python -m kernels.tune`; kernels/results/tiles-*). The
-others were chosen ahead of time, the largest that keep every value in registers
-(`python -m kernels.inspect`): no such GPU has timed them yet.
+The sm_90 tiles are the fastest on an H200 (`python -m kernels.tune`; kernels/results/tiles-*). The
+others were chosen ahead of time: the largest that keep every value in registers
+(`python -m kernels.inspect`). They have not been timed on a GPU yet.
 """
 
 from typing import Literal, NamedTuple
 
 import torch
 
-from kernels.device import power_of_2
+from kernels.device import next_power_of_2
 
 Pass = Literal["forward", "keys", "fused", "queries"]
 
 
 class Tiles(NamedTuple):
-    """M queries by N keys, warps, pipeline stages, and whether tiles come by tensor descriptor."""
+    """M queries by N keys, warps, pipeline stages, and whether loads use tensor descriptors (TMA)."""
 
     M: int
     N: int
@@ -24,7 +24,7 @@ class Tiles(NamedTuple):
     descriptor: bool = False
 
 
-# (forward, dk and dv, dk and dv with dq added atomically, dq) up to head_dim 64, and up to 128
+# One row for head_dim <= 64 and one for <= 128: (forward, dk and dv, dk and dv with atomic dq, dq).
 TABLE = {
     "sm_80": (
         (Tiles(128, 64, 4, 3), Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2), Tiles(64, 64, 4, 2)),
@@ -43,12 +43,12 @@ TABLE = {
         (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ),
 }
-# No matrix instructions at full precision, and twice the registers.
+# float32 has no matrix instructions at full precision and needs twice the registers.
 FLOAT32 = (
     (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1), Tiles(16, 64, 8, 1), Tiles(32, 32, 8, 1)),
     (Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
 )
-# Where the derivative of the soft cap leaves too few registers (with Triton 3.6 above all).
+# Smaller tiles for the soft cap: its derivative needs registers (most of all with Triton 3.6).
 CAPPED = {
     ("sm_90", "keys"): (Tiles(32, 64, 4, 3), Tiles(32, 64, 8, 2)),
     ("sm_90", "fused"): (Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
@@ -58,15 +58,15 @@ CAPPED = {
 
 
 def padded_width(head_dim: int) -> int:
-    """The width of a tile: a power of two, and 16 at least, which matrix instructions need."""
-    return max(16, power_of_2(head_dim))
+    """The width of a tile: a power of two and at least 16, as matrix instructions require."""
+    return max(16, next_power_of_2(head_dim))
 
 
 def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bool = False) -> Tiles:
     """Tiles of the `which` kernel on `arch` ("sm_90", "gfx942", "interpreter").
 
-    Other NVIDIA architectures use those of the nearest older one here: registers and instructions
-    are alike within a generation, and shared memory stays below the smallest of them.
+    NVIDIA architectures without a row use the nearest older row: registers and instructions are
+    similar within a generation, and shared memory stays below the smallest limit of it.
     """
     if arch == "interpreter":
         return Tiles(32, 32, 4, 1)
@@ -77,7 +77,7 @@ def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bo
         return FLOAT32[head_dim > 64][column]
     if arch not in TABLE:
         number = int(arch[3:]) if arch.startswith("sm_") else 0
-        # 86, 89 and 120 (consumer boards) have the instructions of 80.
+        # 86, 89 and 120 (consumer GPUs) have the instructions of 80.
         arch = "sm_90" if 90 <= number < 100 else "sm_100" if 100 <= number < 120 else "sm_80"
     tiles = TABLE[arch][head_dim > 64][column]
     if capped and (arch, which) in CAPPED:

@@ -1,7 +1,7 @@
-"""Attention on a CPU: torch's fused kernel, whole or over the visible band, block by block.
+"""Attention on a CPU: torch's fused kernel, on all queries at once or per block of queries.
 
-Nothing here ever holds a T x S mask or score matrix. torch's kernel has no soft cap: for that the
-scores of one block at a time are made in float32.
+It never allocates a T x S mask or score matrix. torch's kernel has no soft cap: with a soft cap the
+scores of one block at a time are computed in float32.
 """
 
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ import torch
 
 from kernels.attention.reference import visible
 
-ROWS = 256  # queries per block: few against a long window, enough to fill a matrix product
-# torch's backward pass takes three times as long as its forward pass in bfloat16. Up to this many
-# positions a few of its rows at a time, as plain products, are faster (docs/log.md).
+ROWS = 256  # queries per block: few compared to a long window, enough for an efficient product
+# torch's bfloat16 backward pass takes three times as long as its forward pass. Up to SHORT positions,
+# plain products on SHORT_ROWS queries at a time are faster (docs/log.md).
 SHORT, SHORT_ROWS = 1024, 64
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What scores and sums are kept in: float32, or float64 for float64."""
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of scores and sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -29,24 +29,24 @@ Bounds = torch.Tensor | None
 def cpu_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: Bounds, causal: bool, softcap: float, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(o, lse) as `launch_forward` gives them."""
-    if _fits(q, k, first, causal, softcap):
-        if q.shape[1] == 1:  # the queries of a group as rows of one head: keys need no copies
+    """(o, lse) as `launch_forward` returns them."""
+    if _needs_no_mask(q, k, first, causal, softcap):
+        if q.shape[1] == 1:  # decode: a group's queries become rows of one head, so keys need no copy
             group = q.view(q.shape[0], k.shape[2], -1, q.shape[3])
             o, lse = _fused(group, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
             return o.reshape(q.shape), lse.reshape(q.shape[0], -1, 1)
-        heads = (_same_heads(x, q) for x in (q, k, v))
+        heads = (_expand_heads(x, q) for x in (q, k, v))
         o, lse = _fused(*heads, is_causal=causal and q.shape[1] > 1, scale=scale)
         return o.transpose(1, 2).contiguous(), lse.contiguous()
     B, T, H, _ = q.shape
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = torch.empty(B, H, T, dtype=wide(q.dtype), device=q.device)
-    for rows, keys, mask in _bands(q, k, first, causal):
+    lse = torch.empty(B, H, T, dtype=accumulation_dtype(q.dtype), device=q.device)
+    for rows, keys, mask in _query_blocks(q, k, first, causal):
         if softcap:
             _, p, part_lse = _probabilities(q, k, rows, keys, mask, softcap, scale)
-            part = _rows(p @ _heads(v[:, keys]), q[:, rows])
+            part = _ungroup_heads(p @ _group_heads(v[:, keys]), q[:, rows])
         else:
-            heads = (_same_heads(x, q) for x in (q[:, rows], k[:, keys], v[:, keys]))
+            heads = (_expand_heads(x, q) for x in (q[:, rows], k[:, keys], v[:, keys]))
             part, part_lse = _fused(*heads, attn_mask=mask, scale=scale)
             part = part.transpose(1, 2)
         o[:, rows], lse[:, :, rows] = part, part_lse
@@ -65,40 +65,40 @@ def cpu_backward(
     softcap: float,
     scale: float,
 ) -> tuple[torch.Tensor, ...]:
-    """(dq, dk, dv) as `launch_backward` gives them."""
-    if _fits(q, k, first, causal, softcap):
+    """(dq, dk, dv) as `launch_backward` returns them."""
+    if _needs_no_mask(q, k, first, causal, softcap):
         if causal and q.dtype == torch.bfloat16 and 1 < q.shape[1] <= SHORT:
             return _short_backward(do, q, k, v, scale)
-        heads = (_same_heads(x, q) for x in (do, q, k, v, o))
+        heads = (_expand_heads(x, q) for x in (do, q, k, v, o))
         parts = _fused_backward(*heads, lse, 0.0, causal and q.shape[1] > 1, scale=scale)
-        grads = map(_grouped, parts, (q, k, v))
+        grads = map(_sum_groups, parts, (q, k, v))
         return tuple(x.to(q.dtype).contiguous() for x in grads)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    dk, dv = (torch.zeros(x.shape, dtype=wide(x.dtype), device=x.device) for x in (k, v))
-    for rows, keys, mask in _bands(q, k, first, causal):
+    dk, dv = (torch.zeros(x.shape, dtype=accumulation_dtype(x.dtype), device=x.device) for x in (k, v))
+    for rows, keys, mask in _query_blocks(q, k, first, causal):
         if softcap:
             t, p, _ = _probabilities(q, k, rows, keys, mask, softcap, scale)
-            dos = _heads(do[:, rows], k.shape[2])
-            delta = (dos * _heads(o[:, rows], k.shape[2])).sum(-1, keepdim=True)
-            ds = p * (dos @ _heads(v[:, keys]).mT - delta) * (1 - t * t) * scale
-            dq[:, rows] = _rows(ds @ _heads(k[:, keys]), q[:, rows])
-            dk[:, keys] += (ds.mT @ _heads(q[:, rows], k.shape[2])).transpose(1, 2)
+            dos = _group_heads(do[:, rows], k.shape[2])
+            delta = (dos * _group_heads(o[:, rows], k.shape[2])).sum(-1, keepdim=True)
+            ds = p * (dos @ _group_heads(v[:, keys]).mT - delta) * (1 - t * t) * scale
+            dq[:, rows] = _ungroup_heads(ds @ _group_heads(k[:, keys]), q[:, rows])
+            dk[:, keys] += (ds.mT @ _group_heads(q[:, rows], k.shape[2])).transpose(1, 2)
             dv[:, keys] += (p.mT @ dos).transpose(1, 2)
         else:
             band = (do[:, rows], q[:, rows], k[:, keys], v[:, keys], o[:, rows])
-            heads = (_same_heads(x, q) for x in band)
+            heads = (_expand_heads(x, q) for x in band)
             part_lse = lse[:, :, rows].contiguous()
             parts = _fused_backward(*heads, part_lse, 0.0, False, attn_mask=mask, scale=scale)
             dq[:, rows] = parts[0].transpose(1, 2)
-            dk[:, keys] += _grouped(parts[1], k)
-            dv[:, keys] += _grouped(parts[2], v)
+            dk[:, keys] += _sum_groups(parts[1], k)
+            dv[:, keys] += _sum_groups(parts[2], v)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _short_backward(
     do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, ...]:
-    # Causal, T = S. The queries of a group stand under each other, so keys need no copies.
+    # Causal, T = S. The queries of a group are stacked as rows, so keys need no copies.
     B, T, H, D = q.shape
     K = k.shape[2]
     G = H // K
@@ -112,7 +112,7 @@ def _short_backward(
         rows, seen, shape = slice(start, end), slice(0, end), (B * K, G * (end - start), D)
         part_q, part_do = qs[:, :, :, rows].reshape(shape), dos[:, :, :, rows].reshape(shape)
         mask = hidden[: end - start, :end].triu(start + 1).repeat(G, 1)
-        # The product adds the mask and scales before it rounds.
+        # baddbmm adds the mask and scales before it rounds.
         s = torch.baddbmm(mask, part_q, k[:, seen].mT, alpha=scale)
         p = s.softmax(-1)
         ds = torch._softmax_backward_data(part_do @ v[:, seen].mT, p, -1, p.dtype)
@@ -125,16 +125,16 @@ def _short_backward(
     return dq, *back
 
 
-def _fits(q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool, softcap: float) -> bool:
-    # Whether torch's kernel needs no mask: a single query sees all keys, causal or not.
+def _needs_no_mask(q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool, softcap: float) -> bool:
+    # Whether torch's kernel works without a mask; a single query sees all keys, causal or not.
     T, S = q.shape[1], k.shape[1]
     return first is None and not softcap and (not causal or T in (1, S))
 
 
-def _bands(
+def _query_blocks(
     q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    # Blocks of queries, the keys that any of them sees, and what to add to their scores.
+    # For each block of queries: its rows, the keys that any row sees, the additive mask.
     T, S = q.shape[1], k.shape[1]
     for start in range(0, T, ROWS):
         rows = slice(start, min(start + ROWS, T))
@@ -142,48 +142,48 @@ def _bands(
         end = min(S, rows.stop + S - T) if causal else S
         lower = None if first is None else first[:, rows] - begin
         width = end - begin
-        # If causal, the last of these queries stands at the last of these keys.
+        # If causal, the last query of the block has the position of the last key.
         seen = visible(rows.stop - start, width, causal, lower, q.device)[:, None]
         mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
         yield rows, slice(begin, end), mask.masked_fill_(~seen, float("-inf"))
 
 
-def _same_heads(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    # (B, rows, K, D) -> (B, H, rows, D): torch's kernel wants as many heads in k and v as in q.
+def _expand_heads(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    # (B, rows, K, D) -> (B, H, rows, D): torch's kernel needs as many heads in k and v as in q.
     group = q.shape[2] // x.shape[2]
     return (x if group == 1 else x.repeat_interleave(group, 2)).transpose(1, 2)
 
 
-def _grouped(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    # The way back for gradients, summed over the queries of a group: (B, rows, K, D).
+def _sum_groups(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    # The inverse for gradients, summed over the queries of a group: (B, H, rows, D) -> (B, rows, K, D).
     x, heads = x.transpose(1, 2), like.shape[2]
-    return x if x.shape[2] == heads else x.unflatten(2, (heads, -1)).sum(3, dtype=wide(x.dtype))
+    return x if x.shape[2] == heads else x.unflatten(2, (heads, -1)).sum(3, dtype=accumulation_dtype(x.dtype))
 
 
-def _heads(x: torch.Tensor, heads: int | None = None) -> torch.Tensor:
-    # (B, rows, H, D) -> (B, K, G * rows, D), the queries of a group under each other.
+def _group_heads(x: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+    # (B, rows, H, D) -> (B, K, G * rows, D), the queries of a group stacked as rows.
     B, rows, H, D = x.shape
     heads = heads or H
     return (
-        x.to(wide(x.dtype))
+        x.to(accumulation_dtype(x.dtype))
         .view(B, rows, heads, H // heads, D)
         .permute(0, 2, 3, 1, 4)
         .reshape(B, heads, H // heads * rows, D)
     )
 
 
-def _rows(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    # The way back: (B, K, G * rows, D) -> (B, rows, H, D).
+def _ungroup_heads(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    # The inverse: (B, K, G * rows, D) -> (B, rows, H, D).
     B, rows, H, D = like.shape
     K = x.shape[1]
     return x.view(B, K, H // K, rows, D).permute(0, 3, 1, 2, 4).reshape(B, rows, H, D)
 
 
 def _probabilities(q, k, rows, keys, mask, softcap, scale):
-    # tanh of the scaled scores and probabilities, (B, K, G * rows, keys), and lse (B, H, rows).
+    # tanh of the scaled scores, and probabilities, both (B, K, G * rows, keys); lse (B, H, rows).
     K = k.shape[2]
     group = q.shape[2] // K
-    t = torch.tanh(_heads(q[:, rows], K) @ _heads(k[:, keys]).mT * (scale / softcap))
+    t = torch.tanh(_group_heads(q[:, rows], K) @ _group_heads(k[:, keys]).mT * (scale / softcap))
     s = softcap * t + mask.to(t.dtype).repeat(1, 1, group, 1)
     lse = s.logsumexp(-1)
     p = (s - lse[..., None]).exp()

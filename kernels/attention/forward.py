@@ -1,8 +1,8 @@
-"""The forward kernel: one tile of queries against all the keys it may see.
+"""The forward kernel: an online softmax of one tile of queries over all keys visible to it.
 
 FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 1) with grouped heads, a lower bound of
-visible keys per query (window and documents in one vector) and a soft cap on the logits (Gemma 2,
-arXiv:2408.00118, section 2). The names are those of kernels/attention/tiles.py.
+visible keys per query (document mask and sliding window in one vector) and a soft cap on the logits
+(Gemma 2, arXiv:2408.00118, section 2). kernels/attention/tiles.py defines the names.
 """
 
 import triton
@@ -20,7 +20,7 @@ def _over_keys(
     FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     # Online softmax over keys begin..end; row i sees first[i] to last[i]. Only tiles at an edge
-    # are MASKED: most of the time goes into the others.
+    # are MASKED: unmasked tiles are faster and most frequent.
     acc, total, top = state
     for n in tl.range(begin, end, N):
         keys = load(k, batch, n, head, D, DP, N, DESCRIPTOR)
@@ -29,7 +29,7 @@ def _over_keys(
         if MASKED:
             s = tl.where(seen(n, k[1][3], first, last, N, CAUSAL, BOUNDED), s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
-        # A row that has seen nothing yet has top = -inf, and -inf - -inf is NaN.
+        # A row without a visible key so far has top = -inf, and -inf - -inf is NaN.
         base = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp2(s - base[:, None])
         shrink = tl.exp2(top - base)
@@ -47,13 +47,13 @@ def forward(
     CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
     FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Write o (B, T, H, D) and LSE (B, H, T), natural; grid (tiles of M queries, B * H).
+    """Write o (B, T, H, D) and LSE (B, H, T), natural log; grid (tiles of M queries, B * H).
 
-    FIRST (B, T) int32 is the first key that each query sees; it never falls with T.
+    FIRST (B, T) int32 is the first key that each query sees; non-decreasing along T.
     """
     q, k, v, o = (Q, q), (K, k), (V, v), (OUT, o)
     T, S = q[1][3], k[1][3]
-    # The last tiles see the most keys: they start first, so that no long one is left at the end.
+    # The last tiles see the most keys: they start first, so that no long one remains at the end.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     rows = row + tl.arange(0, M)

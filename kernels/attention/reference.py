@@ -1,4 +1,4 @@
-"""Attention in plain torch: the definition that kernels are tested against."""
+"""Attention in plain torch: the definition that the kernels are tested against."""
 
 import math
 
@@ -8,7 +8,10 @@ import torch
 def visible(
     T: int, S: int, causal: bool, first: torch.Tensor | None, device: torch.device | None = None
 ) -> torch.Tensor:
-    """(B or 1, T, S) bool: which key each query sees; queries are the last T of S positions."""
+    """Boolean mask (B or 1, T, S): True if the query sees the key.
+
+    `first` (B, T) is the document mask and sliding window. Queries are the last T of S positions.
+    """
     query = torch.arange(T, device=device)[:, None] + (S - T)
     key = torch.arange(S, device=device)[None, :]
     seen = (key <= query) if causal else torch.ones(T, S, dtype=torch.bool, device=device)
@@ -24,7 +27,7 @@ def attention_reference(
     softcap: float,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(o, lse) with the whole (T, S) matrix in memory, in the dtype of q; see `attention`."""
+    """(o, lse) with the whole (T, S) score matrix in memory, in the dtype of q; see `attention`."""
     B, T, H, D = q.shape
     S, K = k.shape[1:3]
     grouped = q.view(B, T, K, H // K, D)

@@ -1,12 +1,12 @@
-"""What the attention kernels share: loading and storing tiles, scores in base 2, row bounds.
+"""Helpers of the attention kernels: tile loads and stores, visible keys, the soft cap.
 
 B batch, T queries, S keys, H query heads, K key/value heads, D head_dim; DP is D rounded up to a
-power of two. A tensor (B, rows, heads, D) is here one tuple
+power of two. A tensor (B, rows, heads, D) with a contiguous last dimension is represented by a tuple
 
     (pointer or descriptor, (stride of B, stride of rows, stride of heads, rows))
 
-whose last dimension is contiguous; so packed and strided inputs need no copy. It comes into a
-kernel as two arguments: a descriptor inside a tuple cannot be launched by Triton 3.6.
+so packed and strided inputs need no copy. A kernel receives it as two arguments: Triton 3.6 cannot
+launch a kernel with a descriptor inside a tuple.
 """
 
 import triton
@@ -27,7 +27,7 @@ def pointers(x, batch, row, head, DP: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def inside(x, row, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
-    """Which elements of that tile exist."""
+    """Mask of the elements of a (BLOCK, DP) tile that lie inside the tensor."""
     where = (row + tl.arange(0, BLOCK) < x[1][3])[:, None]
     if D < DP:
         where = where & (tl.arange(0, DP) < D)[None, :]
@@ -36,7 +36,7 @@ def inside(x, row, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def load(x, batch, row, head, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, DESCRIPTOR: tl.constexpr):
-    """A (BLOCK, DP) tile, zero where there is nothing."""
+    """Load a (BLOCK, DP) tile; elements outside the tensor are 0."""
     if DESCRIPTOR:
         tile = x[0].load([batch, row, head, 0]).reshape([BLOCK, DP])
     else:
@@ -47,7 +47,7 @@ def load(x, batch, row, head, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def store(x, batch, row, head, value, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
-    """Write a (BLOCK, DP) tile, rounded to the tensor's dtype, where there is something."""
+    """Store the elements of a (BLOCK, DP) tile inside the tensor, rounded to its dtype."""
     value = value.to(x[0].dtype.element_ty)
     where = inside(x, row, D, DP, BLOCK)
     tl.store(pointers(x, batch, row, head, DP, BLOCK), value, mask=where)
@@ -57,9 +57,10 @@ def store(x, batch, row, head, value, D: tl.constexpr, DP: tl.constexpr, BLOCK: 
 def visible_keys(
     FIRST, batch, row, T, S, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr
 ):
-    """Which keys queries `row` to `row + M` see: of each its first and last, (M,), and of the tile
+    """Bounds of the keys that queries `row` to `row + M` see (causal, document mask, sliding window).
 
-    begin <= full_begin <= full_end <= end: between the middle two every query sees every key.
+    Per query its first and last key, both (M,); for the tile begin <= full_begin <= full_end <= end.
+    Some query sees a key in begin..end; every query sees every key in full_begin..full_end.
     """
     rows = row + tl.arange(0, M)
     last = rows + (S - T)  # queries are the last T of S positions
@@ -79,7 +80,7 @@ def visible_keys(
 
 @triton.jit
 def seen(n, S, first, last, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr):
-    """Which of keys `n` to `n + N` each query sees, (M, N)."""
+    """Mask (M, N): True if the query sees the key, for keys `n` to `n + N`."""
     column = n + tl.arange(0, N)[None, :]
     where = column < S
     if CAUSAL:
@@ -91,5 +92,5 @@ def seen(n, S, first, last, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.c
 
 @triton.jit
 def soft_cap(products, scale, softcap, FAST: tl.constexpr):
-    """Tanh of the scaled products over the cap: times the cap it is the score."""
+    """tanh(product * scale / softcap): the soft cap; multiply by softcap to get the score."""
     return tanh(products * (scale / softcap), FAST)

@@ -1,4 +1,4 @@
-"""Output projection and loss: `linear_cross_entropy`."""
+"""Fused output projection and cross entropy: `linear_cross_entropy`."""
 
 from kernels.linear_cross_entropy.ops import linear_cross_entropy
 

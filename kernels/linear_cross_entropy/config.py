@@ -1,9 +1,9 @@
-"""How a row of logits is read by its program."""
+"""Launch settings of the cross entropy kernel."""
 
-from kernels.device import power_of_2, warps
+from kernels.device import next_power_of_2, warps
 
 
 def config(arch: str, V: int) -> dict[str, int]:
-    """BLOCK logits at a time, and warps of one program, which walks along a row of V."""
-    block = min(4096, power_of_2(V))
+    """BLOCK logits per iteration and warps of one program, which iterates over a row of V."""
+    block = min(4096, next_power_of_2(V))
     return {"BLOCK": block, "num_warps": warps(arch, block)}

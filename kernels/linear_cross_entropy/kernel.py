@@ -1,4 +1,4 @@
-"""Cross entropy of rows of logits in Triton: the loss, and the gradient written over the logits."""
+"""Cross entropy of rows of logits in Triton (online softmax); the gradient overwrites the logits."""
 
 import torch
 import triton
@@ -27,7 +27,7 @@ def cross_entropy(
 ):
     """LOSS (N,) float32 of each row of LOGITS (N, V); grid (N,).
 
-    With GRADIENT the logits become the gradient of the loss; rows to ignore become 0.
+    GRADIENT overwrites the logits with the gradient of the loss, and ignored rows with 0.
     """
     n = tl.program_id(0)
     row = LOGITS + n.to(tl.int64) * stride
@@ -40,7 +40,7 @@ def cross_entropy(
                 zero = tl.zeros([BLOCK], LOGITS.dtype.element_ty)
                 tl.store(row + columns, zero, mask=columns < V)
     else:
-        # Read before the reductions below: their barriers keep it ahead of other warps' writes.
+        # Read before the reductions below: their barriers order it before other warps' writes.
         right = tl.load(row + target).to(tl.float32)
         top, total, mean = float("-inf"), 0.0, 0.0
         for start in range(0, V, BLOCK):
@@ -74,7 +74,7 @@ def launch_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, ignore: int, softcap: float, z_loss: float,
     smoothing: float, gradient: bool,
 ) -> torch.Tensor:
-    """Loss of each row, (N,) float32; `gradient` writes it over `logits` (N, V)."""
+    """Loss of each row, (N,) float32; with `gradient`, it overwrites `logits` (N, V) in place."""
     N, V = logits.shape
     target = arch(logits)
     fast = target.startswith("sm_") and logits.dtype == torch.bfloat16

@@ -1,9 +1,9 @@
-"""Output projection and cross entropy in one: the logits exist for one chunk of tokens at a time.
+"""Fused output projection and cross entropy: only one chunk of tokens has logits in memory.
 
-The gradients are made in the forward pass, chunk by chunk, as the Liger kernel does (Hsu et al.
-2024, arXiv:2410.10989, section 3.2): the loss is the last thing a model computes, so its gradient
-is known but for a factor, and no logits need be kept or computed twice. The products are the
-library's; the loss and its gradient are a Triton kernel on a GPU and torch on a CPU.
+The forward pass computes the gradients, chunk by chunk, like the Liger kernel (Hsu et al. 2024,
+arXiv:2410.10989, section 3.2): the loss is the last operation of a model, so its gradient is known
+up to a factor, and no logits are stored or computed twice. The matrix products use the library; the
+loss and its gradient use a Triton kernel on a GPU and torch on a CPU.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels.device import library, runs_triton
 
-CHUNK_BYTES = 1 << 28  # of logits at a time where nothing else is asked
-CPU_CHUNK = 512  # tokens, if that is less: a chunk of a small vocabulary then stays in cache
+CHUNK_BYTES = 1 << 28  # default size of the logits of one chunk
+CPU_CHUNK = 512  # most tokens per chunk on a CPU: logits of a small vocabulary stay in the cache
 
 
 def linear_cross_entropy(
@@ -26,24 +26,23 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     chunk: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross entropy of softmax(x W^T), and how many targets were scored.
+    """Summed cross entropy (nats) of softmax(x W^T), and the number of scored targets.
 
     Args:
         x: (N, C) hidden states; bfloat16, float16 or float32.
         weight: (V, C), dtype of x.
         targets: (N,) int64.
-        ignore_index: a target of this value is not scored.
-        softcap: logits become softcap * tanh(logit / softcap) (Gemma 2); 0 is none.
+        ignore_index: targets with this value are not scored.
+        softcap: soft cap; logits become softcap * tanh(logit / softcap) (Gemma 2); 0 is none.
         z_loss: adds z_loss * logsumexp(logits)^2 per token (PaLM, arXiv:2204.02311, section 5).
-        label_smoothing: this much of the target is spread over the vocabulary.
-        chunk: tokens whose logits are held at once; 0 takes as many as 256 MiB hold, on a CPU at
-            most 512.
+        label_smoothing: share of the target probability that is spread over the vocabulary.
+        chunk: tokens per chunk of logits; 0 uses as many as fit in 256 MiB, on a CPU at most 512.
 
     Returns:
         The sum, float32, and the count, int64; only the sum has a gradient. The gradient of
-        `weight` is summed in float32 over chunks. Second derivatives are not provided.
+        `weight` is summed in float32 over chunks. Second derivatives are not supported.
 
-    Raises ValueError for shapes, dtypes, devices and values that do not fit.
+    Raises ValueError for invalid shapes, dtypes, devices and values.
     """
     _check(x, weight, targets, softcap, z_loss, label_smoothing, chunk)
     grad = torch.is_grad_enabled()
@@ -70,7 +69,7 @@ def _check(x, weight, targets, softcap, z_loss, smoothing, chunk) -> None:
         shapes = f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{shapes}; they must be (N, C) and (V, C)")
     if x.dtype != weight.dtype or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}, weight {weight.dtype}; they must be the same float")
+        raise ValueError(f"x is {x.dtype}, weight {weight.dtype}; they must have the same float dtype")
     if targets.shape != x.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(f"targets is {targets.dtype} {tuple(targets.shape)}, not int64 ({x.shape[0]},)")
     if not x.device == weight.device == targets.device:
@@ -97,7 +96,7 @@ def _compute(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need
     dw = torch.zeros_like(weight, dtype=torch.float32) if need_dw else weight.new_empty(0)
     buffer = x.new_empty(min(chunk, N), V)
     plain = not runs_triton(x)
-    # Memory that is new for every chunk would cost a CPU as much as the passes over it.
+    # One buffer for all chunks: on a CPU, allocating per chunk costs as much as the passes over it.
     wide = buffer.float() if plain and x.dtype != torch.float32 else buffer
     for start in range(0, N, chunk):
         rows, labels = x[start : start + chunk], targets[start : start + chunk]
@@ -119,8 +118,8 @@ def _compute(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need
 
 
 def _torch_cross_entropy(logits, z, targets, ignore, softcap, z_loss, smoothing, gradient):
-    # The loss summed over rows; with `gradient` it is written over the logits. z is room for them
-    # in float32, or themselves.
+    # The loss summed over rows; with `gradient`, the gradient overwrites the logits. z is a float32
+    # buffer of the same shape, or the logits themselves.
     V = logits.shape[1]
     if z.data_ptr() != logits.data_ptr():
         z.copy_(logits)
@@ -129,20 +128,20 @@ def _torch_cross_entropy(logits, z, targets, ignore, softcap, z_loss, smoothing,
         t = z.div_(softcap).tanh_()
         z = t * softcap
     scored = targets != ignore
-    right = targets.where(scored, 0)[:, None]
-    right_logit, top = z.gather(1, right)[:, 0], z.amax(1)
+    labels = targets.where(scored, 0)[:, None]
+    label_logits, top = z.gather(1, labels)[:, 0], z.amax(1)
     smooth = smoothing * z.mean(1) if smoothing else 0.0
-    # torch's softmax is one pass; the largest probability is one over the sum of exponentials.
+    # torch's softmax is one pass; the largest probability is 1 / (sum of exponentials).
     p = torch.softmax(z, 1, out=z)
     lse = top - p.amax(1).log_()
-    loss = lse - (1 - smoothing) * right_logit - smooth + z_loss * lse.square()
+    loss = lse - (1 - smoothing) * label_logits - smooth + z_loss * lse.square()
     if gradient:
         g = p
         if z_loss:
             g.mul_((1 + 2 * z_loss * lse)[:, None])
         if smoothing:
             g.sub_(smoothing / V)
-        g.scatter_add_(1, right, torch.full_like(right, smoothing - 1, dtype=g.dtype))
+        g.scatter_add_(1, labels, torch.full_like(labels, smoothing - 1, dtype=g.dtype))
         if t is not None:
             g.mul_(1 - t.square())
         if not scored.all():
@@ -182,5 +181,5 @@ torch.library.register_autograd("homegrown::linear_cross_entropy", _gradients, s
 
 @register_flop_formula(torch.ops.homegrown.linear_cross_entropy)
 def _flops(x, weight, targets, *settings, **_) -> int:
-    """One product forward, and one for each gradient that is asked for."""
+    """One product for the logits and one per requested gradient."""
     return 2 * x[0] * x[1] * weight[0] * (1 + sum(settings[-2:]))

@@ -1,4 +1,4 @@
-"""Projection and loss in plain torch: the definition that kernels are tested against."""
+"""Projection and loss in plain torch: the definition that the kernels are tested against."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 def loss_of_logits(
     logits: torch.Tensor, targets: torch.Tensor, ignore: int, softcap: float, z_loss: float, smoothing: float
 ) -> torch.Tensor:
-    """Summed loss of (N, V) logits; see `linear_cross_entropy`."""
+    """Summed loss (nats) of (N, V) logits; see `linear_cross_entropy`."""
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     scored = targets != ignore
@@ -25,5 +25,5 @@ def linear_cross_entropy_reference(
     z_loss: float = 0.0,
     smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The whole (N, V) in memory, in the dtype of x, differentiable by autograd."""
+    """Summed loss (nats) with all (N, V) logits in memory, in the dtype of x, with autograd."""
     return loss_of_logits(x @ weight.T, targets, ignore, softcap, z_loss, smoothing)

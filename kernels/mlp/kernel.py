@@ -19,7 +19,7 @@ def swiglu_forward(A, B, Y, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def swiglu_backward(DY, A, B, DA, DB, n, BLOCK: tl.constexpr):
-    """Gradients of A and B; the sigmoid is computed again."""
+    """Gradients of A and B; recomputes the sigmoid."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     dy = tl.load(DY + at, mask=at < n, other=0.0).to(tl.float32)
     a = tl.load(A + at, mask=at < n, other=0.0).to(tl.float32)
@@ -48,28 +48,28 @@ def relu2_backward(DY, A, DA, n, BLOCK: tl.constexpr):
 
 
 def launch_swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """silu(a) * b, like a."""
+    """silu(a) * b, shape and dtype of a."""
     y = torch.empty_like(a)
     swiglu_forward[_grid(a)](a, b, y, a.numel(), **config(arch(a)))
     return y
 
 
 def launch_swiglu_backward(dy, a, b) -> tuple[torch.Tensor, torch.Tensor]:
-    """(da, db)."""
+    """(da, db), like a and b."""
     da, db = torch.empty_like(a), torch.empty_like(b)
     swiglu_backward[_grid(a)](dy, a, b, da, db, a.numel(), **config(arch(a)))
     return da, db
 
 
 def launch_relu2(a: torch.Tensor) -> torch.Tensor:
-    """max(a, 0)^2, like a."""
+    """max(a, 0)^2, shape and dtype of a."""
     y = torch.empty_like(a)
     relu2_forward[_grid(a)](a, y, a.numel(), **config(arch(a)))
     return y
 
 
 def launch_relu2_backward(dy: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """Da."""
+    """The gradient of a, like a."""
     da = torch.empty_like(a)
     relu2_backward[_grid(a)](dy, a, da, a.numel(), **config(arch(a)))
     return da

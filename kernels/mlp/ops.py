@@ -1,31 +1,31 @@
-"""What stands between the matrices of a feed-forward block, computed again in the backward pass.
+"""Activations of a feed-forward block, recomputed in the backward pass.
 
-SwiGLU (Shazeer 2020, arXiv:2002.05202) keeps its two inputs and nothing else, squared ReLU (So et
-al. 2021, arXiv:2109.08668) its one; autograd over plain torch would keep up to three more.
+SwiGLU (Shazeer 2020, arXiv:2002.05202) saves only its two inputs, squared ReLU (So et al. 2021,
+arXiv:2109.08668) only its input; autograd over plain torch would save up to three more tensors.
 """
 
 import torch
 import torch.nn.functional as F
 
-from kernels.device import called_plainly, left_to_compiler, library, runs_triton
+from kernels.device import bypasses_dispatcher, decomposes_for_compiler, library, runs_triton
 from kernels.mlp.reference import relu2_reference, swiglu_reference
 
 
 def swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """silu(a) * b, elementwise, computed in float32; both of one shape and dtype.
+    """silu(a) * b, elementwise; on a GPU computed in float32.
 
-    Raises ValueError if they are not.
+    Raises ValueError if a and b differ in shape, dtype or device.
     """
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         raise ValueError(f"a is {a.dtype} {tuple(a.shape)} on {a.device}, b {b.dtype} {tuple(b.shape)} on {b.device}")
-    if called_plainly(a) or left_to_compiler():
+    if bypasses_dispatcher(a) or decomposes_for_compiler():
         return swiglu_reference(a, b)
     return torch.ops.homegrown.swiglu(a, b)
 
 
 def relu2(a: torch.Tensor) -> torch.Tensor:
     """max(a, 0)^2, elementwise, dtype of a."""
-    if called_plainly(a) or left_to_compiler():
+    if bypasses_dispatcher(a) or decomposes_for_compiler():
         return relu2_reference(a)
     return torch.ops.homegrown.relu2(a)
 

@@ -1,4 +1,4 @@
-"""Activations in plain torch."""
+"""Activations in plain torch: the definitions that the kernels are tested against."""
 
 import torch
 import torch.nn.functional as F

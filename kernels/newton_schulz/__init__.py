@@ -1,4 +1,4 @@
-"""Symmetric products and orthogonalisation for Muon."""
+"""Symmetric product and orthogonalisation for Muon: `symmetric_product`, `newton_schulz`."""
 
 from kernels.newton_schulz.ops import newton_schulz, symmetric_product
 

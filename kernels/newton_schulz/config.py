@@ -1,12 +1,12 @@
-"""Tile sizes of the symmetric product."""
+"""Launch settings of the symmetric product."""
 
 import torch
 
 
 def config(arch: str, dtype: torch.dtype) -> dict[str, int]:
-    """TILE x TILE of the result and DEPTH of the sum at a time, warps and pipeline stages.
+    """TILE x TILE outputs per program, DEPTH of the sum per iteration, warps, pipeline stages.
 
-    The largest that stay in registers (`python -m kernels.inspect`); no GPU has timed them yet.
+    The largest that fit in registers (`python -m kernels.inspect`); not yet timed on a GPU.
     """
     if arch == "interpreter" or dtype == torch.float32:
         return {"TILE": 32, "DEPTH": 32, "num_warps": 4, "num_stages": 1}

@@ -1,4 +1,4 @@
-"""The symmetric product X X^T in Triton: what is below the diagonal is computed, and mirrored."""
+"""The symmetric product X X^T in Triton: computes the tiles on and below the diagonal and mirrors them."""
 
 import torch
 import triton
@@ -35,7 +35,7 @@ def symmetric_product(
         )
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     value = acc.to(OUT.dtype.element_ty)
-    # A dot of a tile with its own transpose need not round alike on both sides of the diagonal.
+    # The product of a tile with its own transpose may round differently above the diagonal.
     below = (rows < M)[:, None] & (columns[None, :] <= rows[:, None])
     tl.store(OUT + rows[:, None].to(tl.int64) * M + columns[None, :], value, mask=below)
     tl.store(OUT + columns[None, :].to(tl.int64) * M + rows[:, None], value, mask=below)

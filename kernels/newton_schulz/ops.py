@@ -1,4 +1,4 @@
-"""Orthogonalising a matrix with products only, as Muon does (Jordan et al. 2024)."""
+"""Newton-Schulz orthogonalisation with matrix products only, as in Muon (Jordan et al. 2024)."""
 
 import math
 
@@ -8,15 +8,15 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels.device import library, runs_triton
 from kernels.newton_schulz.reference import symmetric_product_reference
 
-# Quintic whose iterates bring every singular value near 1 (Jordan 2024, "Muon: An optimizer for
-# hidden layers in neural networks"): fast rather than exact, values end between 0.7 and 1.2.
+# Quintic iteration that moves every singular value near 1 (Jordan 2024, "Muon: An optimizer for
+# hidden layers in neural networks"): fast, not exact; the values end between 0.7 and 1.2.
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def symmetric_product(x: torch.Tensor) -> torch.Tensor:
-    """X X^T, (…, M, M) for X (…, M, K), computing only one half on a GPU. Carries no gradient.
+    """X X^T, (…, M, M) for X (…, M, K); a GPU computes only one half. No gradient.
 
-    Raises ValueError if x is neither a matrix nor a stack of them.
+    Raises ValueError if x is not (M, K) or (B, M, K).
     """
     _check(x)
     return torch.ops.homegrown.symmetric_product(x)
@@ -24,9 +24,9 @@ def symmetric_product(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def newton_schulz(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The matrices with x's singular vectors and singular values near 1, (…, M, K), dtype of x.
+    """Orthogonalise x: same singular vectors, singular values near 1; (…, M, K), dtype of x.
 
-    Raises ValueError if x is neither a matrix nor a stack of them, or steps is below 1.
+    Raises ValueError if x is not (M, K) or (B, M, K), or if steps < 1.
     """
     _check(x)
     if steps < 1:
@@ -36,7 +36,7 @@ def newton_schulz(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
     y = y if x.dim() == 3 else y[None]
     y = y / (torch.linalg.matrix_norm(y.float(), keepdim=True).to(y.dtype) + 1e-7)
     for _ in range(steps):
-        gram = symmetric_product(y)  # the product is over the longer side
+        gram = symmetric_product(y)  # sums over the longer side
         mix = symmetric_product(gram).mul_(C).add_(gram, alpha=B)
         y = torch.baddbmm(y, mix, y, beta=A)
     y = y.mT if tall else y
@@ -70,6 +70,6 @@ def _fake(x):
 
 @register_flop_formula(torch.ops.homegrown.symmetric_product)
 def _flops(x, **_) -> int:
-    """Of the half that is computed."""
+    """FLOPs of the half that is computed on a GPU."""
     *batch, M, K = x
     return math.prod(batch) * M * (M + 1) * K

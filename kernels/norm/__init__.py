@@ -1,4 +1,4 @@
-"""RMSNorm with residual: `rms_norm`."""
+"""RMSNorm with an optional residual: `rms_norm`."""
 
 from kernels.norm.ops import rms_norm
 

@@ -1,4 +1,4 @@
-"""RMSNorm with an optional residual in Triton, forward and backward; one row per program step."""
+"""RMSNorm with an optional residual in Triton, forward and backward; one row per iteration."""
 
 import torch
 import triton
@@ -17,7 +17,7 @@ def rms_norm_forward(X, RESIDUAL, WEIGHT, Y, H, RSTD, C, eps, BLOCK: tl.constexp
     h = tl.load(X + row * C + columns, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         h += tl.load(RESIDUAL + row * C + columns, mask=inside, other=0.0).to(tl.float32)
-        # The sum is rounded where it is stored, and the norm sees what is stored.
+        # The norm uses the sum as stored, rounded to the dtype of H.
         h = h.to(H.dtype.element_ty)
         tl.store(H + row * C + columns, h, mask=inside)
         h = h.to(tl.float32)
@@ -29,9 +29,9 @@ def rms_norm_forward(X, RESIDUAL, WEIGHT, Y, H, RSTD, C, eps, BLOCK: tl.constexp
 
 @triton.jit
 def rms_norm_backward(DY, DH, H, WEIGHT, RSTD, DX, DW, N, C, BLOCK: tl.constexpr, ADD: tl.constexpr):
-    """DX (N, C), and in row i of DW (programs, C) the sum over the rows of program i.
+    """DX (N, C), and in row i of DW (programs, C) the partial sum of program i; grid (programs,).
 
-    With ADD, DH is the gradient that reaches the sum on its other way. Grid (programs,).
+    With ADD, DH is the gradient of the second output, H, and is added to DX.
     """
     columns = tl.arange(0, BLOCK)
     inside = columns < C
@@ -53,7 +53,7 @@ def rms_norm_backward(DY, DH, H, WEIGHT, RSTD, DX, DW, N, C, BLOCK: tl.constexpr
 
 
 def launch_norm(x, residual, weight, eps):
-    """(y, h, rstd); h is x itself without a residual."""
+    """(y, h, rstd): y and h like x, rstd (rows,) float32; without a residual h is x itself."""
     C = x.shape[-1]
     N = x.numel() // C
     y = torch.empty_like(x)
@@ -64,7 +64,7 @@ def launch_norm(x, residual, weight, eps):
 
 
 def launch_norm_backward(dy, dh, h, weight, rstd):
-    """(dx, dweight); dx is the gradient of the residual as well."""
+    """(dx, dweight), like h and weight; dx is also the gradient of the residual."""
     C = h.shape[-1]
     N = h.numel() // C
     programs = min(N, PARTS)

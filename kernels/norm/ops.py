@@ -1,37 +1,37 @@
-"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), with the residual sum before it, in a pass."""
+"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), fused with the residual sum before it."""
 
 import torch
 import torch.nn.functional as F
 
-from kernels.device import called_plainly, left_to_compiler, library, runs_triton
+from kernels.device import bypasses_dispatcher, decomposes_for_compiler, library, runs_triton
 from kernels.norm.reference import rms_norm_reference
 
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """H / rms(h) * weight with h = x + residual, computed in float32.
+    """Fused residual sum and RMSNorm: h / rms(h) * weight with h = x + residual, in float32.
 
     Args:
         x: (…, C), any float dtype.
         weight: (C,).
         eps: added to the mean square.
-        residual: like x; None is none.
+        residual: like x, or None.
 
     Returns:
-        The norm and h, both like x.
+        The normalised h, and h, both like x.
 
-    Raises ValueError for shapes, dtypes and devices that do not fit.
+    Raises ValueError for invalid shapes, dtypes and devices.
     """
     if weight.shape != x.shape[-1:]:
-        raise ValueError(f"weight is {tuple(weight.shape)}, x {tuple(x.shape)}: not (C,) and (…, C)")
+        raise ValueError(f"weight is {tuple(weight.shape)}, x {tuple(x.shape)}; they must be (C,) and (…, C)")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise ValueError(f"residual is {residual.dtype} {tuple(residual.shape)}, x {x.dtype} {tuple(x.shape)}")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, x on {x.device}")
-    if left_to_compiler():
+    if decomposes_for_compiler():
         return rms_norm_reference(x, weight, eps, residual)
-    if called_plainly(x):
+    if bypasses_dispatcher(x):
         h = x if residual is None else x + residual
         return F.rms_norm(h, weight.shape, weight, eps), h
     if residual is None:
@@ -51,7 +51,7 @@ library.define(
 
 
 def _forward(x, residual, weight, eps):
-    # (y, h, rstd); h is empty without a residual: it would be x, and an output must be fresh.
+    # (y, h, rstd); without a residual h is empty, because an operator must not return its input x.
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
     if runs_triton(x):

@@ -1,4 +1,4 @@
-"""QK-norm and rotary positions: `rope`."""
+"""Rotary position embedding (RoPE) with optional QK-norm: `rope`."""
 
 from kernels.rope.ops import rope
 

@@ -1,4 +1,4 @@
-"""QK-norm and rotary positions in one pass in Triton, forward and backward."""
+"""QK-norm and rotary position embedding in one Triton kernel, forward and backward."""
 
 import torch
 import triton
@@ -66,7 +66,7 @@ def rope_backward(
         g_b = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
         cos = tl.load(TABLE + t * half + d, mask=d < half, other=0.0)[None, :]
         sin = tl.load(TABLE + (T + t) * half + d, mask=d < half, other=0.0)[None, :]
-        # The transpose of a rotation is the rotation back.
+        # The transpose of a rotation is its inverse.
         a = g_a * cos + g_b * sin
         b = g_b * cos - g_a * sin
         if NORM:
@@ -94,7 +94,7 @@ def rope_backward(
 
 
 def launch_rope(x, table, weight, eps):
-    """Like x, contiguous."""
+    """The rotated x, (B, T, H, D) contiguous, dtype of x."""
     B, T, H, D = x.shape
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     rope_forward[(B * T,)](
@@ -105,7 +105,7 @@ def launch_rope(x, table, weight, eps):
 
 
 def launch_rope_backward(dy, x, table, weight, eps):
-    """(dx, dweight or an empty tensor)."""
+    """(dx, dweight), dx contiguous; dweight is empty without a weight."""
     B, T, H, D = x.shape
     programs = min(B * T, PARTS)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)

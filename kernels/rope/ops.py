@@ -1,29 +1,29 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864), with QK-norm before them in one pass.
+"""Rotary position embedding (RoPE; Su et al. 2021, arXiv:2104.09864), fused with QK-norm before it.
 
-QK-norm is RMSNorm over each head's width (Henry et al. 2020, arXiv:2010.04245, with RMSNorm in
-place of the L2 norm). Pairs are (i, i + D/2), the half-split layout of Llama checkpoints.
+QK-norm is RMSNorm over each head's dimension (Henry et al. 2020, arXiv:2010.04245, with RMSNorm
+instead of the L2 norm). Pairs are (i, i + D/2), the half-split layout of Llama checkpoints.
 """
 
 import torch
 import torch.nn.functional as F
 
-from kernels.device import called_plainly, left_to_compiler, library, runs_triton, unit_stride
+from kernels.device import bypasses_dispatcher, decomposes_for_compiler, ensure_unit_stride, library, runs_triton
 from kernels.rope.reference import rope_reference
 
 
 def rope(x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
-    """Rotate queries or keys by their positions, normalised per head first if there is a weight.
+    """Apply rotary positions to queries or keys, after a per-head RMSNorm if `weight` is given.
 
     Args:
         x: (B, T, H, D), D even, any strides with a contiguous last dimension.
-        table: (2, T, D/2) float32, cosines and sines of these positions.
-        weight: (D,) gain of the norm; None is no norm.
+        table: (2, T, D/2) float32 or float64, cosines and sines of the T positions.
+        weight: (D,) gain of the norm, or None for no norm.
         eps: added to the mean square.
 
     Returns:
-        (B, T, H, D) contiguous, dtype of x. `table` gets no gradient.
+        (B, T, H, D) contiguous, dtype of x. `table` has no gradient.
 
-    Raises ValueError for shapes, dtypes and devices that do not fit.
+    Raises ValueError for invalid shapes, dtypes and devices.
     """
     if x.dim() != 4 or x.shape[3] % 2:
         raise ValueError(f"x is {tuple(x.shape)}, not (B, T, H, D) with an even D")
@@ -35,10 +35,10 @@ def rope(x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None = Non
     for name, other in (("table", table), ("weight", weight)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} is on {other.device}, x on {x.device}")
-    if left_to_compiler():
+    if decomposes_for_compiler():
         return rope_reference(x, table, weight, eps)
-    if called_plainly(x):
-        return _few(x, table, weight, eps)
+    if bypasses_dispatcher(x):
+        return _rope_few_tokens(x, table, weight, eps)
     return torch.ops.homegrown.rope(x, table, weight, eps)
 
 
@@ -49,8 +49,8 @@ library.define(
 )
 
 
-def _few(x, table, weight, eps):
-    # The same in fewer calls, each of which costs as much as the work of a token.
+def _rope_few_tokens(x, table, weight, eps):
+    # Fewer torch calls than the reference: each call costs as much as the computation for a token.
     if weight is not None:
         x = F.rms_norm(x, weight.shape, weight, eps)
     cos, sin = table[:, :, None].unbind(0)  # (T, 1, D/2)
@@ -63,7 +63,7 @@ def _forward(x, table, weight, eps):
     if runs_triton(x):
         from kernels.rope.kernel import launch_rope
 
-        return launch_rope(unit_stride(x), table.contiguous(), weight, eps)
+        return launch_rope(ensure_unit_stride(x), table.contiguous(), weight, eps)
     return rope_reference(x, table, weight, eps).contiguous()
 
 
@@ -71,13 +71,13 @@ def _backward(dy, x, table, weight, eps):
     if runs_triton(x):
         from kernels.rope.kernel import launch_rope_backward
 
-        return launch_rope_backward(unit_stride(dy), unit_stride(x), table.contiguous(), weight, eps)
-    # The transpose of a rotation is the rotation back.
-    back = torch.stack([table[0], -table[1]])
+        return launch_rope_backward(ensure_unit_stride(dy), ensure_unit_stride(x), table.contiguous(), weight, eps)
+    # The transpose of a rotation is its inverse.
+    inverse = torch.stack([table[0], -table[1]])
     if weight is None:
-        return rope_reference(dy, back, None, eps).contiguous(), x.new_empty(0)
+        return rope_reference(dy, inverse, None, eps).contiguous(), x.new_empty(0)
     wide = torch.promote_types(x.dtype, torch.float32)
-    g, h, w = rope_reference(dy.to(wide), back, None, eps), x.to(wide), weight.to(wide)
+    g, h, w = rope_reference(dy.to(wide), inverse, None, eps), x.to(wide), weight.to(wide)
     rstd = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     normal = h * rstd
     dw = (g * normal).sum((0, 1, 2))

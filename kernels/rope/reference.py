@@ -1,10 +1,10 @@
-"""Normalise heads and rotate them, in plain torch."""
+"""QK-norm and rotary positions in plain torch: the definition that the kernels are tested against."""
 
 import torch
 
 
 def rope_reference(x: torch.Tensor, table: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """RMSNorm per head if there is a weight, then rotary positions; see `rope`."""
+    """Per-head RMSNorm if `weight` is given, then rotary positions; see `rope`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     h = x.to(wide)
     if weight is not None:
