@@ -1,4 +1,4 @@
-"""Shared by all tests: real commands as processes, small corpora, the real foundation model."""
+"""Shared fixtures: real commands as processes, small corpora, the real foundation model."""
 
 import os
 import subprocess
@@ -10,15 +10,15 @@ from texts import words
 
 ROOT = Path(__file__).parent.parent
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never waits for a network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never use the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # Workers whose threads outnumber the cores wait for each other most of the time.
+    # With more threads than cores, workers spend most of the time waiting for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
 class Command:
-    """Runs `python -m MODULE …` from the checkout, as a user would."""
+    """Runs `python -m MODULE …` from the checkout, like a user."""
 
     def __call__(self, module, *args, timeout=300, **options):
         return subprocess.run(
@@ -53,7 +53,7 @@ def command():
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """A cache of prepared corpora shared by the whole session."""
+    """A cache of prepared corpora, shared by all tests of the session."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -121,7 +121,7 @@ def foundation(foundation_path):
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
-    """A small Llama, written by transformers."""
+    """A folder with a small Llama checkpoint, written by transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from configs.schema import TokenizerConfig

@@ -1,10 +1,10 @@
-"""What Triton's interpreter gets wrong, put right, and made stricter. For tests only.
+"""Fixes for Triton's interpreter, and stricter checks. For tests only.
 
-- numpy has no bfloat16: the interpreter keeps the bits in uint16 and computes with the bits.
-  Here every operation widens to float32 and rounds to nearest even where a kernel casts.
-- Lanes masked off without `other` read 0, which no GPU promises: here they read NaN.
-- Additions to memory through a tensor descriptor are missing.
-- Bounds of `range` in Triton 3.6 need an `__index__` of one-element arrays.
+- numpy has no bfloat16: the interpreter stores the bits as uint16 and computes with them. The patch
+  computes every operation in float32 and rounds to nearest even where a kernel casts.
+- Masked lanes without `other` read 0, which no GPU guarantees. With the patch they read NaN.
+- The interpreter lacks atomic additions through a tensor descriptor; the patch adds them.
+- `range` bounds in Triton 3.6 need `__index__` of one-element arrays; the patch adds it.
 """
 
 import numpy as np
@@ -24,13 +24,13 @@ def widen(handle):
 
 
 def to_bits(values) -> np.ndarray:
-    """float32 to the bits of bfloat16, to nearest even."""
+    """Convert float32 to the bits of bfloat16 (uint16), rounding to nearest even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).reshape(np.shape(values))
 
 
-def repair() -> None:
+def patch_interpreter() -> None:
     cast, load = InterpreterBuilder.cast_impl, InterpreterBuilder.create_masked_load
 
     def cast_impl(self, source, to):

@@ -1,4 +1,4 @@
-"""Attention cases drawn at random, and the float64 answer, for the interpreter and for a GPU."""
+"""Random attention cases and their float64 check, for the interpreter and for a GPU."""
 
 import torch
 from hypothesis import strategies as st
@@ -9,8 +9,8 @@ from kernels.attention.reference import attention_reference
 BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
-def relative(value, expected, upstream):
-    """L2 error over the expected L2 norm, or over a share of the upstream gradient's.
+def relative_error(value, expected, upstream):
+    """L2 error over the expected L2 norm, or over 0.3 of the norm of the upstream gradient.
 
     With a single key the gradients of q and k cancel to exactly 0.
     """
@@ -43,22 +43,23 @@ def cases(draw):
     }
 
 
-def make(shape, generator, dtype, layout):
+def make_tensor(shape, generator, dtype, layout):
     B, T, heads, D = shape
     if layout == "heads-first":
         x = torch.randn(B, heads, T, D, generator=generator).transpose(1, 2)
-    elif layout == "packed":  # as sliced out of one projection of q, k and v
+    elif layout == "packed":  # a slice of one packed projection of q, k and v
         x = torch.randn(B, T, 2 * heads + 1, D, generator=generator)[:, :, 1 : heads + 1]
     else:
         x = torch.randn(B, T, heads, D, generator=generator)
     return x.to(dtype).requires_grad_()
 
 
-def inputs(case, device):
+def make_inputs(case, device):
     generator = torch.Generator().manual_seed(case["seed"])
     B, T, S, (H, K), D = (case[name] for name in ("B", "T", "S", "heads", "D"))
     q, k, v = (
-        make(shape, generator, case["dtype"], case["layout"]) for shape in ((B, T, H, D), (B, S, K, D), (B, S, K, D))
+        make_tensor(shape, generator, case["dtype"], case["layout"])
+        for shape in ((B, T, H, D), (B, S, K, D), (B, S, K, D))
     )
     first = None
     if case["window"] or case["documents"]:
@@ -72,23 +73,23 @@ def inputs(case, device):
     return q, k, v, first, do.to(device)
 
 
-def check(case, device="cpu"):
-    """Outputs and gradients of the kernels on `device` against eager attention in float64."""
-    q, k, v, first, do = inputs(case, device)
+def check_against_float64(case, device="cpu"):
+    """Compare outputs and gradients of attention on `device` with the reference in float64."""
+    q, k, v, first, do = make_inputs(case, device)
     settings = {"causal": case["causal"], "first": first, "softcap": case["softcap"]}
     o, lse = attention(q, k, v, **settings, deterministic=case["deterministic"])
     o.backward(do)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
     scale = case["D"] ** -0.5
     expected, expected_lse = attention_reference(*wide, first, case["causal"], case["softcap"], scale)
-    lost = torch.zeros_like(expected_lse)
+    correction = torch.zeros_like(expected_lse)
     if case["D"] == 1:
-        # The backward pass is given the rounded o; in a head of one number no sum averages that
-        # out. d lse / d score is p, so these are the gradients for just the o that was stored.
-        lost = (do * (expected - o)).detach().sum(-1).transpose(1, 2)
-    torch.autograd.backward([expected, expected_lse], [do.double(), lost])
+        # The backward pass reads the rounded o; with head_dim 1 no sum averages the error out.
+        # d lse / d score is p, so this yields the expected gradients for the stored o.
+        correction = (do * (expected - o)).detach().sum(-1).transpose(1, 2)
+    torch.autograd.backward([expected, expected_lse], [do.double(), correction])
     bound = BOUNDS[case["dtype"]]
-    assert relative(o, expected, do) <= bound
-    assert relative(lse, expected_lse, do) <= bound
+    assert relative_error(o, expected, do) <= bound
+    assert relative_error(lse, expected_lse, do) <= bound
     for name, x, y in zip("qkv", (q, k, v), wide, strict=True):
-        assert relative(x.grad, y.grad, do) <= bound, name
+        assert relative_error(x.grad, y.grad, do) <= bound, name

@@ -1,10 +1,10 @@
-"""Made-up text for tests."""
+"""Synthetic text for tests."""
 
 import random
 
 
 def words(seed, count):
-    """Text without meaning or long repeats, but with word frequencies like a language's."""
+    """`count` random words, without long repeats, with Zipf-like frequencies as in natural language."""
     draw = random.Random(seed)
     letters = "etaoinshrdlucmfwypvbgk"
     stock = ["".join(draw.choices(letters, k=draw.randint(2, 8))) for _ in range(400)]

@@ -1,9 +1,9 @@
-"""The kernels as a GPU runs them. `make gpu-check` runs these and the benchmark."""
+"""The kernels on a GPU. `make gpu-check` runs these tests and the benchmark."""
 
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import BOUNDS, cases, check
+from kernel_cases import BOUNDS, cases, check_against_float64
 
 from kernels.attention import attention, first_keys
 from kernels.linear_cross_entropy import linear_cross_entropy
@@ -19,18 +19,18 @@ from kernels.rope.reference import rope_reference
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-# Each case compiles kernels of its own: in tests of their own they do so side by side (-n auto).
+# Each dtype and mode compiles different kernels: separate tests compile in parallel (-n auto).
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=cases())
-def test_attention_equals_float64(dtype, deterministic, case):
-    check(case | {"dtype": dtype, "deterministic": deterministic}, "cuda")
+def test_attention_matches_float64(dtype, deterministic, case):
+    check_against_float64(case | {"dtype": dtype, "deterministic": deterministic}, "cuda")
 
 
 @pytest.mark.parametrize("D", [64, 80, 128])
 @pytest.mark.parametrize("T", [1000, 2048])
-def test_long_attention_with_the_shipped_tiles(D, T):
+def test_attention_with_shipped_tiles_on_long_sequences(D, T):
     case = {
         "seed": 0,
         "B": 2,
@@ -46,12 +46,12 @@ def test_long_attention_with_the_shipped_tiles(D, T):
         "layout": "packed",
         "deterministic": True,
     }
-    check(case, "cuda")
-    check(case | {"deterministic": False, "softcap": 30.0}, "cuda")
-    check(case | {"window": 0, "documents": False, "causal": False}, "cuda")
+    check_against_float64(case, "cuda")
+    check_against_float64(case | {"deterministic": False, "softcap": 30.0}, "cuda")
+    check_against_float64(case | {"window": 0, "documents": False, "causal": False}, "cuda")
 
 
-def test_the_deterministic_backward_gives_the_same_bits_twice():
+def test_deterministic_backward_is_bitwise_reproducible():
     q, k, v = (torch.randn(2, 1000, 4, 64, device="cuda").bfloat16() for _ in range(3))
     first = first_keys(1000, window=200, device="cuda").expand(2, -1).contiguous()
     results = []
@@ -75,7 +75,7 @@ def compare(ours, reference, inputs, bound=5e-3):
         assert (a.double() - b).norm() <= bound * torch.maximum(b.norm(), 0.3 * upstream.norm())
 
 
-def test_the_others_equal_float64():
+def test_other_kernels_match_float64():
     torch.manual_seed(0)
     x, gain = torch.randn(512, 768), torch.randn(768)
     compare(lambda a, w: rms_norm(a, w, 1e-5)[0], lambda a, w: rms_norm_reference(a, w, 1e-5)[0], [x, gain])

@@ -1,4 +1,4 @@
-"""The operators on a CPU: values, gradients, torch.compile, and mistakes."""
+"""The operators on a CPU: values, gradients, torch.compile, and error messages."""
 
 import math
 
@@ -42,7 +42,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_attention_passes_gradcheck_and_equals_the_reference(name):
+def test_attention_passes_gradcheck_and_matches_the_reference(name):
     case = CASES[name]
     inputs = qkv()
     assert gradcheck(lambda *x: attention(*x, **case)[0], inputs, fast_mode=True)
@@ -55,7 +55,7 @@ def test_attention_passes_gradcheck_and_equals_the_reference(name):
 
 @pytest.mark.parametrize("T", [1, 255, 256, 257, 700])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bands_cover_every_block(T, dtype):
+def test_blocks_of_queries_cover_every_length(T, dtype):
     q, k, v = qkv(B=1, T=T, S=T + 3, dtype=dtype)
     first = first_keys(T, T + 3, window=100)
     o, _ = attention(q, k, v, first=first)
@@ -81,14 +81,14 @@ def test_bfloat16_gradients_of_short_sequences(T):
         assert (x.grad.double() - y.grad).norm() <= 5e-3 * y.grad.norm()
 
 
-def test_attention_equals_torch_on_packed_slices():
+def test_attention_matches_sdpa_on_packed_slices():
     packed = torch.randn(2, 33, 3, 4, 16)
     q, k, v = packed.unbind(2)
     expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
     torch.testing.assert_close(attention(q, k, v)[0], expected)
 
 
-def test_first_keys_are_windows_and_document_starts():
+def test_first_keys_builds_sliding_window_and_document_mask():
     assert first_keys(5, window=2).tolist() == [[0, 0, 1, 2, 3]]
     assert first_keys(2, 5, window=2).tolist() == [[2, 3]]
     assert first_keys(20, documents=DOCUMENTS)[0].tolist() == [0] * 5 + [5] + [6] * 14
@@ -96,7 +96,7 @@ def test_first_keys_are_windows_and_document_starts():
     assert both == [0, 0, 0, 1, 2, 5, 6, 6, 6, *range(7, 18)]
 
 
-def test_another_document_changes_not_a_bit():
+def test_document_mask_hides_other_documents_bitwise():
     q, k, v = qkv(dtype=torch.float32)
     first = first_keys(20, documents=DOCUMENTS)
     results = []
@@ -123,7 +123,7 @@ def test_another_document_changes_not_a_bit():
         {"softcap": 2.0, "z_loss": 0.01, "label_smoothing": 0.1},
     ],
 )
-def test_linear_cross_entropy_in_chunks_equals_the_whole(case):
+def test_chunked_linear_cross_entropy_matches_the_reference(case):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(37, 12, generator=generator)
     weight = torch.randn(51, 12, generator=generator)
@@ -142,7 +142,7 @@ def test_linear_cross_entropy_in_chunks_equals_the_whole(case):
         assert (a.grad.double() - b.grad).norm() <= 1e-6 * b.grad.norm()
 
 
-def test_linear_cross_entropy_of_nothing_and_without_gradients():
+def test_linear_cross_entropy_without_targets_and_without_gradients():
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(7, 4)
     targets = torch.full((3,), -100)
     loss, count = linear_cross_entropy(x, weight, targets)
@@ -155,7 +155,7 @@ def test_linear_cross_entropy_of_nothing_and_without_gradients():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_linear_cross_entropy_holds_one_chunk_of_logits():
+def test_linear_cross_entropy_allocates_one_chunk_of_logits():
     sizes = []
 
     class Sizes(TorchDispatchMode):
@@ -165,7 +165,7 @@ def test_linear_cross_entropy_holds_one_chunk_of_logits():
             return result
 
     x, weight = torch.randn(64, 8), torch.randn(1000, 8)
-    with Sizes():  # the mode sees inside the implementation, not inside the operator
+    with Sizes():  # a dispatch mode sees the calls of the implementation, but not inside the operator
         _compute(x, weight, torch.arange(64), -100, 2.0, 0.1, 0.1, 16, True, True)
     assert max(sizes) == 16 * 1000
 
@@ -174,7 +174,7 @@ def double(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def test_the_other_kernels_pass_gradcheck():
+def test_other_kernels_pass_gradcheck():
     assert gradcheck(lambda x, w: rms_norm(x, w, 1e-5)[0], (double(3, 5), double(5)))
     assert gradcheck(lambda x, r, w: rms_norm(x, w, 1e-5, r), (double(3, 5), double(3, 5), double(5)))
     angles = torch.randn(4, 3, dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_the_other_kernels_pass_gradcheck():
     assert gradcheck(relu2, (double(3, 5),))
 
 
-def test_norm_and_rope_equal_torch_and_the_model():
+def test_norm_and_rope_match_torch():
     from configs.schema import ModelConfig
     from model.rope import rope_table
 
@@ -197,7 +197,7 @@ def test_norm_and_rope_equal_torch_and_the_model():
     table = rope_table(ModelConfig(max_seq_len=7, head_dim=10))
     turn = torch.complex(*table)[None, :, None]
 
-    def rotated(y):  # as complex numbers
+    def rotated(y):  # with complex numbers
         turned = torch.complex(*y.chunk(2, -1)) * turn
         return torch.cat([turned.real, turned.imag], -1)
 
@@ -207,7 +207,7 @@ def test_norm_and_rope_equal_torch_and_the_model():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_token_without_gradients_takes_a_shorter_way_to_the_same_values(dtype):
+def test_direct_calls_without_gradients_match_the_operators(dtype):
     q, k, v = (x.detach() for x in qkv(T=1, S=9, dtype=dtype))
     x, h = torch.randn(2, 3, 5, 8, dtype=torch.float64).to(dtype).unbind(0)
     table, gain = torch.randn(2, 5, 4), torch.randn(8).to(dtype)
@@ -268,12 +268,12 @@ def operators():
 
 
 @pytest.mark.parametrize("name", operators())
-def test_registration_is_right(name):
+def test_operators_pass_opcheck(name):
     operator, arguments = operators()[name]
     opcheck(operator.default, arguments)
 
 
-def test_all_compile_into_one_graph():
+def test_operators_compile_into_one_graph():
     gain, table = torch.ones(8), torch.randn(2, 6, 4)
     weight = torch.randn(11, 32, requires_grad=True)
 
@@ -315,7 +315,7 @@ MISTAKES = {
     "q has 3 heads, which is not a multiple of the 2": lambda: attention(
         zeros(1, 2, 3, 8), zeros(1, 2, 2, 8), zeros(1, 2, 2, 8)
     ),
-    "do not fit q": lambda: attention(zeros(1, 2, 2, 8), zeros(2, 2, 2, 8), zeros(2, 2, 2, 8)),
+    "do not match q": lambda: attention(zeros(1, 2, 2, 8), zeros(2, 2, 2, 8), zeros(2, 2, 2, 8)),
     "q has 3 positions, more than the 2": lambda: attention(zeros(1, 3, 2, 8), zeros(1, 2, 2, 8), zeros(1, 2, 2, 8)),
     "q is float32 .* not": lambda: attention(*[zeros(2, 2, 8)] * 3),
     "softcap = -1.0 is negative": lambda: attention(*[zeros(1, 2, 2, 8)] * 3, softcap=-1.0),
@@ -324,7 +324,7 @@ MISTAKES = {
     r"documents is int64 \(1, 2\), not integers of shape \(B, 3\)": lambda: first_keys(
         3, documents=torch.tensor([[0, 1]])
     ),
-    "first: a window or documents need causal=True": lambda: attention(
+    "first: a sliding window or document mask needs causal=True": lambda: attention(
         *[zeros(1, 2, 2, 8)] * 3, causal=False, first=first_keys(2, window=1)
     ),
     r"first is int64 \(1, 2\), not int32": lambda: attention(
@@ -351,12 +351,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_names_the_argument(message):
+def test_error_names_the_argument(message):
     with pytest.raises(ValueError, match=message):
         MISTAKES[message]()
 
 
-def test_a_cpu_tensor_is_refused_by_a_launcher():
+def test_launcher_rejects_cpu_tensors():
     pytest.importorskip("triton")
     from kernels.attention.launch import launch_forward
 
@@ -365,7 +365,7 @@ def test_a_cpu_tensor_is_refused_by_a_launcher():
         launch_forward(q, q, q, None, True, 0.0, 1.0)
 
 
-def test_the_log_sum_exp_is_natural_and_carries_no_gradient():
+def test_log_sum_exp_is_natural_and_has_no_gradient():
     q = torch.zeros(1, 3, 1, 8, requires_grad=True)
     _, lse = attention(q, q, q)
     assert lse[0, 0].tolist() == pytest.approx([0.0, math.log(2), math.log(3)])

@@ -1,4 +1,4 @@
-"""These tests compile for GPUs that are not here, which needs a process that interprets nothing:
+"""These tests compile ahead of time, without a GPU, which needs a process without the interpreter:
 
 python -m pytest tests/kernels/ahead
 """

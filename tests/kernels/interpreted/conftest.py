@@ -1,4 +1,4 @@
-"""These tests run Triton's kernels in its interpreter, which needs a process of its own:
+"""These tests run the kernels in Triton's interpreter, which needs a separate process:
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted
 """
@@ -6,8 +6,8 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted
 import os
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from interpreter import repair
+    from interpreter import patch_interpreter
 
-    repair()
+    patch_interpreter()
 else:
     collect_ignore_glob = ["test_*.py"]

@@ -1,4 +1,4 @@
-"""A whole small model through the interpreted kernels against the same model through torch."""
+"""A small model with the interpreted Triton kernels, against the same model with torch."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from model.build import build_model
 @pytest.mark.parametrize(
     "variant", [{"activation": "swiglu"}, {"activation": "relu2", "qk_norm": True, "tie_embeddings": False}]
 )
-def test_loss_and_gradients_are_the_same(variant):
+def test_loss_and_gradients_match_torch(variant):
     config = ModelConfig(
         dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=12, hidden_dim=40, max_seq_len=50, **variant
     )

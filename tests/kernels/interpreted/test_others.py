@@ -1,4 +1,4 @@
-"""The other launchers, interpreted, against float64 torch: values and all gradients."""
+"""All launchers except attention in Triton's interpreter, against float64 torch: values and gradients."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def compare(ours, reference, inputs, dtype, *fixed):
-    """Outputs and gradients of `ours` in dtype, in Triton, against `reference` in float64."""
+    """Compare outputs and gradients of `ours` in Triton and `dtype` with `reference` in float64."""
     narrow = [x.to(dtype).requires_grad_() for x in inputs]
     wide = [x.to(dtype).double().requires_grad_() for x in inputs]
     with use_triton():
@@ -32,7 +32,7 @@ def compare(ours, reference, inputs, dtype, *fixed):
         gradients = torch.autograd.grad(found, narrow, weights)
     expected = reference(*wide, *fixed)
     wanted = torch.autograd.grad(expected, wide, [w.double() for w in weights])
-    upstream = sum(w.double().norm() for w in weights)  # what cancels is of this size
+    upstream = sum(w.double().norm() for w in weights)  # the size of terms that may cancel
     for a, b in zip((*found, *gradients), (*expected, *wanted), strict=True):
         norm = torch.maximum(b.norm(), 0.3 * upstream)
         assert (a.double() - b).norm() <= BOUNDS[dtype] * norm
