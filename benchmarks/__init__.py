@@ -1,1 +1,1 @@
-"""Measurements with recorded results."""
+"""Benchmarks; each records its results in benchmarks/results/DEVICE."""

@@ -1,13 +1,13 @@
-"""What each part of the speedrun recipe is worth: one part taken out at a time, three seeds or six.
+"""Ablation of the speedrun recipe: remove one part at a time, with three or six seeds.
 
     python -m benchmarks.ablation [--minutes 60] [--jobs 2]
 
-Small size, python-stdlib, an eighth of the baseline's steps, the recipe's learning rate; the loss
-is that on the validation split, on which the parts were chosen, its difference to the whole recipe
-taken seed by seed (the same data in the same order), with the interval of a paired t-test. A part
-whose interval over three seeds holds zero gets three more. Cells (see benchmarks/cells.py) that the
-ledger, results/DEVICE/ablation.jsonl, holds are not run again. What a part costs or saves in a step
-is measured apart, all in turn, on all cores. Writes results/DEVICE/ablation.json.
+Setup: size 1m, python-stdlib, an eighth of the baseline's steps, the recipe's learning rate. The
+score is the loss on the validation split, which was also used to choose the parts. Its difference to
+the full recipe is paired by seed (same data, same data order), with the confidence interval of a
+paired t-test. A part whose interval over three seeds includes zero gets three more seeds. Cells (see
+benchmarks/grid.py) in the ledger, results/DEVICE/ablation.jsonl, are not run again. The step time
+without each part is measured separately, in turn, on all cores. Writes results/DEVICE/ablation.json.
 """
 
 import argparse
@@ -16,16 +16,16 @@ import statistics
 
 from scipy.stats import ttest_rel
 
-from benchmarks.grid import Cell, done, run, step_seconds
-from benchmarks.record import folder, record
+from benchmarks.grid import Cell, measure_step_seconds, read_ledger, run_cells
+from benchmarks.record import record, results_folder
 from cli.recipes import load
 from configs.schema import Recipe
 
 RECIPE = "configs/speedrun-1m.toml"
 SEEDS = (0, 1, 2)
-MORE_SEEDS = (3, 4, 5)  # where the first do not tell
-# The parts were tried around a recipe that had them all; what showed no gain has left it since.
-LEFT = ["--model.tie-embeddings=false"]
+MORE_SEEDS = (3, 4, 5)  # for parts without a significant difference over SEEDS
+# The ablated recipe has all parts; this restores a part without gain, since removed from the recipe.
+REMOVED = ["--model.tie-embeddings=false"]
 PARTS = {
     "nothing": [],
     "Muon": ["--train.optimizer=adamw"],
@@ -40,28 +40,28 @@ PARTS = {
     "embeddings' rate": ["--train.embedding-lr=1"],
     "WSD (cosine)": ["--train.schedule=cosine"],
 }
-WITHOUT = {part: LEFT + overrides for part, overrides in PARTS.items()}
+WITHOUT = {part: REMOVED + overrides for part, overrides in PARTS.items()}
 
 
-def plan(rows: list[Cell]) -> list[Cell]:
-    """All cells as far as they are known: more seeds once it is known who needs them."""
+def plan_cells(rows: list[Cell]) -> list[Cell]:
+    """All cells to run: SEEDS for every part, MORE_SEEDS for parts whose `rows` are inconclusive."""
     rate = load(Recipe, RECIPE).train.learning_rate
-    about = {"size": "1m", "corpus": "python-stdlib", "share": 0.125, "learning_rate": rate}
+    shared = {"size": "1m", "corpus": "python-stdlib", "share": 0.125, "learning_rate": rate}
 
     def cells(seeds: tuple[int, ...], parts: list[str]) -> list[Cell]:
         return [
-            about | {"way": f"without {part}", "seed": seed, "overrides": WITHOUT[part]}
+            shared | {"way": f"without {part}", "seed": seed, "overrides": WITHOUT[part]}
             for seed in seeds
             for part in parts
         ]
 
     first = [row for row in rows if row["seed"] in SEEDS]
-    unclear = [p["part"] for p in gains(first) if p["interval"][0] <= 0]
+    unclear = [p["part"] for p in compute_gains(first) if p["interval"][0] <= 0]
     return cells(SEEDS, list(WITHOUT)) + cells(MORE_SEEDS, ["nothing", *unclear] * bool(unclear))
 
 
-def gains(rows: list[Cell]) -> list[dict]:
-    """For every part that has at least its first seeds: what taking it out adds to the loss."""
+def compute_gains(rows: list[Cell]) -> list[dict]:
+    """The loss (nats per token) added by removing each part, for parts with all of SEEDS; sorted."""
     losses: dict[str, dict[int, float]] = {part: {} for part in WITHOUT}
     for row in rows:
         losses[row["way"].removeprefix("without ")][row["seed"]] = row["validation_loss"]
@@ -85,8 +85,8 @@ def gains(rows: list[Cell]) -> list[dict]:
     return sorted(found, key=lambda row: -row["gain"])
 
 
-def in_time(part: str, seconds: dict[str, list[float]]) -> dict:
-    """How many times as long a step takes without a part: the median and range of the rounds."""
+def compare_step_time(part: str, seconds: dict[str, list[float]]) -> dict:
+    """Step time without a part over that of the full recipe: median and range over the rounds."""
     ratios = [b / a for a, b in zip(seconds["nothing"], seconds[part], strict=True)]
     return {"step_without": statistics.median(ratios), "step_range": [min(ratios), max(ratios)]}
 
@@ -94,15 +94,15 @@ def in_time(part: str, seconds: dict[str, list[float]]) -> dict:
 def main() -> None:
     """Entry point of `python -m benchmarks.ablation`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1e4, help="end all cells after these")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
+    parser.add_argument("--minutes", type=float, default=1e4, help="time limit; unfinished cells resume later")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells to run in parallel")
     args = parser.parse_args()
-    path = folder() / "ablation.jsonl"
-    run(path, plan, args.jobs, args.minutes)
-    cells = {c["way"].removeprefix("without "): c for c in plan([])}
-    seconds = step_seconds(cells)
-    parts = [row | in_time(row["part"], seconds) for row in gains(done(path))]
-    print("without this part               the loss grows by             a step takes, times")
+    path = results_folder() / "ablation.jsonl"
+    run_cells(path, plan_cells, args.jobs, args.minutes)
+    cells = {c["way"].removeprefix("without "): c for c in plan_cells([])}
+    seconds = measure_step_seconds(cells)
+    parts = [row | compare_step_time(row["part"], seconds) for row in compute_gains(read_ledger(path))]
+    print("without this part               added loss (nats)             relative step time")
     for row in parts:
         low, high = row["interval"]
         print(

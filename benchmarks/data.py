@@ -1,11 +1,11 @@
-"""What the data costs: tokenisation in MB/s, the loader in tokens/s and its share of a step.
+"""Speed of the data pipeline: tokenisation in MB/s, the loader in tokens/s and its share of a step.
 
     python -m benchmarks.data [--corpus python-stdlib] [--rounds 5]
 
-End to end is from documents on disk to token shards on disk, with the prepared corpus and the
-trained tokenizer as they are; raw is `tokenizers`' own `encode_batch` on the same texts in memory.
-Both take turns. The loader's share is of the steps of a short run of configs/speedrun-1m.toml.
-Writes benchmarks/results/DEVICE/data.json.
+End to end: from documents on disk to token shards on disk, with a prepared corpus and a trained
+tokenizer. Raw: `encode_batch` of the `tokenizers` library on the same texts in memory. Both are timed
+in turn. The loader's share is measured in a short run of configs/speedrun-1m.toml. Writes
+benchmarks/results/DEVICE/data.json.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import tokenizers
 
 from benchmarks.record import record
-from benchmarks.runs import steps_of
+from benchmarks.runs import run_steps
 from cli.recipes import load
 from configs.schema import Recipe
 from data.loader import Loader
@@ -47,8 +47,8 @@ def main() -> None:
         for start in range(0, len(texts), 256):
             raw.encode_batch(texts[start : start + 256], add_special_tokens=False)
         theirs.append(time.perf_counter() - started)
-        with tempfile.TemporaryDirectory() as room:
-            copy = Path(room) / "documents" / folder.name
+        with tempfile.TemporaryDirectory() as temporary:
+            copy = Path(temporary) / "documents" / folder.name
             shutil.copytree(folder, copy)
             started = time.perf_counter()
             write_shards(copy, tokenizer)
@@ -65,7 +65,7 @@ def main() -> None:
     for _ in range(count):
         windows.batch(loader.next())
     tokens = recipe.train.batch_size * windows.seq_len * count / (time.perf_counter() - started)
-    rows = steps_of(RECIPE, 40, f"--data.corpus={args.corpus}")[10:]
+    rows = run_steps(RECIPE, 40, f"--data.corpus={args.corpus}")[10:]
     share = sum(r["loader_seconds"] for r in rows) / sum(r["step_seconds"] for r in rows)
     print(f"loader: {tokens:,.0f} tokens/s; {share:.2%} of a step")
     result = {

@@ -1,11 +1,11 @@
-"""What share of a run's wall time went into evaluation.
+"""Evaluation time as a share of a run's wall time.
 
     python -m train.pretrain configs/own-text.toml --data.corpus CORPUS --train.max-seconds 600
     python -m benchmarks.evaluation_cost runs/own-text
 
-Reads the metrics of a finished run. The wall time is from the moment that the run directory was
-made (.homegrown in it) to its last file (sample.txt): preparing the corpus is not in it, finding
-the micro-batch and trying the compiler are. The run must not have been resumed. Writes
+Reads the metrics of a finished run that was not resumed. The wall time starts when the run directory
+is created (.homegrown) and ends with its last file (sample.txt). It excludes corpus preparation and
+includes the micro-batch search and the trial of torch.compile. Writes
 results/DEVICE/evaluation_cost.json.
 """
 
@@ -19,7 +19,7 @@ from train.metrics import read_metrics
 
 
 def measure(run: Path) -> dict:
-    """Seconds of training, of periodic evaluations and of the last one; shares of the wall time."""
+    """Seconds of training and of evaluation (periodic and whole split), and the share of wall time."""
     rows = read_metrics(run)
     periodic = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row]
     whole = [row["whole_evaluation_seconds"] for row in rows if "whole_evaluation_seconds" in row]

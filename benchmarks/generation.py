@@ -1,11 +1,11 @@
-"""Tokens per second of greedy generation beside `transformers.generate` with the same weights.
+"""Tokens per second of greedy generation, against `transformers.generate` with the same weights.
 
     python -m benchmarks.generation [--model smollm2-135m] [--new 32] [--rounds 3] [--batch 64]
 
-Batches of 1 and 8 (or as asked for) prompts of 16 and 512 tokens, in float32, bfloat16 and (ours
-only) int8, in turn within every round; in float32 both must give the same tokens. Time includes
-reading the prompt. At batch 1 the bytes of all weights, read once per token, are set beside what
-the machine copies per second. Also the bits per byte of each precision on held-out text. Writes
+Batches of 1 and 8 prompts (or --batch) of 16 and 512 tokens, in float32, bfloat16 and (ours only)
+int8, timed in turn within every round. Records whether both give the same tokens in float32. Times
+include the prefill. At batch 1 the bytes of all weights, read once per decoded token, are compared to
+the copy bandwidth. Also measures the bits per byte of each precision on held-out text. Writes
 benchmarks/results/DEVICE/generate-MODEL.json.
 """
 
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from benchmarks.peers import transformers_llama
-from benchmarks.record import profile, record
+from benchmarks.record import profile_operators, record
 from configs.schema import DataConfig
 from data.builtin import BUILTIN
 from data.prepare import prepare, read_documents
@@ -30,7 +30,7 @@ from model.packed import pack
 from model.transformer import Transformer
 
 
-def bandwidth() -> float:
+def measure_bandwidth() -> float:
     """Bytes per second read and written by copying 256 MiB, the best of ten."""
     a = torch.zeros(2**26)
     b, best = torch.empty_like(a), 0.0
@@ -41,25 +41,25 @@ def bandwidth() -> float:
     return best
 
 
-USUAL = [1, 8]  # sequences at a time; others are recorded in a file of their own
+DEFAULT_BATCHES = [1, 8]  # other batch sizes are recorded in a separate file
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
-def weights_read(model: Transformer) -> int:
-    """Numbers in the matrices that every token is multiplied by."""
+def count_weights_read(model: Transformer) -> int:
+    """Number of weights in the matrices that every token is multiplied by."""
     blocks = sum(p.numel() for p in model.layers.parameters() if p.dim() == 2)
     return blocks + model.output.weight.numel()
 
 
 @torch.no_grad()
-def nats(model: Transformer, ids: torch.Tensor) -> float:
-    """Summed loss of (B, T) tokens after the first, from logits."""
+def sum_nats(model: Transformer, ids: torch.Tensor) -> float:
+    """Summed loss in nats of (B, T) tokens, without the first of each row."""
     logits = model(ids[:, :-1]).float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
 
 
-def bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[str, float]]:
-    """Of each model on eight windows of each corpus's test split."""
+def measure_bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[str, float]]:
+    """Bits per byte of each model on eight windows of the test split of each built-in corpus."""
     size = min(512, next(iter(models.values())).config.max_seq_len)
     lengths, found = tokenizer.token_bytes(), {}
     for corpus in BUILTIN:
@@ -68,27 +68,27 @@ def bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[s
             stream += tokenizer.encode(document["text"]) if len(stream) < 8 * size else []
         ids = torch.tensor(stream[: 8 * size]).view(8, size)
         size_bytes = int(lengths[ids[:, 1:].numpy()].sum()) * math.log(2)
-        found[corpus] = {name: nats(model, ids) / size_bytes for name, model in models.items()}
+        found[corpus] = {name: sum_nats(model, ids) / size_bytes for name, model in models.items()}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found[corpus].items())
         print(f"{corpus}: bits per byte {shown}")
     return found
 
 
-def complete(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> tuple[torch.Tensor, float, float]:
-    """The (B, new) likeliest continuations of (B, T) prompts; seconds in all and after the first
+def time_generation(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> tuple[torch.Tensor, float, float]:
+    """Greedy (B, new) continuations of (B, T) prompts, total seconds, and decode seconds.
 
-    token, which includes reading the prompt.
+    Decode seconds exclude the first token, whose time is the prefill.
     """
     stamps = [time.perf_counter()]
     if isinstance(model, Transformer):
-        drawn = []
+        generated = []
         for ids in generate(model, prompts, max_new_tokens=new, temperature=0):
-            drawn.append(ids)
+            generated.append(ids)
             stamps.append(time.perf_counter())
-        tokens = torch.stack(drawn, 1)
+        tokens = torch.stack(generated, 1)
     else:
 
-        def note(_, scores):
+        def stamp_token(_, scores):
             stamps.append(time.perf_counter())
             return scores
 
@@ -99,59 +99,59 @@ def complete(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> tuple[t
             pad_token_id=0,
             max_new_tokens=new,
             min_new_tokens=new,
-            logits_processor=[note],
+            logits_processor=[stamp_token],
         )
         tokens = whole[:, prompts.shape[1] :]
     return tokens, time.perf_counter() - stamps[0], stamps[-1] - stamps[1]
 
 
 def main() -> None:
-    """Entry point of `python -m benchmarks.generate`."""
+    """Entry point of `python -m benchmarks.generation`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, nargs="+", default=USUAL)
+    parser.add_argument("--batch", type=int, nargs="+", default=DEFAULT_BATCHES)
     parser.add_argument("--prompt", type=int, nargs="+", default=[16, 512])
     args = parser.parse_args()
     own, tokenizer = load_model(args.model)
     theirs = transformers_llama(own.config, own.state_dict()).eval()
-    ways: dict[tuple[str, str], torch.nn.Module] = {}
+    variants: dict[tuple[str, str], torch.nn.Module] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        ways["ours", name] = copy.deepcopy(own).to(dtype)
-        ways["transformers", name] = copy.deepcopy(theirs).to(dtype)
-    ways["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
-    copied = bandwidth()
+        variants["ours", name] = copy.deepcopy(own).to(dtype)
+        variants["transformers", name] = copy.deepcopy(theirs).to(dtype)
+    variants["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
+    copied = measure_bandwidth()
     texts = [document["text"] for document in read_documents(prepare(DataConfig()), "test")]
     stream = [i for text in texts for i in tokenizer.encode(text)]
     rows = []
     for batch in args.batch:
-        ready = dict(ways)
+        ready = dict(variants)
         for name in ("float32", "bfloat16"):
-            ready["ours", name] = pack(copy.deepcopy(ways["ours", name]), batch)
+            ready["ours", name] = pack(copy.deepcopy(variants["ours", name]), batch)
         for length in args.prompt:
             if length + args.new > own.config.max_seq_len:
                 continue
             prompts = torch.tensor(stream[: batch * length]).view(batch, length)
-            times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-            after: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+            times: dict[tuple[str, str], list[float]] = {variant: [] for variant in variants}
+            after: dict[tuple[str, str], list[float]] = {variant: [] for variant in variants}
             tokens = {}
             for _ in range(args.rounds):
-                for way in ways:
-                    tokens[way], whole, rest = complete(ready[way], prompts, args.new)
-                    times[way].append(whole)
-                    after[way].append(rest)
+                for variant in variants:
+                    tokens[variant], whole, rest = time_generation(ready[variant], prompts, args.new)
+                    times[variant].append(whole)
+                    after[variant].append(rest)
             same = torch.equal(tokens["ours", "float32"], tokens["transformers", "float32"])
-            for way, seconds in times.items():
-                base = "transformers", "bfloat16" if way[1] == "int8" else way[1]
+            for variant, seconds in times.items():
+                base = "transformers", "bfloat16" if variant[1] == "int8" else variant[1]
                 ratios = sorted(b / a for a, b in zip(seconds, times[base], strict=True))
-                later = [b / a for a, b in zip(after[way], after[base], strict=True)]
+                later = [b / a for a, b in zip(after[variant], after[base], strict=True)]
                 speed = batch * args.new / statistics.median(seconds)
-                step = statistics.median(after[way]) / (args.new - 1)
+                step = statistics.median(after[variant]) / (args.new - 1)
                 row = {
-                    "way": way[0],
-                    "precision": way[1],
+                    "way": variant[0],
+                    "precision": variant[1],
                     "batch": batch,
                     "prompt": length,
                     "tokens_per_second": speed,
@@ -163,18 +163,18 @@ def main() -> None:
                 }
                 share = ""
                 if batch == 1:
-                    row["profile"] = profile(partial(complete, ready[way], prompts, args.new))
-                if batch == 1 and way[0] == "ours":
-                    row["share_of_bandwidth"] = weights_read(own) / step * BYTES[way[1]] / copied
+                    row["profile"] = profile_operators(partial(time_generation, ready[variant], prompts, args.new))
+                if batch == 1 and variant[0] == "ours":
+                    row["share_of_bandwidth"] = count_weights_read(own) / step * BYTES[variant[1]] / copied
                     share = f", {row['share_of_bandwidth']:.0%} of the bandwidth"
                 rows.append(row)
                 print(
-                    f"prompt {length:4} batch {batch:3} {way[1]:9}{way[0]:13}{speed:8.1f} tokens/s "
-                    f"{row['transformers_time_over_it']:5.2f} times as fast, after the prompt "
+                    f"prompt {length:4} batch {batch:3} {variant[1]:9}{variant[0]:13}{speed:8.1f} tokens/s "
+                    f"{row['transformers_time_over_it']:5.2f} times as fast, decode only "
                     f"{statistics.median(later):5.2f}{share}"
                 )
             print(f"    same tokens in float32: {same}")
-    bits = bits_per_byte({n: ways["ours", n] for n in BYTES}, tokenizer)
+    bits = measure_bits_per_byte({n: variants["ours", n] for n in BYTES}, tokenizer)
     result = {
         "model": args.model,
         "new_tokens": args.new,
@@ -184,7 +184,7 @@ def main() -> None:
         "bits_per_byte": bits,
     }
     name = "generate-" + args.model.strip("/").replace("/", "-")
-    if args.batch != USUAL:
+    if args.batch != DEFAULT_BATCHES:
         name += "-batch-" + "-".join(map(str, args.batch))
     print(f"written: {record(name, result)}")
 

@@ -1,9 +1,10 @@
-"""Training runs as cells of a ledger: each a process of one thread, run once, resumed if cut off.
+"""Training runs as cells of a ledger: one single-threaded process each, run once, resumed if stopped.
 
     python -m benchmarks.grid '{"way": "recipe", "size": "1m", …}'
 
-A cell says what is trained: `way` ("baseline", or any name for the recipe with `overrides`), `size`
-(configs/speedrun-SIZE.toml), `corpus`, `seed`, `learning_rate` and `share` of the baseline's steps.
+A cell defines a run: `way` is the method ("baseline", or any name for the recipe with `overrides`),
+then `size` (configs/speedrun-SIZE.toml), `corpus`, `seed`, `learning_rate`, and `share`, the number
+of steps relative to the baseline.
 """
 
 import json
@@ -36,9 +37,9 @@ from train.metrics import read_metrics
 from train.optim import optimizers
 from train.preflight import uses_bfloat16
 
-STEPS = {"1m": 2930, "4m": 3906}  # of the baseline: 6 and 8 million tokens
-STEPS_A_TURN = 4  # where seconds are measured
-EVALUATED = 256  # windows of each held-out split
+STEPS = {"1m": 2930, "4m": 3906}  # steps of the baseline: 6 and 8 million tokens
+STEPS_PER_TURN = 4  # when timing steps
+EVALUATION_WINDOWS = 256  # per held-out split
 BASELINE = [
     "--train.optimizer=adamw",
     "--train.schedule=cosine",
@@ -50,12 +51,12 @@ BASELINE = [
 Cell = dict[str, Any]
 
 
-class First:
-    """The first windows of a split."""
+class FirstWindows:
+    """The first `count` windows of a split, as a data set for `evaluate`."""
 
     separator = -1
 
-    def __init__(self, windows: Windows, count: int = EVALUATED):
+    def __init__(self, windows: Windows, count: int = EVALUATION_WINDOWS):
         self.windows, self.count = windows, min(count, len(windows))
         self.token_bytes = windows.token_bytes
 
@@ -64,12 +65,12 @@ class First:
         return self.count
 
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Windows.batch`."""
+        """Same as `Windows.batch`."""
         return self.windows.batch(indices)
 
 
-def recipe_of(cell: Cell) -> Recipe:
-    """The recipe of a cell with everything that it changes."""
+def build_recipe(cell: Cell) -> Recipe:
+    """The recipe of a cell with all its overrides."""
     steps = max(1, round(STEPS[cell["size"]] * cell["share"]))
     changes = BASELINE if cell["way"] == "baseline" else cell.get("overrides", [])
     own = [
@@ -86,8 +87,8 @@ def recipe_of(cell: Cell) -> Recipe:
     return load(Recipe, f"configs/speedrun-{cell['size']}.toml", [*changes, *own])
 
 
-def model_of(cell: Cell, recipe: Recipe, vocab_size: int) -> Transformer | Gpt2:
-    """The cell's model, its weights drawn."""
+def build_cell_model(cell: Cell, recipe: Recipe, vocab_size: int) -> Transformer | Gpt2:
+    """The cell's model with initial weights drawn from its seed."""
     if cell["way"] == "baseline":
         torch.manual_seed(cell["seed"])
         return Gpt2(recipe.model, vocab_size)
@@ -95,26 +96,29 @@ def model_of(cell: Cell, recipe: Recipe, vocab_size: int) -> Transformer | Gpt2:
 
 
 def train_cell(cell: Cell) -> Cell:
-    """Train one cell to its end, from where it was cut off; the cell with its results."""
-    recipe = recipe_of(cell)
+    """Train one cell to its end, resuming if possible; returns the cell with its results.
+
+    Raises SystemExit if a signal stops the training.
+    """
+    recipe = build_recipe(cell)
     data = prepare(recipe.data)
     tokenizer = Tokenizer.load(cached_tokenizer(data, recipe.tokenizer))
     shards, length = write_shards(data, tokenizer), recipe.model.max_seq_len
     train_set, validation, test = (Windows(shards, split, length, tokenizer) for split in SPLITS)
-    model = model_of(cell, recipe, tokenizer.vocab_size)
+    model = build_cell_model(cell, recipe, tokenizer.vocab_size)
     if cell["way"] == "baseline" and cell["size"] != "1m":
-        model.compile()  # the longest runs, in three quarters of the time
+        model.compile()  # the longest runs; this takes a quarter off their time
     parts = (str(value) for key, value in cell.items() if key != "overrides")
     run = Path("cache/cells") / "-".join(parts).replace(" ", "-")
     run.mkdir(parents=True, exist_ok=True)
     with Ranks("cpu") as ranks:
-        seen = First(validation)
+        seen = FirstWindows(validation)
         result = train(model, train_set, seen, tokenizer, recipe.train, run, ranks, resume=True)
         if result.signal:
             raise SystemExit(128 + result.signal)
         bfloat16 = uses_bfloat16(recipe.train.precision, model, ranks.device)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
-        tested = evaluate(model, model, First(test), recipe.train, ranks, autocast)
+        tested = evaluate(model, model, FirstWindows(test), recipe.train, ranks, autocast)
     rows = [row for row in read_metrics(run) if "validation_loss" in row]
     return cell | {
         "steps": result.progress.step,
@@ -132,30 +136,30 @@ def train_cell(cell: Cell) -> Cell:
 COMPILED = ", compiled"
 
 
-def step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool = False) -> dict[str, list[float]]:
-    """Seconds of a step of each cell, a value per round, in each of which all have a turn.
+def measure_step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool = False) -> dict[str, list[float]]:
+    """Seconds per step of each cell, one value per round; each round times all cells in turn.
 
-    With `compiled` each has another turn with torch.compile, under its name with COMPILED.
+    With `compiled`, each cell is also timed with torch.compile, under its name plus COMPILED.
     """
     x, y = torch.randint(0, 4096, (2, 8, 256))
-    made = {}
+    setups = {}
     for name, cell in cells.items():
-        recipe = recipe_of({"learning_rate": 1e-3} | cell)
-        for end in ("", COMPILED) if compiled else ("",):
-            model = model_of(cell, recipe, 4096)
-            if end and isinstance(model, Transformer):
+        recipe = build_recipe({"learning_rate": 1e-3} | cell)
+        for suffix in ("", COMPILED) if compiled else ("",):
+            model = build_cell_model(cell, recipe, 4096)
+            if suffix and isinstance(model, Transformer):
                 set_block_forward(model, compiled=True, checkpointing=False)
-            elif end:
+            elif suffix:
                 model.compile()
             parameters = dict(model.named_parameters())
             chosen = optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
-            made[name + end] = model, parameters, chosen
+            setups[name + suffix] = model, parameters, chosen
     autocast = torch.autocast("cpu", torch.bfloat16)
-    times: dict[str, list[float]] = {name: [] for name in made}
+    times: dict[str, list[float]] = {name: [] for name in setups}
     for turn in range(rounds + 1):
-        for name, (model, parameters, chosen) in made.items():
+        for name, (model, parameters, chosen) in setups.items():
             started = time.perf_counter()
-            for _ in range(STEPS_A_TURN):
+            for _ in range(STEPS_PER_TURN):
                 with autocast:
                     loss = model(x, targets=y)
                 (loss / y.numel()).backward()
@@ -163,20 +167,21 @@ def step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool = False
                 for optimizer in chosen:
                     optimizer.step()
                     optimizer.zero_grad()
-            if turn:  # the first one warms up
-                times[name].append((time.perf_counter() - started) / STEPS_A_TURN)
+            if turn:  # the first round is a warm-up
+                times[name].append((time.perf_counter() - started) / STEPS_PER_TURN)
     return times
 
 
-def done(path: Path) -> list[Cell]:
-    """The rows of a ledger."""
+def read_ledger(path: Path) -> list[Cell]:
+    """The rows of a ledger; an empty list if the file does not exist."""
     return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
 
 
-def run(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes: float) -> None:
-    """Run the cells that `plan` wants, given the rows there are, until it wants no more.
+def run_cells(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes: float) -> None:
+    """Run the cells of `plan(rows)` that the ledger at `path` lacks, until none is left.
 
-    Those that are not done after `minutes` save and end; they go on at the next call.
+    After `minutes`, unfinished cells save a checkpoint and stop; the next call resumes them. Raises
+    CalledProcessError if a cell fails.
     """
     until = time.monotonic() + 60 * minutes
 
@@ -200,11 +205,11 @@ def run(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes
         return True
 
     while True:
-        rows = done(path)
+        rows = read_ledger(path)
         todo = [c for c in plan(rows) if not any(c.items() <= row.items() for row in rows)]
         with ThreadPoolExecutor(jobs) as pool:
             if not todo or not all(pool.map(work, todo)):
-                say(f"{len(todo)} cells left" if todo else "all cells are done")
+                say(f"{len(todo)} cells left" if todo else "all cells have finished")
                 return
 
 

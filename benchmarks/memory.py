@@ -1,10 +1,10 @@
-"""Peak memory of a training step against sequence length and vocabulary, beside transformers.
+"""Peak memory of a training step against sequence length and vocabulary size, ours and transformers.
 
     python -m benchmarks.memory
 
-One Llama shape, batch 1, float32, forward and backward without an optimiser; each point in a
-process of its own, as the peak of its resident memory above what it held before the step. Writes
-benchmarks/results/DEVICE/memory.json.
+One Llama shape, batch 1, float32, forward and backward without an optimiser. Each point runs in a
+separate process and is the peak of resident memory minus the resident memory before the step.
+Writes benchmarks/results/DEVICE/memory.json.
 """
 
 import argparse
@@ -26,13 +26,13 @@ POINTS += [(1024, vocabulary) for vocabulary in (8192, 16384, 32768, 65536)]
 
 
 def resident(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at its peak."""
+    """Resident bytes of this process: `field` is VmRSS (now) or VmHWM (peak)."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(text.split(f"{field}:")[1].split()[0]) * 1024
 
 
-def measure(way: str, length: int, vocabulary: int) -> int:
-    """Bytes that a step of one window takes, in this process, which must be a fresh one."""
+def measure(library: str, length: int, vocabulary: int) -> int:
+    """Peak bytes that a step on one window adds. Must run in a fresh process."""
     shape = ModelConfig(
         dim=256,
         n_layers=6,
@@ -45,14 +45,14 @@ def measure(way: str, length: int, vocabulary: int) -> int:
     )
     own = build_model(shape, vocabulary).init_weights(0)
     x, y = torch.randint(0, vocabulary, (2, 1, length))
-    if way == "ours":
+    if library == "ours":
         model, loss = own, lambda: own(x, targets=y) / length
     else:
         model = transformers_llama(shape, own.state_dict())
         del own
         loss = lambda: model(x, labels=y, shift_labels=y).loss  # noqa: E731
     small = torch.zeros(1, 8, dtype=torch.int64)
-    model(small, targets=small) if way == "ours" else model(small, labels=small)  # loads libraries
+    model(small, targets=small) if library == "ours" else model(small, labels=small)  # loads libraries
     before = resident("VmRSS")
     loss().backward()
     return resident("VmHWM") - before
@@ -69,12 +69,12 @@ def main() -> None:
     rows = []
     for length, vocabulary in POINTS:
         row = {"length": length, "vocabulary": vocabulary}
-        for way in ("ours", "transformers"):
-            command = [sys.executable, "-m", "benchmarks.memory", "--one", way]
+        for library in ("ours", "transformers"):
+            command = [sys.executable, "-m", "benchmarks.memory", "--one", library]
             command += [str(length), str(vocabulary)]
             ended = subprocess.run(command, capture_output=True, text=True)
-            # Killed for want of memory is an answer too.
-            row[way] = int(ended.stdout) if ended.returncode == 0 else None
+            # A process killed for lack of memory is a valid result: None.
+            row[library] = int(ended.stdout) if ended.returncode == 0 else None
         rows.append(row)
         shown = {
             w: f"{row[w] / 2**20:,.0f} MiB" if row[w] else "too much" for w in row if w in ("ours", "transformers")

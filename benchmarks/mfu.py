@@ -1,13 +1,13 @@
-"""Training tokens per second and share of the peak (MFU) beside the same model in plain torch.
+"""Training tokens per second and model FLOPs utilisation (MFU), against the same model in plain torch.
 
     python -m benchmarks.mfu [--recipe configs/gpt2-124m.toml] [--batch 16] [--rounds 5]
 
-"ours" is the model as it is, "sdpa" the same weights with torch's operators for everything and its
-scaled_dot_product_attention, "plain" with the whole matrix of scores in memory; each as it stands
-and compiled (ours block by block as the training loop does, the others as a whole). All take the
-same steps on the same batch in bfloat16 autocast with torch's fused AdamW, in turn within every
-round; their first losses must agree. The peak is the maker's where it is known, and a large matrix
-product measured here. Writes benchmarks/results/DEVICE/mfu.json.
+"ours" is the model with our kernels, "sdpa" the same weights with torch's operators and
+scaled_dot_product_attention, "plain" the same with the full score matrix in memory. Each is timed in
+eager mode and compiled (ours block by block as in the training loop, the others as a whole). All
+take the same steps on the same batch in bfloat16 autocast with torch's fused AdamW, in turn within
+every round; their first losses must agree. The reference peaks are the vendor's, if known, and a
+large matrix product measured on this device. Writes benchmarks/results/DEVICE/mfu.json.
 """
 
 import argparse
@@ -39,17 +39,17 @@ from train.optim import adamw
 from train.profiler import peak_flops
 
 STEPS = 4  # per turn
-AGREE = 2e-2  # nats between first losses in bfloat16, of about ten
+LOSS_TOLERANCE = 2e-2  # nats between first losses (about 10 nats) in bfloat16
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_) -> torch.Tensor:
-    """`model.fused.attend` without a cache: torch's own choice of kernel."""
+    """`model.fused.attend` without a cache, with torch's SDPA, which selects the backend."""
     heads = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_) -> torch.Tensor:
-    """The same with all scores in memory, as nanoGPT's "slow attention"."""
+    """Same as `sdpa`, with all scores in memory, like nanoGPT's "slow attention"."""
     group, T = q.shape[2] // k.shape[2], q.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (q, *(x.repeat_interleave(group, 2) for x in (k, v))))
     hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
@@ -63,8 +63,8 @@ def project(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tor
 
 
 @contextmanager
-def in_torch(attend: Callable) -> Iterator[None]:
-    """Within it every model computes with torch's operators and this attention."""
+def use_torch_operators(attend: Callable) -> Iterator[None]:
+    """Replace our kernels by torch's operators and this attention in every model in this context."""
     others = {
         "rope": rope_reference,
         "swiglu": swiglu_reference,
@@ -78,8 +78,8 @@ def in_torch(attend: Callable) -> Iterator[None]:
         yield
 
 
-class Way:
-    """A copy of the weights with its optimiser, and how a step of it is computed."""
+class Implementation:
+    """A copy of the model with its optimiser and one implementation of the training step."""
 
     def __init__(self, net: Transformer, attend: Callable | None, compiled: bool, recipe: Recipe):
         self.net = copy.deepcopy(net)
@@ -93,7 +93,7 @@ class Way:
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One training step on (B, T) ids; the mean loss before it."""
-        with in_torch(self.attend) if self.attend else nullcontext():
+        with use_torch_operators(self.attend) if self.attend else nullcontext():
             with torch.autocast(x.device.type, torch.bfloat16):
                 loss = self.loss(x, targets=y) / y.numel()
             loss.backward()
@@ -102,56 +102,56 @@ class Way:
         return loss.detach()
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def ceiling(device: torch.device) -> float:
-    """FLOP/s of a large bfloat16 product, the best of ten."""
+def measure_ceiling(device: torch.device) -> float:
+    """FLOP/s of a large bfloat16 matrix product, the best of ten."""
     size = 8192 if device.type == "cuda" else 2048
     a, best = torch.randn(size, size, dtype=torch.bfloat16, device=device), 0.0
     for _ in range(10):
-        wait(device)
+        synchronize(device)
         started = time.perf_counter()
         a @ a
-        wait(device)
+        synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
 
 
 def measure(recipe: Recipe, vocabulary: int, batch: int, rounds: int) -> list[dict]:
-    """One row per way. Raises SystemExit if they are not the same model."""
+    """One row per implementation. Raises SystemExit if their first losses differ."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = build_model(recipe.model, vocabulary).init_weights(0).to(device)
     x, y = torch.randint(0, vocabulary, (2, batch, recipe.model.max_seq_len), device=device)
     flops = training_flops(net, y.numel(), y.numel(), recipe.model.max_seq_len)
     attentions: dict[str, Callable | None] = {"ours": None, "sdpa": sdpa, "plain": plain}
-    ways, first, peaks = {}, {}, {}
+    implementations, first, peaks = {}, {}, {}
     for compiled in (False, True):
         for name, attend in attentions.items():
-            way = f"{name}, compiled" if compiled else name
-            held = 0  # by the other ways' copies
+            label = f"{name}, compiled" if compiled else name
+            held = 0  # memory of the other implementations' copies
             if device.type == "cuda":
                 held = torch.cuda.memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
-            ways[way] = Way(net, attend, compiled, recipe)
-            first[way] = ways[way].step(x, y).item()
-            ways[way].step(x, y)
-            peaks[way] = peak_memory(device) - held
-    if max(first.values()) - min(first.values()) > AGREE:
-        raise SystemExit(f"not the same model: first losses are {first}")
-    times: dict[str, list[float]] = {way: [] for way in ways}
+            implementations[label] = Implementation(net, attend, compiled, recipe)
+            first[label] = implementations[label].step(x, y).item()
+            implementations[label].step(x, y)
+            peaks[label] = peak_memory(device) - held
+    if max(first.values()) - min(first.values()) > LOSS_TOLERANCE:
+        raise SystemExit(f"the implementations are not the same model: first losses are {first}")
+    times: dict[str, list[float]] = {label: [] for label in implementations}
     for _ in range(rounds):
-        for name, way in ways.items():
-            wait(device)
+        for name, implementation in implementations.items():
+            synchronize(device)
             started = time.perf_counter()
             for _ in range(STEPS):
-                way.step(x, y)
-            wait(device)
+                implementation.step(x, y)
+            synchronize(device)
             times[name].append((time.perf_counter() - started) / STEPS)
-    best, makers, rows = ceiling(device), peak_flops(device, True), []
+    best, makers, rows = measure_ceiling(device), peak_flops(device, True), []
     for name, seconds in times.items():
         median = statistics.median(seconds)
         ratios = [b / a for a, b in zip(times["ours, compiled"], seconds, strict=True)]
@@ -164,7 +164,7 @@ def measure(recipe: Recipe, vocabulary: int, batch: int, rounds: int) -> list[di
                 "time_over_ours_compiled": statistics.median(ratios),
                 "ratios": sorted(ratios),
                 "seconds": seconds,
-                # On a CPU it is the process' own, which holds all ways.
+                # On a CPU the peak is that of the process, which holds all implementations.
                 "peak_bytes": peaks[name] if device.type == "cuda" else None,
                 "first_loss": first[name],
             }
@@ -186,7 +186,7 @@ def main() -> None:
         low, high = row["ratios"][0], row["ratios"][-1]
         print(
             f"{row['way']:16}{row['tokens_per_second']:10,.0f} tokens/s, {mfu}"
-            f"{row['share_of_product']:.1%} of a large product, time over ours compiled "
+            f"{row['share_of_product']:.1%} of a large product, time relative to ours compiled "
             f"{row['time_over_ours_compiled']:.2f} ({low:.2f} to {high:.2f})"
         )
     result = {

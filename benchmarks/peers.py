@@ -1,4 +1,4 @@
-"""The same Llama in other libraries, with the same weights, for benchmarks beside them."""
+"""The same Llama in other libraries with the same weights, and GPT-2, for comparison."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from configs.schema import ModelConfig
 
 
 def transformers_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
-    """LlamaForCausalLM of transformers, with its default attention (SDPA)."""
+    """LlamaForCausalLM of transformers with the weights of `state` and its default attention (SDPA)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     names = {
@@ -47,7 +47,7 @@ def transformers_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> n
 
 
 def litgpt_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
-    """The GPT of litgpt in Llama's configuration. Raises ImportError if it is not installed."""
+    """The GPT of litgpt in a Llama configuration. Raises ImportError if litgpt is not installed."""
     from litgpt.config import Config
     from litgpt.model import GPT
 
@@ -93,18 +93,18 @@ def litgpt_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Modu
 
 
 class Gpt2(nn.Module):
-    """GPT2LMHeadModel of transformers, as the training loop calls a model.
+    """GPT2LMHeadModel of transformers, with the interface that the training loop expects.
 
     Learned positions, layer norms with biases, GELU, tied embeddings, no dropout: nanoGPT's model.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int):
-        """Raises ValueError for a shape that GPT-2 does not have."""
+        """Raises ValueError for a shape that GPT-2 does not support."""
         from transformers import GPT2Config, GPT2LMHeadModel
 
         super().__init__()
         if config.n_heads * config.head_dim != config.dim or config.hidden_dim != 4 * config.dim:
-            raise ValueError(f"GPT-2 has heads of dim / n_heads and 4 dim inside, not {config}")
+            raise ValueError(f"GPT-2 needs head_dim = dim / n_heads and hidden_dim = 4 dim, not {config}")
         self.config = config.model_copy(update={"tie_embeddings": True})
         none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
         self.gpt2 = GPT2LMHeadModel(
@@ -121,15 +121,15 @@ class Gpt2(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor, *, targets: torch.Tensor) -> torch.Tensor:
-        """The summed loss of (B, T) tokens, float32, in nats."""
+        """Summed loss in nats of (B, T) tokens, float32."""
         logits = self.gpt2(tokens).logits.flatten(0, 1)
         return nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
 
     def num_parameters(self, trainable: bool = False) -> int:
-        """Parameters; all are trained."""
+        """Number of parameters; all are trainable."""
         return sum(p.numel() for p in self.parameters())
 
-    # What `model.flops` counts.
+    # `model.flops` reads `layers` and `output`.
     @property
     def layers(self) -> nn.ModuleList:
         """The blocks."""

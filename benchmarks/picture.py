@@ -1,8 +1,8 @@
-"""One picture of everything that is recorded for this device.
+"""Plot all recorded results of this device in one figure.
 
     python -m benchmarks.picture
 
-Reads results/DEVICE/*.json; what is not there has no panel. Writes results/DEVICE/bench.png.
+Reads results/DEVICE/*.json and skips missing files. Writes results/DEVICE/bench.png.
 """
 
 import json
@@ -12,51 +12,51 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.record import folder
+from benchmarks.record import results_folder
 
 
 def speedrun(panel: Axes, result: dict) -> None:
-    """Share of the baseline's seconds against how far the loss ends from the baseline's."""
+    """Final loss minus that of the baseline, with its interval and the share of its seconds."""
     rows = [row for row in result["results"] if row["way"] != "baseline"]
     names = [f"{r['size']} {r['corpus']} {r['way']} {r['share']:g}" for r in rows]
     for place, row in enumerate(rows):
         low, high = row["interval"]
         panel.plot([low, high], [place, place], color="tab:blue", lw=2)
         panel.plot(row["over_baseline"], place, "o", color="tab:blue")
-        panel.text(high, place, f"  {row['seconds']:.2f} of its seconds", va="center", fontsize=7)
+        panel.text(high, place, f"  {row['seconds']:.2f} of its time", va="center", fontsize=7)
     panel.axvline(0, color="gray", lw=0.8)
     panel.set_yticks(range(len(rows)), names, fontsize=7)
-    panel.set(title="speedrun: test loss over the baseline's", xlabel="nats per token")
+    panel.set(title="speedrun: test loss minus the baseline's", xlabel="nats per token")
 
 
 def throughput(panel: Axes, result: dict) -> None:
-    """How many times as long the others take for a training step."""
+    """Training step time of the other libraries relative to ours."""
     rows = [row for row in result["rows"] if row["way"] != "ours"]
     names = [f"{r['shape']} {r['precision']} x{r['threads']} {r['way']}" for r in rows]
     _bars(panel, names, [[r["time_over_ours"], *r["ratios"]] for r in rows])
-    panel.set(title="training: their time over ours")
+    panel.set(title="training: time relative to ours")
 
 
 def generation(panel: Axes, result: dict) -> None:
-    """How many times as fast as transformers."""
+    """Generation time of transformers relative to ours."""
     rows = [row for row in result["rows"] if row["way"] == "ours"]
     names = [f"{r['precision']} batch {r['batch']} prompt {r['prompt']}" for r in rows]
     _bars(panel, names, [[r["transformers_time_over_it"], *r["ratios"]] for r in rows])
-    panel.set(title="generation: transformers' time over ours")
+    panel.set(title="generation: time of transformers relative to ours")
 
 
 def memory(panel: Axes, result: dict) -> None:
-    """Peak memory of a step against its length."""
-    for way in ("ours", "transformers"):
-        rows = [r for r in result["rows"] if r["vocabulary"] == 4096 and r[way]]
-        lengths, sizes = [r["length"] for r in rows], [r[way] / 2**20 for r in rows]
-        panel.loglog(lengths, sizes, "o-", label=way)
+    """Peak memory of a step against sequence length."""
+    for library in ("ours", "transformers"):
+        rows = [r for r in result["rows"] if r["vocabulary"] == 4096 and r[library]]
+        lengths, sizes = [r["length"] for r in rows], [r[library] / 2**20 for r in rows]
+        panel.loglog(lengths, sizes, "o-", label=library)
     panel.set(title="peak memory of a step", xlabel="sequence length", ylabel="MiB")
     panel.legend(fontsize=8)
 
 
 def scaling(panel: Axes, result: dict) -> None:
-    """Seconds of a step against model size and against sequence length."""
+    """Seconds per step against model size and against sequence length."""
     for what, unit in (("width", "parameters in the blocks"), ("length", "sequence length")):
         rows = [row for row in result["rows"] if row["what"] == what]
         label = f"{unit}, power {result['exponents'][what]:.2f}"
@@ -66,7 +66,7 @@ def scaling(panel: Axes, result: dict) -> None:
 
 
 def ablation(panel: Axes, result: dict) -> None:
-    """What taking out each part of the recipe adds to the loss."""
+    """The loss added by removing each part of the recipe."""
     parts = list(reversed(result["parts"]))
     for place, row in enumerate(parts):
         low, high = row["interval"]
@@ -74,7 +74,7 @@ def ablation(panel: Axes, result: dict) -> None:
         panel.plot(row["gain"], place, "o", color="tab:blue")
     panel.axvline(0, color="gray", lw=0.8)
     panel.set_yticks(range(len(parts)), [row["part"] for row in parts], fontsize=7)
-    panel.set(title="speedrun: loss added without", xlabel="nats per token")
+    panel.set(title="ablation: added loss without a part", xlabel="nats per token")
 
 
 PANELS: dict[str, Callable[[Axes, dict], None]] = {
@@ -88,7 +88,7 @@ PANELS: dict[str, Callable[[Axes, dict], None]] = {
 
 
 def _bars(panel: Axes, names: list[str], ratios: list[list[float]]) -> None:
-    # A bar as long as the first of each list of ratios; a line from the least to the greatest.
+    # The bar is the first value of each list (the median); the error bar spans the list.
     values = [own[0] for own in ratios]
     errors = [[own[0] - min(own) for own in ratios], [max(own) - own[0] for own in ratios]]
     panel.barh(names, values, xerr=errors, color="tab:blue", alpha=0.7)
@@ -98,10 +98,10 @@ def _bars(panel: Axes, names: list[str], ratios: list[list[float]]) -> None:
 
 def main() -> None:
     """Entry point of `python -m benchmarks.picture`."""
-    found: dict[str, Path] = {name: folder() / f"{name}.json" for name in PANELS}
+    found: dict[str, Path] = {name: results_folder() / f"{name}.json" for name in PANELS}
     found = {name: path for name, path in found.items() if path.exists()}
     if not found:
-        raise SystemExit(f"{folder()}: nothing is recorded; run `make bench`")
+        raise SystemExit(f"{results_folder()}: no recorded results; run `make bench`")
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(13, 4.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False).flatten()
@@ -110,9 +110,9 @@ def main() -> None:
         panel.grid(alpha=0.3)
     for panel in panels[len(found) :]:
         panel.axis("off")
-    figure.suptitle(folder().name)
-    figure.savefig(folder() / "bench.png", dpi=100)
-    print(f"written: {folder() / 'bench.png'}")
+    figure.suptitle(results_folder().name)
+    figure.savefig(results_folder() / "bench.png", dpi=100)
+    print(f"written: {results_folder() / 'bench.png'}")
 
 
 if __name__ == "__main__":

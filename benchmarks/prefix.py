@@ -1,10 +1,10 @@
-"""What it saves to read the common part of four-shot prompts once, and that it changes no score.
+"""Speed-up of the prefix cache on four-shot prompts, and a check that scores do not change.
 
     python -m benchmarks.prefix [--items 50] [--rounds 3]
 
-SmolLM2-135M on `api-service` and `tune-key`, the same four examples before every item, labels
-ranked by likelihood: items per second with the shared prefix over those without, in turn. Writes
-results/DEVICE/prefix.json.
+SmolLM2-135M on `api-service` and `tune-key`, with the same four examples before every item and
+labels ranked by log-likelihood. Measures items per second with and without the prefix cache, in
+turn. Writes results/DEVICE/prefix.json.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
             plain = [rank_completions(model, tokenizer, p, completions) for p in prompts]
             without = time.perf_counter() - started
             started = time.perf_counter()
-            prefix = shared_prefix(model, tokenizer, prompts)  # its own time counts
+            prefix = shared_prefix(model, tokenizer, prompts)  # the prefill of the prefix is timed too
             fast = [rank_completions(model, tokenizer, p, completions, prefix) for p in prompts]
             ratios.append(without / (time.perf_counter() - started))
             assert prefix is not None

@@ -1,9 +1,9 @@
-"""Peak memory of preparing a large text file: it must not be read into memory whole.
+"""Peak memory of preparing a large text file, which must not be loaded into memory as a whole.
 
     python -m benchmarks.prepare_memory [--megabytes 200]
 
-Writes that much text, prepares it in a process of its own and reports the
-largest resident set that the operating system saw (VmHWM, so Linux only).
+Writes a text file of that size, prepares it in a separate process and reports its peak resident
+memory (VmHWM, Linux only).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.record import record
 
-# A child's ru_maxrss would start from its parent's peak; VmHWM is the child's own.
+# ru_maxrss of a child process starts at its parent's peak; VmHWM does not.
 PREPARE = """
 from data.prepare import main
 main()
@@ -28,7 +28,7 @@ for line in open("/proc/self/status"):
 
 
 def write_text(path: Path, megabytes: int) -> int:
-    """Lines of made-up words with a language's frequencies and no long repeats; returns bytes."""
+    """Write lines of random words, Zipf-distributed, without long repeats; returns the bytes."""
     draw = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     stock = ["".join(draw.choice(letters, size)) for size in draw.integers(2, 10, 20_000)]
@@ -44,7 +44,7 @@ def write_text(path: Path, megabytes: int) -> int:
 
 
 def measure(megabytes: int) -> dict:
-    """Seconds and peak bytes of `data.prepare` on a fresh file of that size."""
+    """Seconds and peak bytes of `data.prepare` on a new file of that size."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "large.txt"
         size = write_text(text, megabytes)

@@ -1,9 +1,9 @@
-"""Which pre-tokenisation a recipe should use: bytes per token, and bits per byte at equal compute.
+"""Compare pre-tokenisation rules: bytes per token, and bits per byte at equal compute.
 
     python -m benchmarks.pretokenization [--recipe configs/tiny.toml] [--steps 300] [--seeds 3]
 
-Trains the recipe once per variant and seed, for the same steps of equally many tokens; the score
-is that of the whole validation split, so the test split stays unread.
+Trains the recipe once per variant and seed, with the same number of steps and tokens. The score is
+computed on the whole validation split; the test split is not used.
 """
 
 import argparse

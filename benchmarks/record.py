@@ -1,4 +1,4 @@
-"""Where a benchmark's result goes, with what is needed to read it later."""
+"""Write a benchmark's results to a JSON record, with the metadata needed to reproduce it."""
 
 import os
 import platform
@@ -28,8 +28,8 @@ PACKAGES = (
 RESULTS = Path(__file__).parent / "results"
 
 
-def folder() -> Path:
-    """Where the results of this device are: benchmarks/results/DEVICE."""
+def results_folder() -> Path:
+    """The results folder of this device, benchmarks/results/DEVICE; created if it is missing."""
     device = f"{os.cpu_count()}-cpu-cores"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name().lower().replace(" ", "-")
@@ -38,8 +38,8 @@ def folder() -> Path:
     return path
 
 
-def profile(call: Callable[[], object]) -> dict[str, float]:
-    """The eight operators that `call` spends most time in itself, with their shares of it."""
+def profile_operators(call: Callable[[], object]) -> dict[str, float]:
+    """The eight operators with the most self CPU time in `call`, with their share of the total."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         call()
     spent = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
@@ -48,7 +48,7 @@ def profile(call: Callable[[], object]) -> dict[str, float]:
 
 
 def record(name: str, result: dict) -> Path:
-    """Write results/DEVICE/NAME.json with date, machine, versions, commit and command."""
+    """Write results/DEVICE/NAME.json: `result` with date, commit, command, machine and versions."""
     module = f"benchmarks.{Path(sys.argv[0]).stem}"
     about = {
         "date": date.today().isoformat(),
@@ -59,16 +59,16 @@ def record(name: str, result: dict) -> Path:
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in PACKAGES if name in sys.modules},
     }
-    path = folder() / f"{name}.json"
+    path = results_folder() / f"{name}.json"
     write_atomically(path, to_json(about | result, 2) + "\n")
     return path
 
 
 def _commit() -> str:
-    # Results of the same call, which stand in the tree, make no other state of the code.
+    # New results in the work tree do not make the code dirty.
     code = ["--", ".", ":!benchmarks/results", ":!kernels/results"]
-    said = [
+    outputs = [
         subprocess.run(["git", *command], cwd=RESULTS.parent.parent, capture_output=True, text=True)
         for command in (["describe", "--always"], ["status", "--porcelain", *code])
     ]
-    return said[0].stdout.strip() + ("-dirty" if said[1].stdout.strip() else "")
+    return outputs[0].stdout.strip() + ("-dirty" if outputs[1].stdout.strip() else "")

@@ -1,10 +1,10 @@
-"""How often the passage that answers is among the first five: by words, by meaning, by both.
+"""Recall@5 of retrieval by BM25, by embedding vectors, and by both (hybrid).
 
     python -m benchmarks.retrieval [--encoders wordllama smollm2-135m] [--documents 1000]
 
-The questions are built in: what an operation of AWS does, in the words of the first sentence of
-its documentation; the document to find is that operation's, from which this sentence has been taken
-out, among those of other operations and data types. Writes results/DEVICE/retrieval.json.
+Each question is the first sentence of the documentation of an AWS operation. The document to
+retrieve is that of the same operation, without this sentence, among documents of other operations
+and data types. Intervals are 95 % bootstrap intervals. Writes results/DEVICE/retrieval.json.
 """
 
 import argparse
@@ -24,8 +24,8 @@ QUESTIONS = 200
 SEED = 0
 
 
-def questions(rows: list[dict]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Documents without their first sentence, and (question, id of the document) pairs."""
+def build_questions(rows: list[dict]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Documents by id, without the sentences used as questions, and (question, document id) pairs."""
     texts, asked = {}, []
     for row in rows:
         name, _, text = row["text"].partition("\n")
@@ -47,26 +47,29 @@ def main() -> None:
     operations = [row for row in rows if "/operation/" in row["id"]]
     others = [row for row in rows if "/operation/" not in row["id"]]
     half = args.documents // 2
-    texts, asked = questions([*operations[:half], *others[: args.documents - half]])
+    texts, asked = build_questions([*operations[:half], *others[: args.documents - half]])
     asked = asked[:QUESTIONS]
-    draw = np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEED)
     results = []
     for encoder in args.encoders:
         with tempfile.TemporaryDirectory() as place:
             store = Store(Path(place), encoder, 600)
             store.update(texts.items())
-            for way in WAYS:
-                if way == "bm25" and encoder != args.encoders[0]:
-                    continue  # it has no vectors
+            for method in WAYS:
+                if method == "bm25" and encoder != args.encoders[0]:
+                    continue  # BM25 does not depend on the encoder
                 hits = np.array(
-                    [answer in {p.document for p in store.search(question, DEPTH, way)} for question, answer in asked],
+                    [
+                        answer in {p.document for p in store.search(question, DEPTH, method)}
+                        for question, answer in asked
+                    ],
                     float,
                 )
-                drawn = draw.choice(hits, (2000, len(hits))).mean(1)
-                low, high = np.quantile(drawn, (0.025, 0.975))
+                resamples = rng.choice(hits, (2000, len(hits))).mean(1)
+                low, high = np.quantile(resamples, (0.025, 0.975))
                 row = {
                     "encoder": encoder,
-                    "way": way,
+                    "way": method,
                     "recall": hits.mean(),
                     "low": low,
                     "high": high,
@@ -75,7 +78,7 @@ def main() -> None:
                 }
                 results.append(row)
                 print(
-                    f"{encoder:14}{way:8} recall@{DEPTH} {row['recall']:.3f} "
+                    f"{encoder:14}{method:8} recall@{DEPTH} {row['recall']:.3f} "
                     f"({low:.3f} to {high:.3f}), {len(asked)} questions, {len(texts)} documents"
                 )
     print(f"written: {record('retrieval', {'results': results})}")

@@ -1,4 +1,4 @@
-"""Short training runs as processes of their own, and what their metrics say."""
+"""Short training runs in separate processes, and their metrics."""
 
 import os
 import subprocess
@@ -9,19 +9,19 @@ from pathlib import Path
 from train.metrics import read_metrics
 
 
-def steps_of(recipe: str, steps: int, *overrides: str, ranks: int = 1, threads: int = 0) -> list:
-    """The rows of metrics.jsonl of `steps` steps, each with its own `step_seconds`.
+def run_steps(recipe: str, steps: int, *overrides: str, ranks: int = 1, threads: int = 0) -> list:
+    """Train `recipe` for `steps` steps; returns the rows of metrics.jsonl, each with `step_seconds`.
 
-    Trains `recipe` with the overrides under `torchrun` if there is more than one rank. Every rank
-    has `threads` threads; 0 shares the cores out. Raises CalledProcessError if the run fails.
+    Uses `torchrun` if there is more than one rank. Every rank has `threads` threads; 0 divides the
+    cores evenly among ranks. Raises CalledProcessError if the run fails.
     """
     threads = threads or max(1, (os.cpu_count() or 1) // ranks)
     launch = ["-m", "train.pretrain"]
     if ranks > 1:
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         launch += ["-m", "train.pretrain"]
-    with tempfile.TemporaryDirectory() as room:
-        run = Path(room) / "run"
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
         own = [f"--train.steps={steps}", "--train.eval-every=1000000", "--train.save-every=1000000"]
         only = ["--sample.max-new-tokens=1", "--sample.num-samples=1", f"--run-dir={run}"]
         subprocess.run(

@@ -1,11 +1,12 @@
-"""What saving in the background costs training.
+"""Cost of saving checkpoints in the background during training.
 
     python -m benchmarks.save_cost
 
-Trains the same model in turn without a checkpoint, with one in the background and with one in the
-foreground at the start of an interval of INTERVAL steps, ROUNDS times over. A cost is the median
-over rounds of the ratio of an interval's seconds to those of the round's interval without one, so
-that whatever a checkpoint costs anywhere is in it. Writes benchmarks/results/DEVICE/save_cost.json.
+Trains the same model in intervals of INTERVAL steps, in turn without a checkpoint, with one saved in
+the background and with one saved in the foreground at the start of the interval, for ROUNDS rounds.
+The cost is the median over rounds of the relative slowdown against the interval without a checkpoint
+of the same round, so it includes all side effects. Writes
+benchmarks/results/DEVICE/save_cost.json.
 """
 
 import statistics
@@ -51,11 +52,11 @@ def main() -> None:
             state.progress.step += 1
             saver.settle(saver.writing, saver.error is not None)
 
-        def interval(way: str) -> float:
+        def interval(mode: str) -> float:
             started = time.perf_counter()
-            if way != "none":
+            if mode != "none":
                 saver.save(state, None)
-            if way == "foreground":
+            if mode == "foreground":
                 saver.wait()
             for _ in range(INTERVAL):
                 step()
@@ -64,18 +65,18 @@ def main() -> None:
             return seconds
 
         interval("none")
-        ways = ("none", "background", "foreground")
-        times: dict[str, list[float]] = {way: [] for way in ways}
+        modes = ("none", "background", "foreground")
+        times: dict[str, list[float]] = {mode: [] for mode in modes}
         for _ in range(ROUNDS):
-            for way in ways:
-                times[way].append(interval(way))
+            for mode in modes:
+                times[mode].append(interval(mode))
         size = sum(f.stat().st_size for f in Path(folder).glob("checkpoints/*/*"))
     costs = {}
-    for way in ways[1:]:
-        ratios = sorted(t / n - 1 for t, n in zip(times[way], times["none"], strict=True))
-        costs[way] = {"median": statistics.median(ratios), "rounds": ratios}
+    for mode in modes[1:]:
+        ratios = sorted(t / n - 1 for t, n in zip(times[mode], times["none"], strict=True))
+        costs[mode] = {"median": statistics.median(ratios), "rounds": ratios}
         low, high = ratios[ROUNDS // 4], ratios[-ROUNDS // 4]
-        print(f"{way}: {costs[way]['median']:+.1%} (middle half of rounds {low:+.1%} to {high:+.1%})")
+        print(f"{mode}: {costs[mode]['median']:+.1%} (middle half of rounds {low:+.1%} to {high:+.1%})")
     result = {
         "parameters": model.num_parameters(),
         "checkpoint_bytes": size // 2,

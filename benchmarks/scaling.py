@@ -1,12 +1,12 @@
-"""How the time of a step grows with ranks, model size and sequence length.
+"""Scaling of the step time with ranks, model size and sequence length.
 
     python -m benchmarks.scaling [--steps 12]
 
-Real runs of `train.pretrain` on folk-tunes from configs/speedrun-4m.toml, one setting changed at a
-time, 2,048 tokens per step. Widths and lengths have one thread; ranks share the cores out, and
-beside the speed-up of two ranks on one thread each stands that of two threads on one rank. The
-exponent is the slope of a straight line through the logarithms of parameters (or length) and of the
-median step. Writes benchmarks/results/DEVICE/scaling.json.
+Runs `train.pretrain` on folk-tunes with configs/speedrun-4m.toml, changing one setting at a time,
+2,048 tokens per step. Widths and lengths use one thread. The speed-up of one rank per core, with one
+thread each, is compared to that of one rank with one thread per core. The exponent is the slope of a
+linear fit of log median step time against log parameters (or log length). Writes
+benchmarks/results/DEVICE/scaling.json.
 """
 
 import argparse
@@ -16,15 +16,15 @@ import statistics
 import numpy as np
 
 from benchmarks.record import record
-from benchmarks.runs import steps_of
+from benchmarks.runs import run_steps
 
 RECIPE = "configs/speedrun-4m.toml"
 TOKENS = 2048
 
 
-def seconds(steps: int, *overrides: str, ranks: int = 1, threads: int = 1) -> list[float]:
-    """Of every step but the first three."""
-    rows = steps_of(RECIPE, steps, "--data.corpus=folk-tunes", *overrides, ranks=ranks, threads=threads)
+def time_steps(steps: int, *overrides: str, ranks: int = 1, threads: int = 1) -> list[float]:
+    """Seconds of every step except the first three (warm-up)."""
+    rows = run_steps(RECIPE, steps, "--data.corpus=folk-tunes", *overrides, ranks=ranks, threads=threads)
     return [row["step_seconds"] for row in rows[3:]]
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     rows = []
 
     def measure(what: str, size: int, *overrides: str, ranks: int = 1, threads: int = 1) -> float:
-        times = seconds(args.steps, *overrides, ranks=ranks, threads=threads)
+        times = time_steps(args.steps, *overrides, ranks=ranks, threads=threads)
         row = {"what": what, "size": size, "seconds": statistics.median(times), "all": times}
         rows.append(row)
         print(f"{what:8}{size:10,}  {row['seconds'] * 1e3:8.0f} ms per step")
@@ -68,7 +68,7 @@ def main() -> None:
         points = np.log([[row["size"], row["seconds"]] for row in rows if row["what"] == what]).T
         exponents[what] = float(np.polyfit(*points, 1)[0])
         print(f"seconds per step grow with {what} to the power {exponents[what]:.2f}")
-    print(f"{cores} ranks {alone / shared:.2f}, {cores} threads {alone / threaded:.2f} times as fast")
+    print(f"speed-up of {cores} ranks {alone / shared:.2f}, of {cores} threads {alone / threaded:.2f}")
     print(f"written: {record('scaling', {'rows': rows, 'exponents': exponents})}")
 
 

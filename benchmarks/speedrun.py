@@ -1,17 +1,16 @@
-"""How few tokens, FLOPs and seconds reach the loss that a nanoGPT-style baseline ends with.
+"""How few tokens, FLOPs and seconds reach the final loss of a nanoGPT-style baseline.
 
     python -m benchmarks.speedrun [--minutes 60] [--jobs 2] [--sizes 1m 4m] [--ways recipe …]
 
-The baseline is GPT-2's architecture (transformers) with AdamW and a cosine; "recipe" is
-configs/speedrun-SIZE.toml on a share of the baseline's steps; "adamw" is that recipe with AdamW for
-every weight. All run in the same loop on the same windows, with as many parameters in the blocks.
-Learning rates are chosen for each way from equally many tries, by the loss on the validation split
-of python-stdlib: four at the small size, and at the next one the best of these, a half and a
-quarter of it; what is reported is the loss on the test splits. Cells (see benchmarks/cells.py) that
-the ledger, results/DEVICE/speedrun.jsonl, holds are not run again; delete those of a recipe that
-changed. The seconds of a step are measured apart from them, the ways in turn, on all cores, as they
-stand and with torch.compile: each way counts with what is faster. Writes
-results/DEVICE/speedrun.json, .png.
+Methods: "baseline" is GPT-2's architecture (transformers) with AdamW and a cosine schedule; "recipe"
+is configs/speedrun-SIZE.toml with a share of the baseline's steps; "adamw" is that recipe with AdamW
+for every weight. All use the same training loop, the same windows and the same number of parameters
+in the blocks. The learning rate search has the same number of tries for each method and uses the
+validation split of python-stdlib: four rates at size 1m; at 4m the best of these, a half and a
+quarter of it. The reported loss is on the test splits. Cells (see benchmarks/grid.py) in the ledger,
+results/DEVICE/speedrun.jsonl, are not run again: delete the cells of a recipe that changed. Step
+times are measured separately, methods in turn, on all cores, eager and compiled; the faster of the
+two counts. Writes results/DEVICE/speedrun.json, .png.
 """
 
 import argparse
@@ -22,15 +21,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
-from benchmarks.grid import COMPILED, STEPS, Cell, done, run, step_seconds
-from benchmarks.record import folder, record
+from benchmarks.grid import COMPILED, STEPS, Cell, measure_step_seconds, read_ledger, run_cells
+from benchmarks.record import record, results_folder
 
-TUNED_ON = "python-stdlib"
-CORPORA = (TUNED_ON, "aws-api")
+TUNING_CORPUS = "python-stdlib"
+CORPORA = (TUNING_CORPUS, "aws-api")
 SEEDS = (0, 1, 2)
-OVERFITTED = "folk-tunes"  # too small a corpus for a comparison: it is shown, with one seed
+OVERFITTED = "folk-tunes"  # the model overfits this small corpus: one seed, not part of the comparison
 SHARES = {"baseline": 1.0, "recipe": 0.125, "adamw": 0.125}
-RATES = {  # tried at the first size
+RATES = {  # learning rates tried at size 1m
     "baseline": (1e-3, 2e-3, 4e-3, 8e-3),
     "recipe": (3e-3, 4e-3, 6e-3, 9e-3),
     "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -38,24 +37,27 @@ RATES = {  # tried at the first size
 OVERRIDES = {"baseline": [], "recipe": [], "adamw": ["--train.optimizer=adamw"]}
 
 
-def cell_of(way: str, size: str) -> Cell:
-    """A cell of a way and size without its learning rate, on what that is tuned on."""
+def make_cell(method: str, size: str) -> Cell:
+    """A cell of a method and size on TUNING_CORPUS, without a learning rate."""
     return {
-        "way": way,
+        "way": method,
         "size": size,
-        "corpus": TUNED_ON,
+        "corpus": TUNING_CORPUS,
         "seed": SEEDS[0],
-        "share": SHARES[way],
-        "overrides": OVERRIDES[way],
+        "share": SHARES[method],
+        "overrides": OVERRIDES[method],
     }
 
 
-def plan(rows: list[Cell], sizes: list[str]) -> list[Cell]:
-    """All cells as far as they are known: the tries, and the best one's rate once they ended."""
+def plan_cells(rows: list[Cell], sizes: list[str]) -> list[Cell]:
+    """All cells to run: the learning rate search, then all corpora and seeds at the best rate.
+
+    The second part follows once `rows` holds every cell of the search.
+    """
     found: list[Cell] = []
-    for way, rates in RATES.items():
+    for method, rates in RATES.items():
         for size in STEPS:
-            about = cell_of(way, size)
+            about = make_cell(method, size)
             tries = [about | {"learning_rate": rate} for rate in rates]
             wanted = list(tries)
             ended = [row for row in rows if any(cell.items() <= row.items() for cell in tries)]
@@ -72,43 +74,46 @@ def plan(rows: list[Cell], sizes: list[str]) -> list[Cell]:
     return sorted(found, key=lambda cell: list(STEPS).index(cell["size"]))
 
 
-def faster(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Of every way the seconds as it stands or compiled, whichever take less."""
-    pairs = {way: (seconds[way], seconds[way + COMPILED]) for way in SHARES}
-    return {way: min(pair, key=statistics.median) for way, pair in pairs.items()}
+def choose_faster(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Seconds per step of every method, eager or compiled, whichever has the lower median."""
+    pairs = {method: (seconds[method], seconds[method + COMPILED]) for method in SHARES}
+    return {method: min(pair, key=statistics.median) for method, pair in pairs.items()}
 
 
-def compared(rows: list[Cell], size: str, seconds: dict[str, list[float]]) -> list[dict]:
-    """Every way beside the baseline, at its best learning rate, on each corpus."""
+def compare_to_baseline(rows: list[Cell], size: str, seconds: dict[str, list[float]]) -> list[dict]:
+    """Compare every method to the baseline, at its best learning rate, on each corpus.
+
+    The interval and p of the loss difference (nats per token) are Welch's t-test over seeds.
+    """
     found = []
     for corpus in CORPORA:
-        wanted = [c for c in plan(rows, [size]) if c["corpus"] == corpus]
+        wanted = [c for c in plan_cells(rows, [size]) if c["corpus"] == corpus]
         ended = [r for r in rows if any(c.items() <= r.items() for c in wanted)]
         groups: dict[tuple, list[Cell]] = {}
         for row in ended:
             groups.setdefault((row["way"], row["learning_rate"]), []).append(row)
         full = {key: g for key, g in groups.items() if {r["seed"] for r in g} == set(SEEDS)}
-        baseline = [g for (way, _), g in full.items() if way == "baseline"]
+        baseline = [g for (method, _), g in full.items() if method == "baseline"]
         if not baseline:
             continue
         base = [row["test_loss"] for row in baseline[0]]
-        for (way, rate), group in full.items():
-            share = SHARES[way]
+        for (method, rate), group in full.items():
+            share = SHARES[method]
             losses = [row["test_loss"] for row in group]
             test = ttest_ind(losses, base, equal_var=False)
-            low, high = test.confidence_interval() if way != "baseline" else (0.0, 0.0)
-            ratios = [b / a for a, b in zip(seconds["baseline"], seconds[way], strict=True)]
+            low, high = test.confidence_interval() if method != "baseline" else (0.0, 0.0)
+            ratios = [b / a for a, b in zip(seconds["baseline"], seconds[method], strict=True)]
             found.append(
                 {
                     "size": size,
                     "corpus": corpus,
-                    "way": way,
+                    "way": method,
                     "share": share,
                     "learning_rate": rate,
                     "test_losses": losses,
                     "over_baseline": statistics.mean(losses) - statistics.mean(base),
                     "interval": [low, high],
-                    "p": float(test.pvalue) if way != "baseline" else 1.0,
+                    "p": float(test.pvalue) if method != "baseline" else 1.0,
                     "tokens": share,
                     "flops": group[0]["flops"] / baseline[0][0]["flops"],
                     "seconds": share * statistics.median(ratios),
@@ -119,7 +124,7 @@ def compared(rows: list[Cell], size: str, seconds: dict[str, list[float]]) -> li
 
 
 def show(row: dict) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     print(
         f"{row['size']} {row['corpus']:14}{row['way']:9} {row['share']:5.3f} of the tokens, "
         f"{row['flops']:.3f} of the FLOPs, {row['seconds']:.3f} of the seconds "
@@ -130,13 +135,13 @@ def show(row: dict) -> None:
 
 
 def draw(rows: list[Cell], path: Path) -> None:
-    """Validation loss against steps, a panel per size and corpus, a line per seed."""
+    """Plot validation loss against steps: one panel per size and corpus, one line per seed."""
     sizes = [size for size in STEPS if any(row["size"] == size for row in rows)]
     figure = Figure(figsize=(5.5 * len(CORPORA), 4 * len(sizes)), layout="constrained")
     panels = figure.subplots(len(sizes), len(CORPORA), squeeze=False)
     colours = {"baseline": "tab:gray", "recipe": "tab:blue", "adamw": "tab:orange"}
     for line, size in zip(panels, sizes, strict=True):
-        best = plan(rows, [size])
+        best = plan_cells(rows, [size])
         for panel, corpus in zip(line, CORPORA, strict=True):
             for row in rows:
                 same = [c for c in best if c.items() <= row.items() and c["corpus"] == corpus]
@@ -156,22 +161,22 @@ def draw(rows: list[Cell], path: Path) -> None:
 def main() -> None:
     """Entry point of `python -m benchmarks.speedrun`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1e4, help="end all cells after these")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
+    parser.add_argument("--minutes", type=float, default=1e4, help="time limit; unfinished cells resume later")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells to run in parallel")
     parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=STEPS)
-    parser.add_argument("--ways", nargs="+", default=list(SHARES), choices=SHARES, help="train only cells of these")
+    parser.add_argument("--ways", nargs="+", default=list(SHARES), choices=SHARES, help="methods to train")
     args = parser.parse_args()
-    path = folder() / "speedrun.jsonl"
+    path = results_folder() / "speedrun.jsonl"
 
     def wanted(rows: list[Cell]) -> list[Cell]:
-        return [cell for cell in plan(rows, args.sizes) if cell["way"] in args.ways]
+        return [cell for cell in plan_cells(rows, args.sizes) if cell["way"] in args.ways]
 
-    run(path, wanted, args.jobs, args.minutes)
-    rows, results, timings = done(path), [], {}
+    run_cells(path, wanted, args.jobs, args.minutes)
+    rows, results, timings = read_ledger(path), [], {}
     for size in args.sizes:
-        cells = {way: cell_of(way, size) for way in SHARES}
-        timings[size] = step_seconds(cells, compiled=True)
-        results += compared(rows, size, faster(timings[size]))
+        cells = {method: make_cell(method, size) for method in SHARES}
+        timings[size] = measure_step_seconds(cells, compiled=True)
+        results += compare_to_baseline(rows, size, choose_faster(timings[size]))
     for row in results:
         show(row)
     draw(rows, path.with_suffix(".png"))

@@ -1,12 +1,12 @@
-"""Every way to adapt the foundation model, on one built-in task, within five minutes of CPU time.
+"""Every adaptation method of the foundation model, on one built-in task, within five CPU minutes.
 
     python -m benchmarks.ways [--minutes 60] [--ways lora full …]
 
-Each way is its recipe configs/finetune/service-WAY.toml with three seeds, in a process of its own:
-accuracy on the test items beside that of the untouched model and of the majority class, CPU seconds
-and peak memory of training (of the process: the weights as they are read count), parameters
-trained. Runs that results/DEVICE/ways.jsonl holds are not
-run again. Writes results/DEVICE/ways.json.
+Each method uses its recipe configs/finetune/service-METHOD.toml with three seeds, in a separate
+process. Records accuracy on the test items against two baselines (the unadapted model zero-shot and
+the majority class), CPU seconds of training, peak memory of the process (including loading the
+weights), and the number of trained parameters. Runs in the ledger, results/DEVICE/ways.jsonl, are
+not run again. Writes results/DEVICE/ways.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 from adapt.datasets import task_sets
 from adapt.features import extract, fit
 from adapt.methods import merge_model, prepare_model
-from benchmarks.record import folder, record
+from benchmarks.record import record, results_folder
 from cli.console import say
 from cli.recipes import load
 from compare.analysis.bootstrap import Resampled, resample
@@ -40,33 +40,33 @@ from train.preflight import uses_bfloat16
 from train.run_directory import start_run
 
 SEEDS = (0, 1, 2)
-MOST = 300.0  # CPU seconds that training may take
-WAYS = ("zero-shot", "full", "top-layers", "lora", "soft-prompt", "features")
+CPU_LIMIT = 300.0  # CPU seconds of training; slower methods are marked
+METHODS = ("zero-shot", "full", "top-layers", "lora", "soft-prompt", "features")
 
 
 def cpu_seconds() -> float:
-    """Seconds of CPU that this process has used."""
+    """CPU seconds that this process has used."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(way: str, seed: int) -> dict:
-    """One way with one seed: what it scores on the test items, and what training it took."""
-    name = "lora" if way == "zero-shot" else way
+def measure(method: str, seed: int) -> dict:
+    """Train one method with one seed; returns its score per test item and the training costs."""
+    name = "lora" if method == "zero-shot" else method
     recipe = load(FinetuneRecipe, f"configs/finetune/service-{name}.toml", ["--train.seed", str(seed)])
     assert recipe.task is not None
     task = load_task(recipe.task, recipe.data)
     model, tokenizer = load_model(recipe.base)
-    row: dict = {"way": way, "seed": seed, "trained_parameters": 0, "training_flops": 0.0}
-    if way != "zero-shot":  # the order of the items that are seen is part of a seed
-        draw = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
-        task = task._replace(train=[task.train[i] for i in draw])
+    row: dict = {"way": method, "seed": seed, "trained_parameters": 0, "training_flops": 0.0}
+    if method != "zero-shot":  # the seed also sets the data order
+        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
+        task = task._replace(train=[task.train[i] for i in order])
     started = cpu_seconds()
-    if way == "features":
+    if method == "features":
         if uses_bfloat16("auto", model, model.device):
             model.bfloat16()
         pooling = recipe.features.pooling
-        half = task._replace(train=task.train[: len(task.train) // 2])  # seeds differ in the half
+        half = task._replace(train=task.train[: len(task.train) // 2])  # each seed uses another half
         features = [
             extract(model, tokenizer, [item.text for item in items], pooling) for items in (half.train, half.validation)
         ]
@@ -75,13 +75,13 @@ def measure(way: str, seed: int) -> dict:
             "training_cpu_seconds": cpu_seconds() - started,
             "trained_parameters": head.weight.size + head.bias.size,
         }
-        found = head.predict(extract(model, tokenizer, [i.text for i in task.test], pooling))
-        right = [float(a == item.label) for a, item in zip(found, task.test, strict=True)]
-        return row | {"correct": right, "peak_bytes": peak_memory(model.device)}
-    if way != "zero-shot":
+        predictions = head.predict(extract(model, tokenizer, [i.text for i in task.test], pooling))
+        correct = [float(a == item.label) for a, item in zip(predictions, task.test, strict=True)]
+        return row | {"correct": correct, "peak_bytes": peak_memory(model.device)}
+    if method != "zero-shot":
         prepare_model(model, tokenizer, recipe.method, recipe, seed)
         sets = task_sets(task, model, tokenizer)
-        run = Path("runs/ways") / f"{way}-{seed}"
+        run = Path("runs/ways") / f"{method}-{seed}"
         with start_run(run, recipe, tokenizer, overwrite=True), Ranks("cpu") as ranks:
             result = train(model, *sets, tokenizer, recipe.train, run, ranks)
         row |= {
@@ -95,15 +95,15 @@ def measure(way: str, seed: int) -> dict:
     if uses_bfloat16("auto", model, model.device):
         model.bfloat16()
     row["correct"] = task_answers(model, tokenizer, task, no_shots)["correct"]
-    common, _ = Counter(item.label for item in task.train).most_common(1)[0]
-    return row | {"majority": [float(item.label == common) for item in task.test]}
+    majority_class, _ = Counter(item.label for item in task.train).most_common(1)[0]
+    return row | {"majority": [float(item.label == majority_class) for item in task.test]}
 
 
-def compared(rows: list[dict]) -> list[dict]:
-    """Accuracy of every way over its seeds, and how far it is above both floors and within time."""
-    groups = {way: [row for row in rows if row["way"] == way] for way in WAYS}
+def compare_methods(rows: list[dict]) -> list[dict]:
+    """Accuracy of every method over its seeds, its gain over both baselines, and its training costs."""
+    groups = {method: [row for row in rows if row["way"] == method] for method in METHODS}
     if not groups["zero-shot"]:
-        raise SystemExit("the untouched model comes first: add zero-shot to --ways")
+        raise SystemExit("no zero-shot result in the ledger: add zero-shot to --ways")
 
     def score(matrix: list[list[float]]) -> Resampled:
         values = np.array(matrix)
@@ -113,7 +113,7 @@ def compared(rows: list[dict]) -> list[dict]:
     majority = score([groups["zero-shot"][0]["majority"]])
     full = max((row["peak_bytes"] for row in groups["full"]), default=0)
     found = []
-    for way, group in groups.items():
+    for method, group in groups.items():
         if not group:
             continue
         mine = score([row["correct"] for row in group])
@@ -122,7 +122,7 @@ def compared(rows: list[dict]) -> list[dict]:
         peak = max(row.get("peak_bytes", 0) for row in group)
         found.append(
             {
-                "way": way,
+                "way": method,
                 "seeds": len(group),
                 "accuracy": mine.estimate._asdict(),
                 "over_zero_shot": above["zero_shot"]._asdict(),
@@ -141,38 +141,38 @@ def compared(rows: list[dict]) -> list[dict]:
 def main() -> None:
     """Entry point of `python -m benchmarks.ways`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1e4, help="start nothing after these")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--one", nargs=2, metavar=("WAY", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--minutes", type=float, default=1e4, help="start no run after this time")
+    parser.add_argument("--ways", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one[0], int(args.one[1]))))
         return
-    path, until = folder() / "ways.jsonl", time.monotonic() + 60 * args.minutes
+    path, until = results_folder() / "ways.jsonl", time.monotonic() + 60 * args.minutes
     rows = [json.loads(line) for line in path.open()] if path.exists() else []
     for seed in SEEDS:
-        for way in args.ways:
-            if way == "zero-shot" and seed:
-                continue  # nothing is drawn
-            done = any((row["way"], row["seed"]) == (way, seed) for row in rows)
+        for method in args.ways:
+            if method == "zero-shot" and seed:
+                continue  # zero-shot does not depend on the seed
+            done = any((row["way"], row["seed"]) == (method, seed) for row in rows)
             if done or time.monotonic() > until:
                 continue
-            say(f"{way}, seed {seed}")
-            command = [sys.executable, "-m", "benchmarks.ways", "--one", way, str(seed)]
+            say(f"{method}, seed {seed}")
+            command = [sys.executable, "-m", "benchmarks.ways", "--one", method, str(seed)]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows.append(json.loads(output.splitlines()[-1]))
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    results = compared(rows)
+    results = compare_methods(rows)
     for row in results:
         value, seconds = row["accuracy"], max(row["training_cpu_seconds"])
-        beats = "" if row["way"] == "zero-shot" else ", beats neither floor for certain"
+        note = "" if row["way"] == "zero-shot" else ", not significantly better than both baselines"
         if row["beats_both"]:
-            beats = ", beats zero-shot and majority"
+            note = ", better than zero-shot and majority class"
         print(
             f"{row['way']:12}{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}), "
-            f"{row['seeds']} seeds{beats}; {seconds:.0f} CPU s"
-            f"{' (over five minutes)' if seconds > MOST else ''}, {row['peak_bytes'] / 2**30:.2f} "
+            f"{row['seeds']} seeds{note}; {seconds:.0f} CPU s"
+            f"{' (over five minutes)' if seconds > CPU_LIMIT else ''}, {row['peak_bytes'] / 2**30:.2f} "
             f"GiB, {row['trained_parameters']:,} trained"
         )
     print(f"written: {record('ways', {'results': results})}")

@@ -1,12 +1,12 @@
-"""Does the best learning rate stay where it is when a model grows wider?
+"""Transfer of the best learning rate across model widths, with and without muP.
 
     python -m benchmarks.width_transfer
 
-Trains three widths at seven learning rates and three seeds on folk tunes with AdamW, with the rate
-as it is and scaled by width (`model.base_dim`, muP: Yang et al. 2022, arXiv:2203.03466). The score
-is the mean training loss of the last fifth of the steps; the best rate of a width is the vertex of
-the parabola through the lowest loss and its neighbours, seed by seed. Writes
-benchmarks/results/DEVICE/width_transfer.json and .png. A quarter of an hour on two cores.
+Trains three widths with seven learning rates and three seeds on folk tunes with AdamW, with the
+same rate for all widths and with the rate scaled by width (`model.base_dim`, muP: Yang et al. 2022,
+arXiv:2203.03466). The score is the mean training loss of the last fifth of the steps. The best rate
+of a width and seed is the vertex of the parabola through the lowest loss and its neighbours. Writes
+benchmarks/results/DEVICE/width_transfer.json and .png. Takes 15 minutes on two cores.
 """
 
 import functools
@@ -30,24 +30,24 @@ from train.optim import learning_rate, optimizers
 from train.pretrain import load_data
 
 WIDTHS = (64, 128, 256)
-WAYS = {"one rate for all widths": 0, "scaled by width (muP)": WIDTHS[-1]}
+PARAMETRISATIONS = {"one rate for all widths": 0, "scaled by width (muP)": WIDTHS[-1]}
 OCTAVES = (-10, -9, -8, -7, -6, -5, -4)  # log2 of the learning rate
 STEPS, BATCH, LENGTH = 120, 4, 128
 SEEDS = (0, 1, 2)
 
 
 @functools.cache
-def sets():
-    """The recipe, its tokenizer and its windows, once per process."""
-    torch.set_num_threads(1)  # as many processes as cores
+def load_sets():
+    """The recipe, its tokenizer and its windows; loaded once per process."""
+    torch.set_num_threads(1)  # one process per core
     recipe = load(Recipe, "configs/tiny.toml", ["--model.max-seq-len", str(LENGTH)])
     return recipe, load_data(recipe)
 
 
 def final_loss(case: tuple[int, int, int, int]) -> float:
-    """Mean training loss (nats per token) of the last fifth of a run; infinite if it diverged."""
+    """Mean training loss (nats per token) of the last fifth of the steps; infinite if it diverged."""
     base, width, octave, seed = case
-    recipe, (tokenizer, train_set, _) = sets()
+    recipe, (tokenizer, train_set, _) = load_sets()
     settings = {
         "learning_rate": 2.0**octave,
         "schedule": "linear",
@@ -95,18 +95,18 @@ def best_octave(losses: list[float]) -> float:
     return OCTAVES[at] + 0.5 * (left - right) / (left - 2 * middle + right)
 
 
-def describe(octaves: list[float]) -> str:
+def format_octaves(octaves: list[float]) -> str:
     """Mean and range over the seeds."""
     return f"{statistics.fmean(octaves):+.2f} ({min(octaves):+.2f} to {max(octaves):+.2f}) octaves"
 
 
 def plot(losses: dict[str, dict[int, list[list[float]]]], path: Path) -> None:
-    """Mean loss and its range over seeds against the rate: a curve per width, a panel per way."""
+    """Plot mean loss and range over seeds against the rate: one curve per width, one panel per rule."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (way, curves) in zip(panels, losses.items(), strict=True):
+    for axes, (name, curves) in zip(panels, losses.items(), strict=True):
         for width, seeds in curves.items():
             columns = list(zip(*seeds, strict=True))
             means = [statistics.fmean(column) for column in columns]
@@ -115,7 +115,7 @@ def plot(losses: dict[str, dict[int, list[list[float]]]], path: Path) -> None:
             axes.fill_between(OCTAVES, lows, highs, color=line.get_color(), alpha=0.15)
             best = statistics.fmean(map(best_octave, seeds))
             axes.axvline(best, color=line.get_color(), linestyle=":")
-        axes.set_title(way)
+        axes.set_title(name)
         axes.set_xlabel("log2 of the learning rate (dotted: the best)")
         axes.legend()
     panels[0].set_ylabel("training loss at the end (nats per token)")
@@ -126,24 +126,24 @@ def plot(losses: dict[str, dict[int, list[list[float]]]], path: Path) -> None:
 
 def main() -> None:
     """Entry point of `python -m benchmarks.width_transfer`."""
-    cases = list(product(WAYS.values(), WIDTHS, OCTAVES, SEEDS))
-    sets()  # prepared before the workers look for it
+    cases = list(product(PARAMETRISATIONS.values(), WIDTHS, OCTAVES, SEEDS))
+    load_sets()  # prepare the data before the workers start
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        # The widest first, so that no worker is left alone with them at the end.
+        # The slowest cases (widest models) first, so that workers finish at about the same time.
         order = sorted(cases, key=lambda case: -case[1])
         found = dict(zip(order, pool.map(final_loss, order, chunksize=1), strict=True))
     losses: dict[str, dict[int, list[list[float]]]] = {}
     best: dict[str, dict[int, list[float]]] = {}
-    for way, base in WAYS.items():
-        losses[way] = {
+    for name, base in PARAMETRISATIONS.items():
+        losses[name] = {
             width: [[found[base, width, octave, seed] for octave in OCTAVES] for seed in SEEDS] for width in WIDTHS
         }
-        best[way] = {width: [*map(best_octave, seeds)] for width, seeds in losses[way].items()}
-        for width, octaves in best[way].items():
-            say(f"{way:24} width {width:4}  best log2 rate {describe(octaves)}")
-        narrow, wide = best[way][WIDTHS[0]], best[way][WIDTHS[-1]]
+        best[name] = {width: [*map(best_octave, seeds)] for width, seeds in losses[name].items()}
+        for width, octaves in best[name].items():
+            say(f"{name:24} width {width:4}  best log2 rate {format_octaves(octaves)}")
+        narrow, wide = best[name][WIDTHS[0]], best[name][WIDTHS[-1]]
         moved = [there - here for here, there in zip(narrow, wide, strict=True)]
-        say(f"{way:24} from width {WIDTHS[0]} to {WIDTHS[-1]} the best moves {describe(moved)}")
+        say(f"{name:24} from width {WIDTHS[0]} to {WIDTHS[-1]} the best rate moves by {format_octaves(moved)}")
     about = {
         "steps": STEPS,
         "tokens_per_step": BATCH * LENGTH,

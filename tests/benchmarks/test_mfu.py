@@ -1,9 +1,9 @@
-"""That the ways of the MFU benchmark are one model, computed differently."""
+"""The implementations of the MFU benchmark compute the same model."""
 
 import pytest
 import torch
 
-from benchmarks.mfu import in_torch, measure, plain, sdpa
+from benchmarks.mfu import measure, plain, sdpa, use_torch_operators
 from configs.schema import ModelConfig, Recipe
 from model.build import build_model
 
@@ -11,16 +11,16 @@ SHAPE = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hi
 
 
 @pytest.mark.parametrize("attend", [sdpa, plain])
-def test_in_torch_loss_and_gradients_are_the_same(attend):
+def test_torch_operators_give_the_same_loss_and_gradients(attend):
     net = build_model(SHAPE, 300).init_weights(0)
     x, y = torch.randint(0, 300, (2, 3, 32), generator=torch.Generator().manual_seed(0))
     found = []
-    for way in (None, attend):
+    for attention in (None, attend):
         net.zero_grad()
-        if way is None:
+        if attention is None:
             loss = net(x, targets=y)
         else:
-            with in_torch(way):
+            with use_torch_operators(attention):
                 loss = net(x, targets=y)
         loss.backward()
         found.append((loss.detach(), [p.grad for p in net.parameters()]))
@@ -28,7 +28,7 @@ def test_in_torch_loss_and_gradients_are_the_same(attend):
 
 
 @pytest.mark.slow
-def test_every_way_is_timed():
+def test_every_implementation_is_timed():
     recipe = Recipe(model=SHAPE)
     rows = measure(recipe, 300, batch=2, rounds=2)
     assert [row["way"].split(",")[0] for row in rows] == ["ours", "sdpa", "plain"] * 2

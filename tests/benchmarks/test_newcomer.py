@@ -1,14 +1,14 @@
-"""Every kind of corpus that a newcomer has trains, or ends in one clear line."""
+"""Every kind of user corpus trains, or fails with one clear line."""
 
 import pytest
 
-from benchmarks.newcomer import attempt, cases
+from benchmarks.newcomer import cases, run_case
 
 CASES = cases(megabytes=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_newcomers_corpus(name, tmp_path):
-    good, row = attempt(name, CASES[name], tmp_path / "corpus")
+def test_corpus_trains_or_fails_clearly(name, tmp_path):
+    good, row = run_case(name, CASES[name], tmp_path / "corpus")
     assert good, row

@@ -1,4 +1,4 @@
-"""Every record says what made it, as README promises."""
+"""Every record contains its command, date and versions, as README states."""
 
 import json
 import re
@@ -10,7 +10,7 @@ RECORDS = sorted([*Path("benchmarks/results").rglob("*.json"), *Path("kernels/re
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=str)
-def test_a_record_names_command_date_and_versions(path):
+def test_record_contains_command_date_and_versions(path):
     found = json.loads(path.read_text())
     assert re.match(r"python -m (benchmarks|kernels)\.\w+", found["command"])
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", found["date"])

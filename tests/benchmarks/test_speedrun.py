@@ -1,15 +1,15 @@
-"""The speedrun's bookkeeping, and that its baseline is the model it is said to be."""
+"""Planning and evaluation of the speedrun and ablation, and the GPT-2 baseline."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks.ablation import MORE_SEEDS, WITHOUT, gains, in_time
-from benchmarks.ablation import plan as ablation_plan
-from benchmarks.grid import recipe_of, run
+from benchmarks.ablation import MORE_SEEDS, WITHOUT, compare_step_time, compute_gains
+from benchmarks.ablation import plan_cells as plan_ablation_cells
+from benchmarks.grid import build_recipe, run_cells
 from benchmarks.peers import Gpt2
-from benchmarks.speedrun import CORPORA, OVERFITTED, RATES, SEEDS, SHARES, compared, plan
+from benchmarks.speedrun import CORPORA, OVERFITTED, RATES, SEEDS, SHARES, compare_to_baseline, plan_cells
 from configs.schema import ModelConfig
 
 
@@ -17,31 +17,31 @@ def finished(cell, loss):
     return cell | {"validation_loss": loss, "test_loss": loss, "flops": 100 * cell["share"]}
 
 
-def test_the_best_rate_of_equally_many_tries_is_run_on_all_corpora_and_seeds():
+def test_the_best_learning_rate_is_run_on_all_corpora_and_seeds():
     assert len({len(rates) for rates in RATES.values()}) == 1
-    tries = plan([], ["1m"])
+    tries = plan_cells([], ["1m"])
     assert len(tries) == sum(map(len, RATES.values()))
     assert {(c["corpus"], c["seed"]) for c in tries} == {(CORPORA[0], SEEDS[0])}
     rows = [finished(c, abs(c["learning_rate"] - 2e-3)) for c in tries if c["way"] == "baseline"]
-    chosen = [c for c in plan(rows, ["1m"]) if c not in tries and c["way"] == "baseline"]
+    chosen = [c for c in plan_cells(rows, ["1m"]) if c not in tries and c["way"] == "baseline"]
     assert {c["learning_rate"] for c in chosen} == {2e-3}
     expected = {(corpus, seed) for corpus in CORPORA for seed in SEEDS} | {(OVERFITTED, SEEDS[0])}
-    expected.remove((CORPORA[0], SEEDS[0]))  # was a try
+    expected.remove((CORPORA[0], SEEDS[0]))  # already run in the search
     assert {(c["corpus"], c["seed"]) for c in chosen} == expected
     assert len(chosen) == len(expected)
-    larger = [c for c in plan(rows, ["4m"]) if c["way"] == "baseline"]
+    larger = [c for c in plan_cells(rows, ["4m"]) if c["way"] == "baseline"]
     assert [c["learning_rate"] for c in larger] == [2e-3, 1e-3, 5e-4]
 
 
-def test_losses_are_compared_with_an_interval():
+def test_losses_are_compared_with_a_confidence_interval():
     rows: list[dict] = []
-    for _ in range(2):  # the tries, then what they decide
-        for cell in plan(rows, ["1m"]):
+    for _ in range(2):  # the learning rate search, then the cells at the best rate
+        for cell in plan_cells(rows, ["1m"]):
             if not any(cell.items() <= row.items() for row in rows):
                 better = 0.1 * (cell["way"] == "recipe")
                 rows.append(finished(cell, 3 - better + 0.001 * cell["seed"]))
     seconds = {"baseline": [1.0, 1.0], "recipe": [2.0, 1.0], "adamw": [1.0, 1.0]}
-    found = {(r["corpus"], r["way"]): r for r in compared(rows, "1m", seconds)}
+    found = {(r["corpus"], r["way"]): r for r in compare_to_baseline(rows, "1m", seconds)}
     assert len(found) == len(CORPORA) * len(SHARES)
     recipe = found[CORPORA[0], "recipe"]
     assert recipe["over_baseline"] == pytest.approx(-0.1)
@@ -52,15 +52,15 @@ def test_losses_are_compared_with_an_interval():
     assert low < 0 < high
 
 
-def test_a_ledgers_cells_are_not_run_again(tmp_path):
+def test_cells_in_the_ledger_are_not_run_again(tmp_path):
     cell = {"way": "recipe", "size": "1m", "share": 0.2}
     path = tmp_path / "ledger.jsonl"
     path.write_text(json.dumps(cell | {"test_loss": 1.0}) + "\n")
-    run(path, lambda rows: [cell], jobs=1, minutes=1)  # would raise: such a cell cannot be trained
+    run_cells(path, lambda rows: [cell], jobs=1, minutes=1)  # would raise: this cell is incomplete
     assert len(path.read_text().splitlines()) == 1
 
 
-def test_a_cell_that_is_not_done_in_time_is_ended_and_left_for_the_next_call(tmp_path):
+def test_cell_stops_at_the_time_limit_without_a_ledger_row(tmp_path):
     cell = {
         "way": "recipe",
         "size": "1m",
@@ -71,19 +71,19 @@ def test_a_cell_that_is_not_done_in_time_is_ended_and_left_for_the_next_call(tmp
         "overrides": ["--model.dim=8"],
     }
     path = tmp_path / "ledger.jsonl"
-    run(path, lambda rows: [cell], jobs=1, minutes=0.05)
+    run_cells(path, lambda rows: [cell], jobs=1, minutes=0.05)
     assert not path.exists()
 
 
-def test_every_part_can_be_taken_out():
+def test_every_part_can_be_removed():
     about = {"size": "1m", "corpus": "python-stdlib", "share": 0.2, "learning_rate": 1e-3}
     whole, *others = [
-        recipe_of(about | {"way": part, "seed": 0, "overrides": overrides}) for part, overrides in WITHOUT.items()
+        build_recipe(about | {"way": part, "seed": 0, "overrides": overrides}) for part, overrides in WITHOUT.items()
     ]
     assert all(other != whole for other in others)
 
 
-def test_parts_are_compared_seed_by_seed_whatever_the_order_of_the_ledger():
+def test_parts_are_paired_by_seed_in_any_ledger_order():
     grows = {"Muon": (0.4, 0.5, 0.6), "WSD (cosine)": (-0.01, 0.02, -0.01)}
     rows = [
         {"way": f"without {part}", "seed": seed, "validation_loss": 3 + seed + gain}
@@ -93,26 +93,26 @@ def test_parts_are_compared_seed_by_seed_whatever_the_order_of_the_ledger():
     ]
     rows += [{"way": "without nothing", "seed": s, "validation_loss": 3 + s} for s in SEEDS]
     seconds = {part: [1.0, 2.0] for part in WITHOUT} | {"Muon": [0.5, 1.2]}
-    first, *others = gains(rows[::-1])
+    first, *others = compute_gains(rows[::-1])
     assert first["part"] == "Muon"
     assert first["gain"] == pytest.approx(0.5)
     # Student's t with two degrees of freedom: 4.303 standard errors.
     assert first["interval"] == pytest.approx([0.5 - 4.303 * 0.0577, 0.5 + 4.303 * 0.0577], abs=1e-3)
-    assert in_time("Muon", seconds)["step_without"] == pytest.approx(0.55)
+    assert compare_step_time("Muon", seconds)["step_without"] == pytest.approx(0.55)
     assert others[-1]["part"] == "WSD (cosine)"
     assert others[-1]["interval"][0] < 0 < others[-1]["interval"][1]
-    assert "QK-norm" not in {row["part"] for row in others}  # not all of its seeds have ended
-    more = [cell for cell in ablation_plan(rows) if cell["seed"] in MORE_SEEDS]
+    assert "QK-norm" not in {row["part"] for row in others}  # not all of its seeds have finished
+    more = [cell for cell in plan_ablation_cells(rows) if cell["seed"] in MORE_SEEDS]
     assert {cell["way"].removeprefix("without ") for cell in more} == {"nothing"} | {
         row["part"]
-        for row in others  # whose intervals hold zero
+        for row in others  # their intervals include zero
     }
     assert len(more) == 3 * (1 + len(others))
 
 
-def test_the_baseline_is_gpt2():
+def test_baseline_is_gpt2():
     shape = ModelConfig(dim=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, hidden_dim=128, max_seq_len=8)
-    model = Gpt2(shape, 50).double()  # whose rounding the bound is for
+    model = Gpt2(shape, 50).double()  # the tolerance assumes float64
     tokens, targets = torch.randint(0, 50, (2, 3, 8), generator=torch.Generator().manual_seed(0))
     targets[0, :4] = -100
     logits = model.gpt2(tokens).logits.double().log_softmax(-1)
@@ -121,5 +121,5 @@ def test_the_baseline_is_gpt2():
     torch.testing.assert_close(model(tokens, targets=targets), expected)
     assert model.gpt2.lm_head.weight is model.gpt2.transformer.wte.weight
     assert sum(p.numel() for p in model.gpt2.transformer.h.parameters() if p.dim() == 2) == (12 * 2 * 32**2)
-    with pytest.raises(ValueError, match="GPT-2 has heads"):
+    with pytest.raises(ValueError, match="GPT-2 needs head_dim"):
         Gpt2(shape.model_copy(update={"hidden_dim": 96}), 50)
