@@ -73,7 +73,7 @@ def make_inputs(case, device):
     return q, k, v, first, do.to(device)
 
 
-def check_against_float64(case, device="cpu"):
+def check(case, device="cpu"):
     """Compare outputs and gradients of attention on `device` with the reference in float64."""
     q, k, v, first, do = make_inputs(case, device)
     settings = {"causal": case["causal"], "first": first, "softcap": case["softcap"]}

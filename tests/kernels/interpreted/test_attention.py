@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
-from kernel_cases import cases, check_against_float64
+from kernel_cases import cases, check
 
 from kernels import tune
 from kernels.attention import attention, first_keys
@@ -45,10 +45,10 @@ def tiles(monkeypatch):
 @settings(max_examples=64, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(case=ONE_NUMBER)
 @given(case=cases())
-def test_outputs_and_gradients_match_float64(tiles, case):
+def test_outputs_and_gradients_equal_float64(tiles, case):
     tiles(*case["tiles"], case["descriptor"])
     with use_triton():
-        check_against_float64(case)
+        check(case)
 
 
 def test_document_mask_hides_other_documents_bitwise(tiles):
