@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 import model.norm
+import model.scratch
 import model.transformer
 from benchmarks.record import record
 from cli.recipes import load
@@ -65,14 +66,10 @@ def project(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tor
 @contextmanager
 def use_torch_operators(attend: Callable) -> Iterator[None]:
     """Replace our kernels by torch's operators and this attention in every model in this context."""
-    others = {
-        "rope": rope_reference,
-        "swiglu": swiglu_reference,
-        "relu2": relu2_reference,
-        "project_and_score": project,
-    }
+    others = {"rope": rope_reference, "swiglu": swiglu_reference, "project_and_score": project}
     with (
         patch.multiple(model.transformer, attend=attend, **others),
+        patch.multiple(model.scratch, relu2=relu2_reference),
         patch.multiple(model.norm, rms_norm=rms_norm_reference),
     ):
         yield

@@ -11,10 +11,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from tokenizer.inspect import bytes_per_token
-
 from benchmarks.record import record
 from cli.recipes import load
+from compare.tokenizers import bytes_per_token
 from configs.schema import Recipe
 from data.prepare import prepare, read_documents
 from data.shards import cached_tokenizer
