@@ -105,6 +105,73 @@ def time_generation(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> 
     return tokens, time.perf_counter() - stamps[0], stamps[-1] - stamps[1]
 
 
+Variant = tuple[str, str]  # ("ours" or "transformers", precision)
+
+
+def load_variants(own: Transformer) -> dict[Variant, torch.nn.Module]:
+    """The same weights in both libraries and every precision."""
+    theirs = transformers_llama(own.config, own.state_dict()).eval()
+    variants: dict[Variant, torch.nn.Module] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        variants["ours", name] = copy.deepcopy(own).to(dtype)
+        variants["transformers", name] = copy.deepcopy(theirs).to(dtype)
+    variants["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
+    return variants
+
+
+def compare(
+    variants: dict[Variant, torch.nn.Module], prompts: torch.Tensor, new: int, rounds: int, weights_per_second: float
+) -> list[dict]:
+    """A row per variant: whole generations and decode steps, timed in turn.
+
+    `weights_per_second` is the number of one-byte weights that the memory bandwidth delivers.
+    """
+    times: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    after: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    tokens = {}
+    for _ in range(rounds):
+        for variant, model in variants.items():
+            tokens[variant], whole, rest = time_generation(model, prompts, new)
+            times[variant].append(whole)
+            after[variant].append(rest)
+    (batch, length), rows = prompts.shape, []
+    for variant, seconds in times.items():
+        base = "transformers", "bfloat16" if variant[1] == "int8" else variant[1]
+        ratios = sorted(b / a for a, b in zip(seconds, times[base], strict=True))
+        step = statistics.median(after[variant]) / (new - 1)
+        row = {
+            "way": variant[0],
+            "precision": variant[1],
+            "batch": batch,
+            "prompt": length,
+            "tokens_per_second": batch * new / statistics.median(seconds),
+            "transformers_time_over_it": statistics.median(ratios),
+            "ratios": ratios,
+            "seconds_per_step_after_the_prompt": step,
+            "transformers_time_over_it_after_the_prompt": statistics.median(
+                b / a for a, b in zip(after[variant], after[base], strict=True)
+            ),
+            "same_tokens_in_float32": torch.equal(tokens["ours", "float32"], tokens["transformers", "float32"]),
+        }
+        if batch == 1:
+            row["profile"] = profile_operators(partial(time_generation, variants[variant], prompts, new))
+        if batch == 1 and variant[0] == "ours":
+            row["share_of_bandwidth"] = BYTES[variant[1]] / step / weights_per_second
+        rows.append(row)
+    return rows
+
+
+def show_row(row: dict) -> None:
+    """Print a row."""
+    share = f", {row['share_of_bandwidth']:.0%} of the bandwidth" if "share_of_bandwidth" in row else ""
+    print(
+        f"prompt {row['prompt']:4} batch {row['batch']:3} {row['precision']:9}{row['way']:13}"
+        f"{row['tokens_per_second']:8.1f} tokens/s {row['transformers_time_over_it']:5.2f} times as fast, "
+        f"decode only {row['transformers_time_over_it_after_the_prompt']:5.2f}{share}"
+    )
+
+
 def main() -> None:
     """Entry point of `python -m benchmarks.generation`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -115,14 +182,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, nargs="+", default=[16, 512])
     args = parser.parse_args()
     own, tokenizer = load_model(args.model)
-    theirs = transformers_llama(own.config, own.state_dict()).eval()
-    variants: dict[tuple[str, str], torch.nn.Module] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        variants["ours", name] = copy.deepcopy(own).to(dtype)
-        variants["transformers", name] = copy.deepcopy(theirs).to(dtype)
-    variants["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
-    copied = measure_bandwidth()
+    variants, bandwidth = load_variants(own), measure_bandwidth()
     texts = [document["text"] for document in read_documents(prepare(DataConfig()), "test")]
     stream = [i for text in texts for i in tokenizer.encode(text)]
     rows = []
@@ -134,54 +194,18 @@ def main() -> None:
             if length + args.new > own.config.max_seq_len:
                 continue
             prompts = torch.tensor(stream[: batch * length]).view(batch, length)
-            times: dict[tuple[str, str], list[float]] = {variant: [] for variant in variants}
-            after: dict[tuple[str, str], list[float]] = {variant: [] for variant in variants}
-            tokens = {}
-            for _ in range(args.rounds):
-                for variant in variants:
-                    tokens[variant], whole, rest = time_generation(ready[variant], prompts, args.new)
-                    times[variant].append(whole)
-                    after[variant].append(rest)
-            same = torch.equal(tokens["ours", "float32"], tokens["transformers", "float32"])
-            for variant, seconds in times.items():
-                base = "transformers", "bfloat16" if variant[1] == "int8" else variant[1]
-                ratios = sorted(b / a for a, b in zip(seconds, times[base], strict=True))
-                later = [b / a for a, b in zip(after[variant], after[base], strict=True)]
-                speed = batch * args.new / statistics.median(seconds)
-                step = statistics.median(after[variant]) / (args.new - 1)
-                row = {
-                    "way": variant[0],
-                    "precision": variant[1],
-                    "batch": batch,
-                    "prompt": length,
-                    "tokens_per_second": speed,
-                    "transformers_time_over_it": statistics.median(ratios),
-                    "ratios": ratios,
-                    "seconds_per_step_after_the_prompt": step,
-                    "transformers_time_over_it_after_the_prompt": statistics.median(later),
-                    "same_tokens_in_float32": same,
-                }
-                share = ""
-                if batch == 1:
-                    row["profile"] = profile_operators(partial(time_generation, ready[variant], prompts, args.new))
-                if batch == 1 and variant[0] == "ours":
-                    row["share_of_bandwidth"] = count_weights_read(own) / step * BYTES[variant[1]] / copied
-                    share = f", {row['share_of_bandwidth']:.0%} of the bandwidth"
-                rows.append(row)
-                print(
-                    f"prompt {length:4} batch {batch:3} {variant[1]:9}{variant[0]:13}{speed:8.1f} tokens/s "
-                    f"{row['transformers_time_over_it']:5.2f} times as fast, decode only "
-                    f"{statistics.median(later):5.2f}{share}"
-                )
-            print(f"    same tokens in float32: {same}")
-    bits = measure_bits_per_byte({n: variants["ours", n] for n in BYTES}, tokenizer)
+            found = compare(ready, prompts, args.new, args.rounds, bandwidth / count_weights_read(own))
+            for row in found:
+                show_row(row)
+            print(f"    same tokens in float32: {found[0]['same_tokens_in_float32']}")
+            rows += found
     result = {
         "model": args.model,
         "new_tokens": args.new,
         "rounds": args.rounds,
         "rows": rows,
-        "copy_bytes_per_second": copied,
-        "bits_per_byte": bits,
+        "copy_bytes_per_second": bandwidth,
+        "bits_per_byte": measure_bits_per_byte({n: variants["ours", n] for n in BYTES}, tokenizer),
     }
     name = "generate-" + args.model.strip("/").replace("/", "-")
     if args.batch != DEFAULT_BATCHES:

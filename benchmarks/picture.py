@@ -5,6 +5,7 @@
 Reads results/DEVICE/*.json and skips missing files. Writes results/DEVICE/bench.png.
 """
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,7 @@ def _bars(panel: Axes, names: list[str], ratios: list[list[float]]) -> None:
 
 def main() -> None:
     """Entry point of `python -m benchmarks.picture`."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     found: dict[str, Path] = {name: results_folder() / f"{name}.json" for name in PANELS}
     found = {name: path for name, path in found.items() if path.exists()}
     if not found:

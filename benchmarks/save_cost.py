@@ -9,6 +9,7 @@ of the same round, so it includes all side effects. Writes
 benchmarks/results/DEVICE/save_cost.json.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -34,6 +35,7 @@ VOCABULARY = 8192
 
 def main() -> None:
     """Entry point of `python -m benchmarks.save_cost`."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     config = TrainConfig()
     model = build_model(MODEL, VOCABULARY).init_weights(0)
     parameters = dict(model.named_parameters())

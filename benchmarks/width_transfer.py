@@ -9,6 +9,7 @@ of a width and seed is the vertex of the parabola through the lowest loss and it
 benchmarks/results/DEVICE/width_transfer.json and .png. Takes 15 minutes on two cores.
 """
 
+import argparse
 import functools
 import math
 import multiprocessing
@@ -126,6 +127,7 @@ def plot(losses: dict[str, dict[int, list[list[float]]]], path: Path) -> None:
 
 def main() -> None:
     """Entry point of `python -m benchmarks.width_transfer`."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     cases = list(product(PARAMETRISATIONS.values(), WIDTHS, OCTAVES, SEEDS))
     load_sets()  # prepare the data before the workers start
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
