@@ -34,7 +34,14 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.loop import DataSet, RunResult, train
-from train.run_directory import finish, resolve_recipe, resumable, run_directory_arguments, should_resume, start_run
+from train.run_directory import (
+    handle_interrupt,
+    report_result,
+    resolve_recipe,
+    run_directory_arguments,
+    should_resume,
+    start_run,
+)
 
 
 def main() -> int:
@@ -55,13 +62,13 @@ def main() -> int:
             probe = Probe(recipe, ranks, validation_set, prompt)
             if ranks.is_main:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
-                with resumable():
+                with handle_interrupt():
                     before = probe.measure(model.to(ranks.device), tokenizer)
                     say(
                         f"before: validation loss {before['loss']:.4f}; general text "
                         f"({recipe.general}) {before['general_bits_per_byte']:.4f} bits per byte"
                     )
-        with resumable():
+        with handle_interrupt():
             result = train(
                 model,
                 train_set,
@@ -79,7 +86,7 @@ def main() -> int:
             if not result.signal:
                 save_results(run, result, probe, before)
             lock.close()
-            return finish(result, run)
+            return report_result(result, run)
 
 
 def load_data(recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer) -> tuple[DataSet, DataSet, list[int]]:

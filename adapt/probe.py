@@ -34,7 +34,7 @@ class Probe:
         bfloat16 = uses_bfloat16(recipe.train.precision, model, model.device)
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16)
         settings = recipe.train.model_copy(update={"parallel": "ddp", "micro_batch_size": 4})
-        alone = self.ranks.alone(model.device)
+        alone = self.ranks.single_rank(model.device)
         validation, general = (
             evaluate(model, model, data_set, settings, alone, autocast)
             for data_set in (self.validation_set, self.general_set(model, tokenizer))

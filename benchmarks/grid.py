@@ -34,7 +34,7 @@ from train.evaluate import evaluate
 from train.forward import set_block_forward
 from train.loop import clip_gradients, train
 from train.metrics import read_metrics
-from train.optim import optimizers
+from train.optim import build_optimizers
 from train.preflight import uses_bfloat16
 
 STEPS = {"1m": 2930, "4m": 3906}  # steps of the baseline: 6 and 8 million tokens
@@ -152,7 +152,7 @@ def measure_step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool
             elif suffix:
                 model.compile()
             parameters = dict(model.named_parameters())
-            chosen = optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
+            chosen = build_optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
             setups[name + suffix] = model, parameters, chosen
     autocast = torch.autocast("cpu", torch.bfloat16)
     times: dict[str, list[float]] = {name: [] for name in setups}

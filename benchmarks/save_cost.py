@@ -24,7 +24,7 @@ from model.build import build_model
 from tokenizer.bpe import Tokenizer
 from train.checkpoint import TrainState
 from train.distributed import Ranks
-from train.optim import optimizers
+from train.optim import build_optimizers
 from train.saver import Saver
 
 INTERVAL = 25
@@ -41,7 +41,7 @@ def main() -> None:
     parameters = dict(model.named_parameters())
     tokenizer = Tokenizer.load(next(Path("cache/tokenizers").glob("*.json")))
     tokens = torch.randint(0, VOCABULARY, (4, MODEL.max_seq_len))
-    chosen = optimizers(parameters, config)
+    chosen = build_optimizers(parameters, config)
     with Ranks("cpu") as ranks, tempfile.TemporaryDirectory(dir="cache") as folder:
         state = TrainState(parameters, chosen, Loader(64, 8, 0), tokenizer, "", {})
         saver = Saver(Path(folder), 2, ranks)
@@ -52,7 +52,7 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             state.progress.step += 1
-            saver.settle(saver.writing, saver.error is not None)
+            saver.commit_or_discard(saver.is_writing, saver.error is not None)
 
         def interval(mode: str) -> float:
             started = time.perf_counter()

@@ -27,7 +27,7 @@ from configs.schema import ModelConfig, Recipe
 from data.loader import Loader
 from model.build import build_model
 from model.transformer import IGNORE
-from train.optim import learning_rate, optimizers
+from train.optim import build_optimizers, learning_rate
 from train.pretrain import load_data
 
 WIDTHS = (64, 128, 256)
@@ -71,7 +71,7 @@ def final_loss(case: tuple[int, int, int, int]) -> float:
     )
     model = build_model(shape, tokenizer.vocab_size).init_weights(seed)
     parameters = dict(model.named_parameters())
-    (optimizer,) = optimizers(parameters, config, shape.width_ratio)
+    (optimizer,) = build_optimizers(parameters, config, shape.width_ratio)
     loader, losses = Loader(len(train_set), BATCH, seed), []
     for step in range(STEPS):
         inputs, targets = train_set.batch(loader.next())

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-_FILLING = ".filling"  # locked in a folder aside while a process fills it
-_SETTLED = 10.0  # seconds: a younger file aside may not be locked yet
+_LOCK_NAME = ".filling"  # locked in a folder aside while a process fills it
+_MIN_AGE = 10.0  # seconds: a younger file aside may not be locked yet
 
 
 def try_lock(file: IO) -> bool:
@@ -45,7 +45,7 @@ def try_lock(file: IO) -> bool:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file: after a crash it holds the old content or the new. Raises OSError."""
     _remove_abandoned(path)
-    aside = _aside(path)
+    aside = _temporary_path(path)
     try:
         with open(aside, "xb") as file:
             try_lock(file)
@@ -59,29 +59,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path, stays: Callable[[Path], object]) -> Iterator[Path]:
+def atomic_folder(path: Path, keep_existing: Callable[[Path], object]) -> Iterator[Path]:
     """A folder to fill, which then stands at `path`, fsynced; after an error nothing has changed.
 
-    If something is at `path` when it is filled, `stays` says whether that is kept and the new one
+    If something is at `path` when it is filled, `keep_existing` says whether that is kept and the new one
     dropped (another process was faster), or replaced; it may raise to refuse both.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    aside, old = _aside(path), _aside(path)
+    aside, old = _temporary_path(path), _temporary_path(path)
     aside.mkdir()
     try:
-        with open(aside / _FILLING, "xb") as lock:
+        with open(aside / _LOCK_NAME, "xb") as lock:
             try_lock(lock)
             yield aside
             for file in aside.rglob("*"):
-                if file.is_file() and file.name != _FILLING:
+                if file.is_file() and file.name != _LOCK_NAME:
                     sync_file(file)
             for part in (*filter(Path.is_dir, aside.rglob("*")), aside):
                 sync_folder(part)
-        (aside / _FILLING).unlink()
+        (aside / _LOCK_NAME).unlink()
         for last in (False, True):
             if path.exists():
-                if stays(path):
+                if keep_existing(path):
                     return
                 os.utime(path)  # young: no other process takes it for a leftover
                 path.rename(old)
@@ -116,7 +116,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def inside(folder: Path, name: object) -> Path:
+def safe_join(folder: Path, name: object) -> Path:
     """The file `name` of `folder`. Raises ValueError if the name, read from a file, leads out."""
     text = str(name)
     if text in ("", ".", "..") or any(letter in text for letter in "/\\:\0"):
@@ -148,7 +148,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _aside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
@@ -158,9 +158,9 @@ def _remove_abandoned(path: Path) -> None:
     for left in list(path.parent.glob(".*.tmp")):
         if not re.fullmatch(rf"\.{names}\.[0-9a-f]{{8}}\.tmp", left.name):
             continue
-        lock = left / _FILLING if left.is_dir() else left
+        lock = left / _LOCK_NAME if left.is_dir() else left
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime < _SETTLED:
+            if time.time() - left.stat().st_mtime < _MIN_AGE:
                 continue
             if lock.exists():
                 with open(lock, "rb+") as file:
@@ -171,7 +171,7 @@ def _remove_abandoned(path: Path) -> None:
 
 def write_manifest(folder: Path, values: dict) -> None:
     """Write a folder's manifest.json: `values`, and the size of every other file in it."""
-    others = (p for p in sorted(folder.iterdir()) if p.name not in (_FILLING, "manifest.json"))
+    others = (p for p in sorted(folder.iterdir()) if p.name not in (_LOCK_NAME, "manifest.json"))
     sizes = {path.name: path.stat().st_size for path in others}
     write_atomically(folder / "manifest.json", to_json(values | {"files": sizes}, 2) + "\n")
 
@@ -181,7 +181,7 @@ def valid_manifest(folder: Path) -> dict | None:
     manifest = read_json(folder / "manifest.json")
     try:
         for name, size in manifest["files"].items():
-            if inside(folder, name).stat().st_size != size:
+            if safe_join(folder, name).stat().st_size != size:
                 return None
     except (TypeError, KeyError, AttributeError, ValueError, OSError):
         return None

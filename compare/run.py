@@ -46,11 +46,11 @@ from data.prepare import load_manifest, prepare
 from model.load import version_of
 from train.run_directory import (
     check_run,
+    load_saved_recipe,
     lock_run,
     new_run_folder,
-    pinned_recipe,
+    pin_recipe,
     run_directory_arguments,
-    saved_config,
     write_config,
 )
 
@@ -311,7 +311,7 @@ def main() -> int:
     if own.quick:
         study = quick(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
-    study = pinned_recipe(study, saved_config(folder, StudyRecipe, not own.overwrite))
+    study = pin_recipe(study, load_saved_recipe(folder, StudyRecipe, not own.overwrite))
     cells, every = plan(study, own.methods), plan(study)
     about = provenance(study, [*cells, *every])
     say_plan(study, cells, folder, about)

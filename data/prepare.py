@@ -78,7 +78,7 @@ def prepare(config: DataConfig) -> Path:
         return folder
     if folder.exists():
         say(f"documents: {folder} is damaged and is rebuilt")
-    with atomic_folder(folder, stays=valid_manifest) as aside:
+    with atomic_folder(folder, keep_existing=valid_manifest) as aside:
         manifest = _prepare_corpus(corpus, config, aside)
         manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
         write_manifest(aside, manifest)
@@ -130,7 +130,7 @@ def subsample(folder: Path, share: float, seed: int) -> Path:
         taken.add(row["id"])
         size += len(row["text"].encode())
     counts = Counter(documents=0, characters=0, bytes=0)
-    with atomic_folder(part, stays=valid_manifest) as aside:
+    with atomic_folder(part, keep_existing=valid_manifest) as aside:
         with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
             for row in read_documents(folder, "train"):
                 if row["id"] in taken:

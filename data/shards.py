@@ -60,7 +60,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer) -> Path:
         return shards
     if shards.exists():
         say(f"tokens: {shards} is damaged and is rebuilt")
-    with atomic_folder(shards, stays=valid_manifest) as aside:
+    with atomic_folder(shards, keep_existing=valid_manifest) as aside:
         counts = {split: _write_split(folder, split, tokenizer, aside) for split in SPLITS}
         about = {"fingerprint": name, "tokenizer": tokenizer.hash, "splits": counts}
         write_manifest(aside, about | {"dtype": _dtype(tokenizer).str})

@@ -52,7 +52,7 @@ class Progress:
     evaluated_windows: int = 0
     """Windows that each periodic evaluation scores, so that all scores of a run compare."""
 
-    def judge(self, bits_per_byte: float) -> bool:
+    def update_best(self, bits_per_byte: float) -> bool:
         """Whether this evaluation is the best so far."""
         better = math.isfinite(bits_per_byte) and (self.best is None or bits_per_byte < self.best)
         self.best = bits_per_byte if better else self.best

@@ -18,13 +18,13 @@ from model.transformer import Transformer
 from train.distributed import Ranks
 from train.forward import set_block_forward, summed_loss
 
-WORTH = 1.05  # how many times as fast is worth the wait for the compiler at every start
-LONG = 600.0  # seconds of training below which finding out costs more than it can win
+MIN_SPEEDUP = 1.05  # how many times as fast is worth the wait for the compiler at every start
+MIN_RUN_SECONDS = 600.0  # seconds of training below which finding out costs more than it can win
 ROUNDS = 5
-TRIED = Path("cache/compiled")
+CACHE = Path("cache/compiled")
 
 
-def compile_where_it_pays(
+def compile_if_faster(
     model: Transformer,
     wrapped: nn.Module,
     train_set,
@@ -70,7 +70,7 @@ def compile_where_it_pays(
         chosen = {"identity": identity, "speedup": speedup}
         if ranks.is_main:
             _write(run / "compiled.json", chosen)
-    if chosen["speedup"] < WORTH:
+    if chosen["speedup"] < MIN_SPEEDUP:
         return None
     set_block_forward(model, compiled=True, checkpointing=checkpointing)
     return chosen["speedup"]
@@ -86,16 +86,16 @@ def _speedup(model: Transformer, once: Callable[[], float], config: TrainConfig,
         (seconds,) = ranks.sum(once() / ranks.world_size)
         passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
         expected = config.steps * passes * seconds
-    if expected < LONG:
+    if expected < MIN_RUN_SECONDS:
         return 0.0
-    path = TRIED / f"{identity}.json"
+    path = CACHE / f"{identity}.json"
     answer = ranks.gather(_read(path))[0]
     if not answer:
         say("torch.compile: trying whether it pays, which takes a minute or two …")
         answer = _measure(model, once, config, ranks)
         if ranks.is_main:
             _write(path, answer)
-    used = "used" if answer["speedup"] >= WORTH else "not used"
+    used = "used" if answer["speedup"] >= MIN_SPEEDUP else "not used"
     say(f"torch.compile: {answer['speedup']:.2f} times as fast{answer['why']}; {used} ({path})")
     return answer["speedup"]
 

@@ -51,7 +51,7 @@ def share_cores(local_rank: int, local_ranks: int) -> None:
 
 
 @contextmanager
-def gradients_summed(model: nn.Module, now: bool) -> Iterator[None]:
+def sync_gradients(model: nn.Module, now: bool) -> Iterator[None]:
     """Within it, backward passes sum gradients over ranks `now`, or only accumulate them."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
@@ -76,7 +76,7 @@ class Ranks:
         """
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self.beats, self.last_beat = 0, time.monotonic()
+        self.heartbeats, self.last_heartbeat = 0, time.monotonic()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
@@ -105,14 +105,14 @@ class Ranks:
             store = dist.PrefixStore(f"attempt-{attempt}-{self.world_size}", store)
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=patience)
             # Preparing a corpus may take the first rank hours, while the others only wait.
-            self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+            self._slow_group = dist.new_group(backend="gloo", timeout=timedelta(days=2))
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def alone(self, device: torch.device) -> "Ranks":
+    def single_rank(self, device: torch.device) -> "Ranks":
         """A group of this process only, on `device`."""
         one = copy.copy(self)
         one.rank, one.world_size, one.device = 0, 1, device
@@ -125,10 +125,10 @@ class Ranks:
         if self.world_size > 1:
             dist.destroy_process_group()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Note that this rank is alive."""
-        self.beats += 1
-        self.last_beat = time.monotonic()
+        self.heartbeats += 1
+        self.last_heartbeat = time.monotonic()
 
     def publish(self, word: str) -> None:
         """Store a word for the other ranks, without waiting for them."""
@@ -146,7 +146,7 @@ class Ranks:
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64; every rank must call it."""
-        self.beat()
+        self.heartbeat()
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -172,7 +172,7 @@ class Ranks:
             return
         done = [False]
         if not self.is_main:
-            dist.broadcast_object_list(done, 0, group=self._patient)
+            dist.broadcast_object_list(done, 0, group=self._slow_group)
             if not done[0]:
                 raise SystemExit(2)
             yield
@@ -181,7 +181,7 @@ class Ranks:
             yield
             done = [True]
         finally:
-            dist.broadcast_object_list(done, 0, group=self._patient)
+            dist.broadcast_object_list(done, 0, group=self._slow_group)
 
     def wrap(self, model: Transformer, parallel: str, bfloat16: bool) -> nn.Module:
         """`model` with gradients averaged over ranks; itself if there is one rank.

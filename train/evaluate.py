@@ -14,19 +14,19 @@ from model.transformer import IGNORE, Transformer
 from train.distributed import Ranks
 from train.forward import summed_loss
 
-SHARE = 0.01  # of the training time between two evaluations that one of them takes
-FORWARD = 1 / 3  # of a training step's time that a forward pass takes
-LEAST_TOKENS = 16_384  # fewer tell too little
+MAX_TIME_SHARE = 0.01  # of the training time between two evaluations that one of them takes
+FORWARD_TIME_SHARE = 1 / 3  # of a training step's time that a forward pass takes
+MIN_TOKENS = 16_384  # fewer tell too little
 
 
 def evaluation_subset(dataset, config: TrainConfig, count: int = 0) -> np.ndarray:
     """Sorted int64 indices of the windows that every periodic evaluation of a run scores.
 
     They are drawn by one seed for all runs: `count` of them, as the run had before it was resumed,
-    or so many that scoring them takes SHARE of the time, but LEAST_TOKENS at least.
+    or so many that scoring them takes MAX_TIME_SHARE of the time, but MIN_TOKENS at least.
     """
-    affordable = int(SHARE / FORWARD * config.eval_every * config.batch_size)
-    count = count or max(affordable, LEAST_TOKENS // dataset.seq_len, 1)
+    affordable = int(MAX_TIME_SHARE / FORWARD_TIME_SHARE * config.eval_every * config.batch_size)
+    count = count or max(affordable, MIN_TOKENS // dataset.seq_len, 1)
     return np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
 
 
@@ -68,7 +68,7 @@ def evaluate(
         nats += batch_nats.item()
         tokens += int((targets != IGNORE).sum())
         size += int(lengths.sum())
-        ranks.beat()
+        ranks.heartbeat()
     model.train()
     if isinstance(whole, FSDPModule):
         whole.reshard()  # without a backward pass it would keep what was gathered, perhaps averages

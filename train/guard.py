@@ -25,7 +25,7 @@ class Guard:
         self.run, self.rank, self.progress = run, rank, progress
         self.in_a_row = 0
 
-    def finite(self, loss: float, norm: float, batches: Sequence[tuple[torch.Tensor, ...]]) -> bool:
+    def should_step(self, loss: float, norm: float, batches: Sequence[tuple[torch.Tensor, ...]]) -> bool:
         """Whether the step may be taken.
 
         Raises UserError after MAX_SKIPPED steps in a row that may not, with the batch on disk.
@@ -52,7 +52,7 @@ class Guard:
             )
         return False
 
-    def spike(self, loss: float) -> bool:
+    def is_spike(self, loss: float) -> bool:
         """Whether this mean loss stands far above the recent ones; a finite one becomes recent."""
         recent = self.progress.recent
         if len(recent) == RECENT:

@@ -29,16 +29,16 @@ from model.formats.native import checkpoints
 from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 from train.checkpoint import Progress, TrainState, restore, rewind, seed_generators
-from train.compilation import compile_where_it_pays
-from train.distributed import Ranks, gradients_summed
+from train.compilation import compile_if_faster
+from train.distributed import Ranks, sync_gradients
 from train.ema import ema_weights, start_ema, update_ema
 from train.evaluate import evaluate, evaluation_subset
 from train.forward import Batch, set_block_forward, summed_loss
 from train.guard import Guard
 from train.metrics import Metrics, peak_memory
-from train.optim import learning_rate, optimizers, step_flops
+from train.optim import build_optimizers, learning_rate, step_flops
 from train.plot import plot_run
-from train.preflight import describe, describe_time, find_micro_batch, frozen_hash, uses_bfloat16
+from train.preflight import find_micro_batch, frozen_hash, report_duration, report_setup, uses_bfloat16
 from train.profiler import Profiler, parse_window, peak_flops
 from train.saver import Saver
 from train.signals import Signals
@@ -112,15 +112,15 @@ class Trainer:
         self.wrapped = ranks.wrap(model, config.parallel, bfloat16)
         micro, pass_seconds = find_micro_batch(self.wrapped, train_set, config, ranks, self.autocast)
         self.config = config = config.model_copy(update={"micro_batch_size": micro})
-        describe(model, train_set, config, ranks, bfloat16)
-        speedup = compile_where_it_pays(model, self.wrapped, train_set, config, ranks, self.autocast, bfloat16, run)
+        report_setup(model, train_set, config, ranks, bfloat16)
+        speedup = compile_if_faster(model, self.wrapped, train_set, config, ranks, self.autocast, bfloat16, run)
         seed_generators(config.seed + ranks.rank)
 
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.ema = start_ema(self.parameters) if config.ema else {}
         self.loader = Loader(len(train_set), config.batch_size, config.seed)
         products = torch.bfloat16 if bfloat16 else torch.float32
-        self.optimizers = optimizers(self.parameters, config, model.config.width_ratio, products)
+        self.optimizers = build_optimizers(self.parameters, config, model.config.width_ratio, products)
         self.state = TrainState(self.parameters, self.optimizers, self.loader, tokenizer, fingerprint, self.ema)
         self.progress = self.state.progress
         if resume and not checkpoints(run):
@@ -133,7 +133,7 @@ class Trainer:
         self.progress.evaluated_windows = len(self.subset)
         left = max(0.0, 1 - position(self.progress, self.progress.seconds, config)[0])
         sets, seconds = (train_set, validation_set), pass_seconds / (speedup or 1)
-        describe_time(model, sets, config, ranks, seconds, len(self.subset), self.progress.step, left)
+        report_duration(model, sets, config, ranks, seconds, len(self.subset), self.progress.step, left)
         # Compiled code serves one shape; examples come in many.
         self.evaluates_compiled = speedup is not None and isinstance(validation_set, Windows)
         self.profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
@@ -149,7 +149,7 @@ class Trainer:
             Metrics(self.run, config, self.started_at if self.resumed else -1, ranks.is_main) as self.metrics,
         ):
             while True:
-                stop, save_now, seconds = self.agree(signals)
+                stop, save_now, seconds = self.sync_flags(signals)
                 done, end = position(progress, seconds, config)
                 is_new = progress.step > self.started_at or not self.resumed  # not done by the resumed run
                 is_last, bits_per_byte, improved = done >= 1, None, False
@@ -166,10 +166,10 @@ class Trainer:
                     self.profiler.close()
                     self.saver.finish()
                     break
-                self.profiler.before(progress.step + 1)
+                self.profiler.before_step(progress.step + 1)
                 row = self.step(end)
                 self.metrics.step(row, position(progress, progress.seconds, config)[0])
-                if self.guard.spike(row["loss"]) and config.on_spike == "rewind":
+                if self.guard.is_spike(row["loss"]) and config.on_spike == "rewind":
                     self.rewind()
         if ranks.is_main:
             plot_run(self.run)
@@ -196,7 +196,7 @@ class Trainer:
         loss = loss_sum / max(1, tokens)
         norm = clip_gradients(self.parameters, config.clip_norm)
         lr = learning_rate(end, config)
-        if self.guard.finite(loss, norm, batches):
+        if self.guard.should_step(loss, norm, batches):
             self.update(lr)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -226,7 +226,7 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             # Ranks exchange gradients once, in the last backward pass of the step.
-            with gradients_summed(self.wrapped, i == len(batches) - 1):
+            with sync_gradients(self.wrapped, i == len(batches) - 1):
                 with self.autocast:
                     loss = summed_loss(self.wrapped, batch, self.train_set.separator, self.device)
                 (loss * scale).backward()
@@ -251,25 +251,25 @@ class Trainer:
         self.progress.flops += flops
         return flops
 
-    def agree(self, signals: Signals) -> tuple[bool, bool, float]:
+    def sync_flags(self, signals: Signals) -> tuple[bool, bool, float]:
         """Whether any rank was told to stop, or to save, and the main rank's seconds; finishes a save."""
-        asked, signals.save = signals.save, False
+        asked, signals.save_requested = signals.save_requested, False
         seconds, stop, save_now, writing, failed = self.ranks.sum(
             self.progress.seconds * self.ranks.is_main,
             signals.received,
             asked,
-            self.saver.writing,
+            self.saver.is_writing,
             self.saver.error is not None,
         )
-        self.saver.settle(writing, failed)
+        self.saver.commit_or_discard(writing, failed)
         return bool(stop), bool(save_now), seconds
 
     def evaluate(self) -> tuple[float, bool]:
         """Score the validation subset: bits per byte, and whether that is the best so far."""
-        result = self.scores(self.subset)
+        result = self.run_evaluation(self.subset)
         self.metrics.evaluation({"step": self.progress.step, **result})
         self.score = result["bits_per_byte"]
-        return self.score, self.progress.judge(self.score)
+        return self.score, self.progress.update_best(self.score)
 
     def should_stop_early(self) -> bool:
         """Early stopping: `patience` evaluations in a row without an improvement."""
@@ -278,11 +278,11 @@ class Trainer:
     def evaluate_whole_split(self) -> None:
         """Score the whole validation split, once, at the end."""
         if len(self.subset) < len(self.validation_set):
-            result = self.scores(None)
+            result = self.run_evaluation(None)
             self.metrics.final_evaluation(self.progress.step, len(self.validation_set), result)
             self.score = result["bits_per_byte"]
 
-    def scores(self, windows: np.ndarray | None) -> dict[str, float]:
+    def run_evaluation(self, windows: np.ndarray | None) -> dict[str, float]:
         """`evaluate` on some windows of the validation split, or all, with the EMA if there is one."""
         with ema_weights(self.ema, self.parameters):
             return evaluate(

@@ -72,7 +72,7 @@ class Metrics:
         if not console.is_terminal and row["step"] % self.config.log_every == 0:
             say(
                 f"step {row['step']}  {done:.0f}/{self.total} {self.unit}  {status}  "
-                f"lr {row['lr']:.2e}  grad {row['grad_norm']:.2f}  {clock(left)} left"
+                f"lr {row['lr']:.2e}  grad {row['grad_norm']:.2f}  {format_duration(left)} left"
             )
 
     def evaluation(self, row: dict) -> None:
@@ -122,7 +122,7 @@ class Metrics:
                 self.tensorboard.add_scalar(name, value, row["step"])
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds, as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

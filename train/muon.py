@@ -16,7 +16,7 @@ from model.fused import newton_schulz
 from train.distributed import shard_like
 
 MOMENTUM = 0.95
-STEPS = 5  # of the iteration by Newton and Schulz
+NEWTON_SCHULZ_STEPS = 5  # of the iteration by Newton and Schulz
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(p.shape, []).append(p)
             for shape, alike in shapes.items():
                 scale = 0.2 * max(shape) ** 0.5
-                updates = orthogonalised(torch.stack([self._direction(p) for p in alike]))
+                updates = orthogonalise(torch.stack([self._direction(p) for p in alike]))
                 for p, update in zip(alike, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(shard_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
     def step_flops(self) -> float:
         """FLOPs of the products of one step, of all ranks together."""
         sides = [sorted(p.shape) for group in self.param_groups for p in group["params"]]
-        return float(sum(STEPS * (m * (m + 1) * (k + m) + 2 * m * m * k) for m, k in sides))
+        return float(sum(NEWTON_SCHULZ_STEPS * (m * (m + 1) * (k + m) + 2 * m * m * k) for m, k in sides))
 
     def _direction(self, p: nn.Parameter) -> torch.Tensor:
         assert p.grad is not None
@@ -71,14 +71,14 @@ class Muon(torch.optim.Optimizer):
         return direction.to(self.dtype)
 
 
-def orthogonalised(stack: torch.Tensor) -> torch.Tensor:
+def orthogonalise(stack: torch.Tensor) -> torch.Tensor:
     """`newton_schulz` of (N, R, C) matrices that all ranks have, each of which computes a share."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return newton_schulz(stack, STEPS)
+        return newton_schulz(stack, NEWTON_SCHULZ_STEPS)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     shares = [stack[i::world_size].contiguous() for i in range(world_size)]
     if len(shares[rank]):
-        shares[rank] = newton_schulz(shares[rank], STEPS).contiguous()
+        shares[rank] = newton_schulz(shares[rank], NEWTON_SCHULZ_STEPS).contiguous()
     sent = [dist.broadcast(share, i, async_op=True) for i, share in enumerate(shares) if len(share)]
     for i, (share, work) in enumerate(zip(shares, sent, strict=False)):
         work.wait()

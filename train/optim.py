@@ -10,7 +10,7 @@ from configs.schema import TrainConfig
 from train.muon import Muon
 
 
-def optimizers(
+def build_optimizers(
     parameters: dict[str, nn.Parameter],
     config: TrainConfig,
     width_ratio: float = 1.0,
@@ -21,13 +21,13 @@ def optimizers(
     the rest.
     """
     if config.optimizer == "adamw":
-        return [adamw(parameters, config, width_ratio)]
-    inside = {name: p for name, p in parameters.items() if hidden(name, p)}
+        return [build_adamw(parameters, config, width_ratio)]
+    inside = {name: p for name, p in parameters.items() if is_hidden_matrix(name, p)}
     rest = {n: p for n, p in parameters.items() if n not in inside}
     found: list[torch.optim.Optimizer] = []
     if inside:
         found.append(Muon(inside.values(), config.learning_rate, config.weight_decay, dtype))
-    return [*found, adamw(rest, config)] if rest else found
+    return [*found, build_adamw(rest, config)] if rest else found
 
 
 def step_flops(chosen: Sequence[torch.optim.Optimizer]) -> float:
@@ -35,12 +35,14 @@ def step_flops(chosen: Sequence[torch.optim.Optimizer]) -> float:
     return sum(optimizer.step_flops() for optimizer in chosen if isinstance(optimizer, Muon))
 
 
-def hidden(name: str, parameter: nn.Parameter) -> bool:
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether it is a matrix inside a block: both of its sides grow with the model's width."""
     return parameter.dim() == 2 and name.startswith("layers.")
 
 
-def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0) -> torch.optim.AdamW:
+def build_adamw(
+    parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0
+) -> torch.optim.AdamW:
     """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, vectors do not.
 
     The rate of matrices inside the blocks is scaled by `width_ratio` (`ModelConfig.width_ratio`),
@@ -51,7 +53,7 @@ def adamw(parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio:
         decay, scale = config.weight_decay, 1.0
         if p.dim() < 2:
             decay = 0.0
-        elif hidden(name, p):
+        elif is_hidden_matrix(name, p):
             decay, scale = decay / width_ratio, width_ratio
         elif "embeddings." in name:
             scale = config.embedding_lr

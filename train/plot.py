@@ -75,7 +75,7 @@ def smooth(values: list[float], width: int) -> list[float]:
     return [statistics.fmean(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
 
 
-def draw(runs: list[Curves]) -> bytes:
+def draw_figure(runs: list[Curves]) -> bytes:
     """The picture, PNG."""
     from matplotlib.figure import Figure
 
@@ -99,7 +99,7 @@ def draw(runs: list[Curves]) -> bytes:
     return file.getvalue()
 
 
-def page(runs: list[Curves], picture: bytes) -> str:
+def render_html(runs: list[Curves], picture: bytes) -> str:
     """The report, HTML, with the picture in it."""
     table = [run.summary() for run in runs]
     head = "".join(f"<th>{html.escape(key)}</th>" for key in table[0])
@@ -170,10 +170,10 @@ def main() -> None:
         raise UserError(f"--out {args.out}: must end in .html or .png")
     runs = [load_curves(run) for run in args.runs]
     try:
-        picture = draw(runs)
+        picture = draw_figure(runs)
     except ImportError:
         raise UserError("drawing needs: pip install -e '.[compare]'") from None
-    content = picture if args.out.suffix == ".png" else page(runs, picture).encode()
+    content = picture if args.out.suffix == ".png" else render_html(runs, picture).encode()
     write_atomically(args.out, content)
     for run in runs:
         show("  ".join(f"{key} {value}" for key, value in run.summary().items()))

@@ -16,12 +16,12 @@ from configs.schema import TrainConfig
 from model.flops import training_flops
 from model.transformer import Transformer
 from train.distributed import Ranks, local
-from train.evaluate import FORWARD
+from train.evaluate import FORWARD_TIME_SHARE
 from train.forward import summed_loss
-from train.metrics import clock
+from train.metrics import format_duration
 
-SHARE = 0.7  # of free memory that a found micro-batch may fill: what is kept is not all there is
-SLOW = 10.0  # seconds of a first pass that is not repeated to be timed
+MAX_MEMORY_SHARE = 0.7  # of free memory that a found micro-batch may fill: what is kept is not all there is
+SLOW_PASS_SECONDS = 10.0  # seconds of a first pass that is not repeated to be timed
 TOKENS_PER_PARAMETER = 20  # of a compute-optimal run (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
@@ -44,7 +44,7 @@ def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> b
     return model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
 
 
-def describe(model: Transformer, train_set, config: TrainConfig, ranks: Ranks, bfloat16: bool) -> None:
+def report_setup(model: Transformer, train_set, config: TrainConfig, ranks: Ranks, bfloat16: bool) -> None:
     """Say what is about to happen: sizes, epochs, precision, ranks."""
     windows, length = len(train_set), train_set.seq_len
     precision = "bfloat16 autocast" if bfloat16 else "float32"
@@ -72,7 +72,7 @@ def describe(model: Transformer, train_set, config: TrainConfig, ranks: Ranks, b
     )
 
 
-def describe_time(
+def report_duration(
     model: Transformer,
     sets: tuple,
     config: TrainConfig,
@@ -98,7 +98,7 @@ def describe_time(
         tokens = config.batch_size * train_set.seq_len
         training = step * config.max_flops / training_flops(model, tokens, tokens, train_set.seq_len)
     training *= left
-    window = FORWARD * pass_seconds / windows / ranks.world_size
+    window = FORWARD_TIME_SHARE * pass_seconds / windows / ranks.world_size
     every = len(validation_set)
     end = begin + max(1, round(training / step))
     count = end // config.eval_every - begin // config.eval_every
@@ -106,9 +106,9 @@ def describe_time(
     periodic, final = count * subset * window, every * window * (subset < every)
     total = training + periodic + final
     say(
-        f"time: about {clock(total)} in all: training {clock(training)}; {count} evaluations of "
-        f"{subset:,} windows {clock(periodic)} ({periodic / total:.1%})"
-        + (f"; at the end all {every:,} {clock(final)} ({final / total:.1%})" if final else "")
+        f"time: about {format_duration(total)} in all: training {format_duration(training)}; {count} evaluations of "
+        f"{subset:,} windows {format_duration(periodic)} ({periodic / total:.1%})"
+        + (f"; at the end all {every:,} {format_duration(final)} ({final / total:.1%})" if final else "")
     )
 
 
@@ -125,7 +125,7 @@ def find_micro_batch(
     size = config.micro_batch_size
     if not size:
         needs = dry_run(model, train_set, 1, ranks, autocast)
-        size = min(ranks.gather(rows_that_fit(needs, most)))
+        size = min(ranks.gather(largest_micro_batch(needs, most)))
     size = min(size, most)
     needs = dry_run(model, train_set, size, ranks, autocast)
     total = needs.fixed + needs.activations
@@ -139,19 +139,19 @@ def find_micro_batch(
             f"WARNING: this run needs {_size(total)} of memory and {_size(needs.free)} are free: "
             "lower train.micro_batch_size, model.max_seq_len or model.dim, or end other programs"
         )
-    if max(ranks.gather(needs.seconds)) < SLOW:  # else the first pass, which warms up, must do
+    if max(ranks.gather(needs.seconds)) < SLOW_PASS_SECONDS:  # else the first pass, which warms up, must do
         needs = dry_run(model, train_set, size, ranks, autocast)
     return size, max(ranks.gather(needs.seconds))
 
 
-def rows_that_fit(needs: "Needs", most: int) -> int:
+def largest_micro_batch(needs: "MemoryNeeds", most: int) -> int:
     """The largest power of two of windows that fit beside `needs.fixed`; 1 if none does."""
-    room = (SHARE * needs.free - needs.fixed) / max(1, needs.activations)
+    room = (MAX_MEMORY_SHARE * needs.free - needs.fixed) / max(1, needs.activations)
     return 1 << (max(1, int(min(room, most))).bit_length() - 1)
 
 
 @dataclass
-class Needs:
+class MemoryNeeds:
     """Bytes on one device, of a pass of some rows, and how long it took."""
 
     free: int
@@ -164,7 +164,7 @@ class Needs:
     seconds: float = 0.0
 
 
-def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torch.autocast) -> Needs:
+def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torch.autocast) -> MemoryNeeds:
     """One forward and backward pass of `size` windows, thrown away.
 
     Raises UserError, naming what to lower, if memory is too small.
@@ -202,7 +202,7 @@ def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torc
         parameter.grad = None
     activations = sum(size for start, size in saved.items() if start not in places)
     # AdamW keeps two moments of each weight.
-    return Needs(free, weights, weights + 3 * gradients, activations, len(inputs), seconds)
+    return MemoryNeeds(free, weights, weights + 3 * gradients, activations, len(inputs), seconds)
 
 
 def free_memory(device: torch.device) -> int:

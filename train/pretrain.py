@@ -22,7 +22,14 @@ from model.sample import prompt_ids, sample
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.loop import train
-from train.run_directory import finish, resolve_recipe, resumable, run_directory_arguments, should_resume, start_run
+from train.run_directory import (
+    handle_interrupt,
+    report_result,
+    resolve_recipe,
+    run_directory_arguments,
+    should_resume,
+    start_run,
+)
 
 
 def load_data(recipe: Recipe) -> tuple[Tokenizer, Windows, Windows]:
@@ -47,7 +54,7 @@ def main() -> int:
             prompt_ids(recipe.model, tokenizer, recipe.sample.prompt)  # refuses a bad prompt before training
             if ranks.is_main:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
-        with resumable():
+        with handle_interrupt():
             model = build_model(recipe.model, tokenizer.vocab_size).init_weights(recipe.train.seed)
             result = train(
                 model,
@@ -65,7 +72,7 @@ def main() -> int:
             if not result.signal:
                 write_samples(run, recipe)
             lock.close()
-            return finish(result, run)
+            return report_result(result, run)
 
 
 def write_samples(run: Path, recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from cli.console import say
 from cli.errors import UserError
 
 # Dense bfloat16 FLOP/s by a part of the device's name, the longest that fits; makers' data sheets.
-PEAK = {
+PEAK_FLOPS = {
     "B200": 2250e12,
     "GH200": 989e12,
     "H200": 989e12,
@@ -37,14 +37,14 @@ def peak_flops(device: torch.device, bfloat16: bool) -> float | None:
     """What the device could do in a second; None where that is not known."""
     if device.type != "cuda" or not bfloat16:
         return None
-    return peak_of_name(torch.cuda.get_device_name(device))
+    return lookup_peak_flops(torch.cuda.get_device_name(device))
 
 
-def peak_of_name(name: str) -> float | None:
-    """The entry of PEAK whose words are all in the device's name, the longest of them."""
+def lookup_peak_flops(name: str) -> float | None:
+    """The entry of PEAK_FLOPS whose words are all in the device's name, the longest of them."""
     words = name.replace("-", " ").split()
-    fits = [key for key in PEAK if set(key.split()) <= set(words)]
-    return PEAK[max(fits, key=len)] if fits else None
+    fits = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
+    return PEAK_FLOPS[max(fits, key=len)] if fits else None
 
 
 def parse_window(text: str) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class Profiler:
         self.window, self.is_main = window, rank == 0
         self._profile: torch.profiler.profile | None = None
 
-    def before(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Called before each step."""
         if self.window and step == self.window[0]:
             self._profile = torch.profiler.profile(record_shapes=True, profile_memory=True)

@@ -67,12 +67,12 @@ def check_marker(folder: Path) -> None:
         )
 
 
-def saved_config(run: Path, kind: type[T], resume: bool) -> T | None:
+def load_saved_recipe(run: Path, kind: type[T], resume: bool) -> T | None:
     """The recipe that a run was started with, where there is one to resume."""
     return load(kind, run / "config.toml") if resume and (run / "config.toml").exists() else None
 
 
-def pinned_recipe(recipe: T, saved: T | None) -> T:
+def pin_recipe(recipe: T, saved: T | None) -> T:
     """`recipe` with the commit of each dataset and model that it names on the hub.
 
     Those of the `saved` recipe stay, where there is one: a branch may have moved since the run
@@ -100,11 +100,11 @@ def should_resume(run: Path, resume: bool) -> bool:
 def resolve_recipe(recipe: T, run: Path, ranks: Ranks, resume: bool, overwrite: bool) -> T:
     """The recipe with hub names pinned; the main rank has then checked that `run` may be written to.
 
-    Raises UserError as `check_run` and `pinned_recipe` do. Call it inside `main_process_first`.
+    Raises UserError as `check_run` and `pin_recipe` do. Call it inside `main_process_first`.
     """
     if not ranks.is_main:  # take what the main rank has pinned and written
-        return saved_config(run, type(recipe), True) or recipe
-    recipe = pinned_recipe(recipe, saved_config(run, type(recipe), resume))
+        return load_saved_recipe(run, type(recipe), True) or recipe
+    recipe = pin_recipe(recipe, load_saved_recipe(run, type(recipe), resume))
     check_run(run, recipe, resume, overwrite)
     return recipe
 
@@ -138,14 +138,14 @@ def new_run_folder(run: Path, overwrite: bool) -> Iterator[Path]:
     process is at work there.
     """
 
-    def stays(there: Path) -> bool:
+    def keep_existing(there: Path) -> bool:
         if not overwrite and any(there.iterdir()):
             raise UserError(f"{run}: another process has started a run here")
         check_marker(there)
         lock_run(there).close()
         return False
 
-    with atomic_folder(run, stays) as aside:
+    with atomic_folder(run, keep_existing) as aside:
         (aside / MARKER).write_text("A folder that homegrown has made; --overwrite deletes it.\n")
         yield aside
 
@@ -180,7 +180,7 @@ def resume_command() -> str:
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
+def handle_interrupt() -> Iterator[None]:
     """Within it a Ctrl-C or SIGTERM says how to go on before the process ends.
 
     The loop has its own `Signals`; this is for what comes before the first step (a trial of the
@@ -193,7 +193,7 @@ def resumable() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def finish(result: RunResult, run: Path) -> int:
+def report_result(result: RunResult, run: Path) -> int:
     """Say where everything is, or after a signal how to go on; returns the exit status."""
     progress = result.progress
     if not result.signal:

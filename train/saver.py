@@ -30,7 +30,7 @@ class Saver:
                 shutil.rmtree(half, ignore_errors=True)
 
     @property
-    def writing(self) -> bool:
+    def is_writing(self) -> bool:
         """Whether this rank's files are not all on disk yet."""
         return self._thread is not None and self._thread.is_alive()
 
@@ -54,7 +54,7 @@ class Saver:
         self._thread = threading.Thread(target=self._write, args=(files,))
         self._thread.start()
 
-    def settle(self, writing: float, failed: float) -> None:
+    def commit_or_discard(self, writing: float, failed: float) -> None:
         """Seal or give up the checkpoint once no rank is `writing`; both are sums over ranks."""
         if self._thread is None or writing:
             return
@@ -80,7 +80,7 @@ class Saver:
         """Return when nothing is being written any more."""
         if self._thread is not None:
             self._thread.join()
-            self.settle(*self.ranks.sum(0, self.error is not None))
+            self.commit_or_discard(*self.ranks.sum(0, self.error is not None))
 
     def finish(self) -> None:
         """Wait for the last checkpoint. Raises UserError if it could not be saved."""

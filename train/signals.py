@@ -14,7 +14,7 @@ class Signals:
 
     def __init__(self):
         self.received = 0
-        self.save = False
+        self.save_requested = False
 
     def __enter__(self) -> "Signals":
         names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows has no SIGUSR1
@@ -28,7 +28,7 @@ class Signals:
 
     def _note(self, number: int, _frame) -> None:
         if signal.Signals(number).name == "SIGUSR1":
-            self.save = True
+            self.save_requested = True
             return
         self.received = number
         say(f"{signal.Signals(number).name}: finishing this step, then saving")

@@ -16,7 +16,7 @@ EXIT_STATUS = 75  # "try again later"; torchrun starts such a run again where it
 class Watchdog:
     """A thread that ends the process when its rank has shown no life for `limit` seconds.
 
-    A rank shows life whenever it meets the others or finishes a batch (`Ranks.beat`). The counts
+    A rank shows life whenever it meets the others or finishes a batch (`Ranks.heartbeat`). The counts
     are told through the store that the ranks share, which works while they wait for each other: the
     one with the lowest is the one that they wait for.
     """
@@ -27,7 +27,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        self.ranks.beat()
+        self.ranks.heartbeat()
         self._thread.start()
         return self
 
@@ -37,8 +37,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.limit / 4)):
-            self.ranks.publish(f"{self.ranks.beats} {self.progress.step + 1}")
-            idle = time.monotonic() - self.ranks.last_beat
+            self.ranks.publish(f"{self.ranks.heartbeats} {self.progress.step + 1}")
+            idle = time.monotonic() - self.ranks.last_heartbeat
             if idle < self.limit:
                 continue
             told = [tuple(map(int, word.split())) for word in self.ranks.published()]

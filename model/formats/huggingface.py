@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cli.atomic import inside, to_json
+from cli.atomic import safe_join, to_json
 from cli.errors import UserError, nearest
 from configs.schema import ModelConfig
 from model.build import model_from_state
@@ -127,7 +127,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for file in files:
         try:
-            found |= load_file(inside(folder, file))
+            found |= load_file(safe_join(folder, file))
         except FileNotFoundError:
             raise UserError(f"{folder / file}: no such file of weights") from None
         except SafetensorError as error:

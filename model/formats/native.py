@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from cli.atomic import inside, sync_file, sync_folder, to_json
+from cli.atomic import safe_join, sync_file, sync_folder, to_json
 from cli.console import say
 from cli.errors import UserError
 from cli.recipes import read_toml, validate
@@ -128,7 +128,7 @@ def read_manifest(checkpoint: Path) -> dict:
         if manifest["step"] != int(checkpoint.name):
             raise ValueError(f"is of step {manifest['step']}")
         for name in manifest["files"]:
-            inside(checkpoint, name)
+            safe_join(checkpoint, name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{checkpoint}: corrupted checkpoint: manifest.json: {error}") from None
     return manifest

@@ -24,7 +24,7 @@ from model.load import load_model
 from prompting.answers import task_answers
 from prompting.shots import fixed_shots
 from train.metrics import read_metrics
-from train.optim import optimizers
+from train.optim import build_optimizers
 
 METHODS = ("full", "top_layers", "lora", "soft_prompt")
 
@@ -102,7 +102,7 @@ def test_what_is_frozen_gets_no_gradient_and_no_optimiser_state(method, base):
     }[method]
     assert set(trained) == {name for name, _ in model.named_parameters() if expected(name)}
     x = torch.arange(20)[None]
-    chosen = optimizers(trained, settings.train)
+    chosen = build_optimizers(trained, settings.train)
     model(x, targets=x).backward()
     for optimizer in chosen:
         optimizer.step()

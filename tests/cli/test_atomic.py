@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cli.atomic import atomic_folder, inside, read_json, to_json, valid_manifest, write_atomically, write_manifest
+from cli.atomic import atomic_folder, read_json, safe_join, to_json, valid_manifest, write_atomically, write_manifest
 from cli.console import one_line, printable
 
 NEVER = lambda path: False  # noqa: E731
@@ -143,10 +143,10 @@ def test_a_manifest_notices_what_is_missing_cut_off_or_empty(tmp_path):
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "", "c:\\x", "a\0b", None, 3])
 def test_a_name_from_a_file_may_not_lead_out_of_its_folder(tmp_path, name):
     if name in (None, 3):  # names of files, however odd
-        assert inside(tmp_path, name).parent == tmp_path
+        assert safe_join(tmp_path, name).parent == tmp_path
         return
     with pytest.raises(ValueError, match="is not the name of a file in this folder"):
-        inside(tmp_path, name)
+        safe_join(tmp_path, name)
 
 
 def test_json_never_holds_nan(tmp_path):

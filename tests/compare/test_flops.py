@@ -16,7 +16,7 @@ from model.build import build_model
 from model.flops import training_flops
 from prompting.likelihood import rank_completions, shared_prefix
 from tokenizer.train import train_tokenizer
-from train.optim import optimizers, step_flops
+from train.optim import build_optimizers, step_flops
 
 LLAMA = ModelConfig(dim=96, n_layers=4, n_heads=6, n_kv_heads=2, head_dim=16, hidden_dim=256, max_seq_len=256)
 STUDY = load(StudyRecipe, "configs/study/demo.toml")
@@ -44,7 +44,7 @@ def test_training(way):
     x, y = torch.randint(0, 1000, (2, 2, length))
     settings = STUDY.scratch.text if way == "scratch" else STUDY.full.text
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    chosen = optimizers(parameters, settings)
+    chosen = build_optimizers(parameters, settings)
     with FlopCounterMode(display=False) as counted:
         model(x, targets=y).backward()
         for optimizer in chosen:

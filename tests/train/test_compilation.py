@@ -15,8 +15,8 @@ from train.metrics import read_metrics
 @pytest.fixture
 def tried(tmp_path, monkeypatch):
     """Where answers go; every run is long enough to be tried."""
-    monkeypatch.setattr(compilation, "LONG", 0.0)
-    monkeypatch.setattr(compilation, "TRIED", tmp_path / "tried")
+    monkeypatch.setattr(compilation, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(compilation, "CACHE", tmp_path / "tried")
     torch.compiler.reset()
     return tmp_path / "tried"
 
@@ -89,7 +89,7 @@ def test_short_runs_are_left_alone_whatever_a_long_one_found(fit, tried, monkeyp
     fit(name="long", steps=2)
     (path,) = tried.iterdir()
     path.write_text(json.dumps({"speedup": 9.0, "why": ""}))
-    monkeypatch.setattr(compilation, "LONG", 600.0)
+    monkeypatch.setattr(compilation, "MIN_RUN_SECONDS", 600.0)
     _, _, model = fit(name="short", steps=2)
     assert not any("forward" in vars(layer) for layer in model.layers)
 

@@ -13,9 +13,9 @@ from model.build import build_model
 from model.export import _training
 from model.formats.native import checkpoints, read_manifest
 from train.distributed import Ranks
-from train.evaluate import FORWARD, LEAST_TOKENS, SHARE, evaluate, evaluation_subset
+from train.evaluate import FORWARD_TIME_SHARE, MAX_TIME_SHARE, MIN_TOKENS, evaluate, evaluation_subset
 from train.metrics import read_metrics
-from train.preflight import Needs, find_micro_batch, free_memory, rows_that_fit
+from train.preflight import MemoryNeeds, find_micro_batch, free_memory, largest_micro_batch
 from train.pretrain import load_data
 
 
@@ -36,11 +36,11 @@ def test_a_periodic_evaluation_costs_a_hundredth(every, batch, length, windows):
     chosen = evaluation_subset(Data(windows, length), config)
     assert (np.diff(chosen) > 0).all()
     assert 0 <= chosen[0] <= chosen[-1] < windows
-    cost = FORWARD * len(chosen) / (every * batch)
-    few = len(chosen) * length <= LEAST_TOKENS
-    assert cost <= SHARE or few or len(chosen) == 1
+    cost = FORWARD_TIME_SHARE * len(chosen) / (every * batch)
+    few = len(chosen) * length <= MIN_TOKENS
+    assert cost <= MAX_TIME_SHARE or few or len(chosen) == 1
     if len(chosen) < windows:  # and not less than it may cost
-        assert FORWARD * (len(chosen) + 1) / (every * batch) > SHARE
+        assert FORWARD_TIME_SHARE * (len(chosen) + 1) / (every * batch) > MAX_TIME_SHARE
     again = evaluation_subset(Data(windows, length), config)
     assert (chosen == again).all()
 
@@ -48,7 +48,7 @@ def test_a_periodic_evaluation_costs_a_hundredth(every, batch, length, windows):
 @pytest.fixture
 def few(monkeypatch):
     """A subset that is smaller than the validation split of the small corpus."""
-    monkeypatch.setattr(module, "LEAST_TOKENS", 640)
+    monkeypatch.setattr(module, "MIN_TOKENS", 640)
 
 
 def test_the_whole_split_is_scored_once_at_the_end(few, fit, recipe):
@@ -141,7 +141,7 @@ GIB = 2**30
     ],
 )
 def test_the_micro_batch_shrinks_when_memory_is_short(free, fixed, activations, most, rows):
-    assert rows_that_fit(Needs(free, 0, fixed, activations), most) == rows
+    assert largest_micro_batch(MemoryNeeds(free, 0, fixed, activations), most) == rows
 
 
 def test_too_little_memory_is_said_with_what_to_lower(recipe, monkeypatch, capsys):

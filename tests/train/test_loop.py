@@ -16,7 +16,7 @@ from model.build import build_model
 from model.formats.native import checkpoints, latest_checkpoint, load_run, read_manifest
 from train.distributed import Ranks
 from train.metrics import read_metrics
-from train.optim import adamw, learning_rate
+from train.optim import build_adamw, learning_rate
 from train.pretrain import load_data
 
 
@@ -147,7 +147,7 @@ def test_decay_spares_gains(recipe):
     config = load(Recipe, recipe)
     model = build_model(config.model, 300)
     parameters = dict(model.named_parameters())
-    groups = adamw(parameters, config.train).param_groups
+    groups = build_adamw(parameters, config.train).param_groups
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     assert len(decay) == len(parameters)
     for name, p in parameters.items():

@@ -7,7 +7,7 @@ from configs.schema import ModelConfig, TrainConfig
 from model.build import build_model
 from train.ema import ema_weights, start_ema, update_ema
 from train.muon import Muon
-from train.optim import learning_rate, optimizers
+from train.optim import build_optimizers, learning_rate
 
 
 def test_muon_is_torchs():
@@ -41,7 +41,7 @@ def test_muon_gets_the_blocks_and_adamw_the_rest():
         "output.weight": (9, 4),
     }
     parameters = {n: torch.nn.Parameter(torch.randn(shape)) for n, shape in names.items()}
-    muon, adamw = optimizers(parameters, TrainConfig(optimizer="muon", weight_decay=0.3))
+    muon, adamw = build_optimizers(parameters, TrainConfig(optimizer="muon", weight_decay=0.3))
     of = {
         id(p): (type(o).__name__, g["weight_decay"]) for o in (muon, adamw) for g in o.param_groups for p in g["params"]
     }
@@ -94,7 +94,7 @@ def test_with_a_base_width_steps_change_the_logits_alike_at_every_width(base, gr
         )
         model = build_model(shape, 60).init_weights(0)
         config = TrainConfig(learning_rate=4e-3, weight_decay=0.0)
-        (optimizer,) = optimizers(dict(model.named_parameters()), config, shape.width_ratio)
+        (optimizer,) = build_optimizers(dict(model.named_parameters()), config, shape.width_ratio)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("scale", 1.0)
         tokens = torch.randint(0, 60, (4, 32), generator=torch.Generator().manual_seed(1))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cli.errors import UserError
-from train.metrics import clock
+from train.metrics import format_duration
 from train.plot import load_curves
 from train.preflight import free_memory
-from train.profiler import parse_window, peak_flops, peak_of_name
+from train.profiler import lookup_peak_flops, parse_window, peak_flops
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +75,16 @@ def test_profile_windows_are_checked():
 
 
 def test_peaks_are_those_of_the_data_sheets_or_unknown():
-    assert peak_of_name("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_of_name("NVIDIA H100 PCIe") == 756e12
-    assert peak_of_name("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_of_name("Tesla K80") is None
+    assert lookup_peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert lookup_peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert lookup_peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert lookup_peak_flops("Tesla K80") is None
     assert peak_flops(torch.device("cpu"), True) is None
 
 
 def test_memory_and_time_are_plain_numbers():
     assert 2**28 < free_memory(torch.device("cpu")) < 2**44
-    assert [clock(s) for s in (0.4, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+    assert [format_duration(s) for s in (0.4, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
 
 
 def test_tensorboard_reads_every_step(run):

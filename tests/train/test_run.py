@@ -6,7 +6,7 @@ from cli.revisions import resumed_revision
 from configs.finetune_recipe import FinetuneRecipe
 from configs.schema import Recipe
 from configs.study_recipe import StudyRecipe
-from train.run_directory import pinned_recipe, resumable
+from train.run_directory import handle_interrupt, pin_recipe
 
 A, B = "a" * 40, "b" * 40
 
@@ -35,18 +35,18 @@ def test_every_name_of_a_recipe_is_pinned_and_stays_so(kind, monkeypatch):
     names = {"base": "own/model", "foundation": "own/model", "general": "own/other"}
     names = {key: name for key, name in names.items() if key in kind.model_fields}
     given = kind.model_validate({"data": data, **names})
-    fresh = pinned_recipe(given, None)
+    fresh = pin_recipe(given, None)
     assert fresh.data.corpus == f"own/ds@{B}"
     assert {key: getattr(fresh, key) for key in names} == {k: f"{v}@{B}" for k, v in names.items()}
     saved = kind.model_validate(
         {"data": {"corpus": f"own/ds@{A}"}, **{key: f"{name}@{A}" for key, name in names.items()}}
     )
-    assert pinned_recipe(given, saved) == saved  # whatever the hub has now
+    assert pin_recipe(given, saved) == saved  # whatever the hub has now
 
 
 def test_an_interrupt_before_or_after_the_loop_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["pretrain", "a recipe.toml", "--overwrite"])
-    with pytest.raises(SystemExit) as ended, resumable():
+    with pytest.raises(SystemExit) as ended, handle_interrupt():
         raise KeyboardInterrupt
     assert ended.value.code == 130
     said = " ".join(capsys.readouterr().err.split())
