@@ -1,1 +1,1 @@
-"""The training loop and what it needs."""
+"""The training loop, its optimisers, checkpoints, distributed wrappers and metrics."""

@@ -1,14 +1,14 @@
-"""The state of a run: taken whole, restored exactly, on any number of ranks.
+"""The training state in a checkpoint: saved and restored exactly, on any number of ranks.
 
-Beside the weights (model/formats/native.py) a checkpoint holds
+Besides the weights (model/formats/native.py) a checkpoint holds
 
-    optimizer.safetensors      the optimisers' tensors by parameter name
-    ema.safetensors            the EMA of the weights, if `train.ema` is set (before: average.safetensors)
+    optimizer.safetensors      optimiser tensors by parameter name
+    ema.safetensors            EMA of the weights, if `train.ema` is set (older: average.safetensors)
     state.json                 progress, loader cursor, data fingerprint
-    generators-00000.json      torch's, Python's and numpy's generators of each rank
+    generators-00000.json      random states of torch, Python and numpy, one file per rank
 
-Where parameters are sharded (FSDP) every rank writes its rows of weights and optimiser tensors;
-whoever restores takes the rows that it needs, sharded otherwise or not at all.
+With sharded parameters (FSDP) every rank writes its own rows of weights and optimiser tensors. A
+restore reads the rows it needs, also with another number of ranks or without sharding.
 """
 
 import math
@@ -31,29 +31,29 @@ from train.distributed import Ranks, local, shard_like
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """Counters of a run; the field names are keys of state.json."""
 
     step: int = 0
     tokens: int = 0
-    """Tokens that were trained on (targets scored), over all ranks."""
+    """Training tokens (targets with a loss), over all ranks."""
     seconds: float = 0.0
-    """Wall-clock time in training steps; evaluation and saving are not in it."""
+    """Wall-clock time of training steps, without evaluation and saving."""
     flops: float = 0.0
     skipped: int = 0
-    """Steps not taken because loss or gradient was not finite."""
+    """Steps skipped because the loss or gradient was not finite."""
     rewound: int = 0
-    """Times that a loss spike sent the run back to a checkpoint."""
+    """Number of rewinds to a checkpoint after a loss spike."""
     recent: list[float] = field(default_factory=list)
-    """The last losses per token, which a spike is measured against."""
+    """The last losses per token, the reference for spike detection."""
     best: float | None = None
     """The best evaluation so far, in bits per byte."""
     stale: int = 0
-    """Evaluations since then."""
+    """Evaluations since the best one, for early stopping."""
     evaluated_windows: int = 0
-    """Windows that each periodic evaluation scores, so that all scores of a run compare."""
+    """Windows per periodic evaluation; fixed, so that all scores of a run are comparable."""
 
     def update_best(self, bits_per_byte: float) -> bool:
-        """Whether this evaluation is the best so far."""
+        """Record an evaluation; returns whether it is the best so far."""
         better = math.isfinite(bits_per_byte) and (self.best is None or bits_per_byte < self.best)
         self.best = bits_per_byte if better else self.best
         self.stale = 0 if better else self.stale + 1
@@ -62,21 +62,21 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """Everything that a resumed run must find again."""
+    """Everything that an exact resume needs."""
 
     parameters: dict[str, nn.Parameter]
-    """Those that are trained, by name."""
+    """The trained parameters, by name."""
     optimizers: list[torch.optim.Optimizer]
     loader: Loader
     tokenizer: Tokenizer
     fingerprint: str
-    """Of the data and of the weights that are not trained."""
+    """Hash of the data and of the frozen weights."""
     ema: dict[str, torch.Tensor]
-    """The EMA of the parameters; empty if there is none."""
+    """The EMA of the parameters; empty without an EMA."""
     progress: Progress = field(default_factory=Progress)
 
     def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
-        """The one that updates this parameter."""
+        """The optimiser that updates this parameter."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 if any(p is parameter for p in group["params"]):
@@ -85,7 +85,7 @@ class TrainState:
 
 
 def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
-    """The files that this rank adds to a checkpoint, copied to the CPU: training may go on."""
+    """The files of this rank for a checkpoint, copied to the CPU so that training can continue."""
     moments = {
         f"{name}.{key}": value
         for name, parameter in state.parameters.items()
@@ -115,17 +115,16 @@ def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
 
 
 def restore(run: Path, state: TrainState, ranks: Ranks) -> None:
-    """Load the newest undamaged checkpoint into everything that `state` holds.
+    """Load the newest valid checkpoint into `state`.
 
-    Raises UserError if there is none, or it belongs to other data, another tokenizer or another
-    model.
+    Raises UserError if there is none, or if its data, tokenizer or model differ from this run's.
     """
     checkpoint = latest_checkpoint(run)
     saved = read_file(checkpoint, "state.json")
     if saved["data"] != state.fingerprint:
         raise UserError(
-            f"{run}: was trained on other data, or on another base model (a file has changed since "
-            "then); restore it, or start anew with --overwrite"
+            f"{run}: the data or the base model has changed since this run started; restore the "
+            "changed file, or start again with --overwrite"
         )
     check_tokenizer(run, state.tokenizer, read_manifest(checkpoint))
     _restore_weights(run, state.parameters, read_file(checkpoint, "model.safetensors"))
@@ -136,17 +135,17 @@ def restore(run: Path, state: TrainState, ranks: Ranks) -> None:
         parameter = state.parameters[name]
         if value.shape == parameter.shape:
             value = shard_like(value, parameter)
-        elif parameter.is_cuda:  # AdamW's count of steps, a scalar
+        elif parameter.is_cuda:  # AdamW's step counter, a scalar
             value = value.to(parameter.device)
         state.optimizer_of(parameter).state[parameter][kind] = value
     state.loader.restore(saved["loader"])
-    if ranks.rank < saved["ranks"]:  # a new rank keeps its freshly seeded generators
+    if ranks.rank < saved["ranks"]:  # additional ranks keep their freshly seeded generators
         _restore_generators(read_file(checkpoint, f"generators-{ranks.rank:05}.json"))
     vars(state.progress).update(saved["progress"])
 
 
 def rewind(run: Path, state: TrainState, ranks: Ranks) -> None:
-    """Back to the newest checkpoint, but on with data not seen yet; time spent stays spent."""
+    """Restore the newest checkpoint, but keep the data order position, seconds and FLOPs of now."""
     progress, data = state.progress, state.loader.state()
     seconds, flops, rewound = progress.seconds, progress.flops, progress.rewound
     restore(run, state, ranks)
@@ -156,20 +155,21 @@ def rewind(run: Path, state: TrainState, ranks: Ranks) -> None:
 
 def _restore_weights(run: Path, parameters: Mapping[str, torch.Tensor], weights: dict) -> None:
     if weights.keys() != parameters.keys():
-        odd = sorted(weights.keys() ^ parameters.keys())[0]
-        raise UserError(f'{run}: the checkpoint is of another model ("{odd}" is in only one)')
+        name = sorted(weights.keys() ^ parameters.keys())[0]
+        side = "checkpoint" if name in weights else "model"
+        raise UserError(f'{run}: the checkpoint is of another model: only the {side} has "{name}"')
     with torch.no_grad():
         for name, parameter in parameters.items():
             if weights[name].shape != parameter.shape:
                 raise UserError(
-                    f"{run}: the checkpoint is of another model ({name} is "
-                    f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)})"
+                    f"{run}: the checkpoint is of another model: {name} has shape "
+                    f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
                 )
             parameter.copy_(shard_like(weights[name], parameter))
 
 
 def seed_generators(seed: int) -> None:
-    """Seed every generator that a checkpoint holds."""
+    """Seed torch, Python and numpy, the generators that a checkpoint stores."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

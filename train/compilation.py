@@ -1,4 +1,4 @@
-"""torch.compile if it is faster: measured once per model, batch shape and machine, and cached."""
+"""Use torch.compile if it is faster: measured once per model, batch shape and machine, then cached."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ from model.transformer import Transformer
 from train.distributed import Ranks
 from train.forward import set_block_forward, summed_loss
 
-MIN_SPEEDUP = 1.05  # how many times as fast is worth the wait for the compiler at every start
-MIN_RUN_SECONDS = 600.0  # seconds of training below which finding out costs more than it can win
+MIN_SPEEDUP = 1.05  # a smaller speedup does not repay the compile time at every start
+MIN_RUN_SECONDS = 600.0  # in shorter runs the measurement costs more than compiling can gain
 ROUNDS = 5
 CACHE = Path("cache/compiled")
 
@@ -36,12 +36,12 @@ def compile_if_faster(
 ) -> float | None:
     """Compile the blocks of `model` in place if that makes a pass at least 1.05 times as fast.
 
-    Returns how many times as fast, 1 if that was not measured, None if nothing is compiled.
+    Returns the speedup, 1 if it was not measured, None if nothing is compiled.
 
-    Every rank calls it and does what the first one remembers, or what all find out together. Runs
-    of less than ten minutes are left alone, as they are where the compiler does not work (on a CPU
-    it needs g++). A run that is resumed does what it did before (`run`/compiled.json): compiled
-    blocks round differently.
+    Every rank must call it. All ranks follow the main rank's cached result, or measure together.
+    Runs of less than ten minutes are not compiled, and neither are runs where the compiler fails
+    (on a CPU it needs g++). A resumed run repeats its earlier choice (`run`/compiled.json), because
+    compiled blocks round differently.
     """
     if config.compile == "never":
         return None
@@ -51,7 +51,7 @@ def compile_if_faster(
         return 1.0
     batch = train_set.batch(train_set.longest(config.micro_batch_size))
 
-    def once() -> float:
+    def time_pass() -> float:
         started = time.perf_counter()
         with autocast:
             loss = summed_loss(wrapped, batch, train_set.separator, ranks.device)
@@ -62,11 +62,11 @@ def compile_if_faster(
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    about = [*batch[0].shape, bfloat16, config.parallel, checkpointing]
-    identity = _identity(model, ranks, about)
+    settings = [*batch[0].shape, bfloat16, config.parallel, checkpointing]
+    identity = _identity(model, ranks, settings)
     chosen = ranks.gather(_read(run / "compiled.json"))[0]
     if chosen.get("identity") != identity:
-        speedup = _speedup(model, once, config, ranks, identity)
+        speedup = _speedup(model, time_pass, config, ranks, identity)
         chosen = {"identity": identity, "speedup": speedup}
         if ranks.is_main:
             _write(run / "compiled.json", chosen)
@@ -76,14 +76,16 @@ def compile_if_faster(
     return chosen["speedup"]
 
 
-def _speedup(model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks, identity: str) -> float:
-    # 0 where it is not tried.
-    if config.max_flops:  # such a run is to give the same numbers wherever it is run again
+def _speedup(
+    model: Transformer, time_pass: Callable[[], float], config: TrainConfig, ranks: Ranks, identity: str
+) -> float:
+    # The cached or measured speedup; 0 if compiling is not tried.
+    if config.max_flops:  # a run with a FLOP budget must give the same numbers on every machine
         return 0.0
     expected = config.max_seconds
     if not expected:
-        once()
-        (seconds,) = ranks.sum(once() / ranks.world_size)
+        time_pass()
+        (seconds,) = ranks.sum(time_pass() / ranks.world_size)
         passes = -(-config.batch_size // ranks.world_size // config.micro_batch_size)
         expected = config.steps * passes * seconds
     if expected < MIN_RUN_SECONDS:
@@ -91,8 +93,8 @@ def _speedup(model: Transformer, once: Callable[[], float], config: TrainConfig,
     path = CACHE / f"{identity}.json"
     answer = ranks.gather(_read(path))[0]
     if not answer:
-        say("torch.compile: trying whether it pays, which takes a minute or two …")
-        answer = _measure(model, once, config, ranks)
+        say("torch.compile: measuring the speedup, which takes a minute or two …")
+        answer = _measure(model, time_pass, config, ranks)
         if ranks.is_main:
             _write(path, answer)
     used = "used" if answer["speedup"] >= MIN_SPEEDUP else "not used"
@@ -100,22 +102,22 @@ def _speedup(model: Transformer, once: Callable[[], float], config: TrainConfig,
     return answer["speedup"]
 
 
-def _measure(model: Transformer, once: Callable[[], float], config: TrainConfig, ranks: Ranks) -> dict:
-    # The median of ratios taken in turn, or why there are none.
+def _measure(model: Transformer, time_pass: Callable[[], float], config: TrainConfig, ranks: Ranks) -> dict:
+    # The median ratio of alternating eager and compiled passes, or the reason why there is none.
     checkpointing = config.activation_checkpointing
     set_block_forward(model, compiled=True, checkpointing=checkpointing)
     why, ratios = "", [0.0]
     try:
-        once()
-    except RuntimeError as error:  # as all errors of the compiler are
+        time_pass()
+    except RuntimeError as error:  # the base class of all compiler errors
         why = f" ({str(error).strip().splitlines()[0][:200]})"
     why = next(filter(None, ranks.gather(why)), "")
     if not why:
         ratios = []
         for _ in range(ROUNDS):
             with torch.compiler.set_stance("force_eager"):
-                plain = once()
-            ratios.append(plain / once())
+                eager = time_pass()
+            ratios.append(eager / time_pass())
     set_block_forward(model, compiled=False, checkpointing=checkpointing)
     (speedup,) = ranks.sum(statistics.median(ratios) / ranks.world_size)
     return {"speedup": speedup, "why": why}
@@ -131,10 +133,10 @@ def _write(path: Path, value: dict) -> None:
     write_atomically(path, to_json(value) + "\n")
 
 
-def _identity(model: Transformer, ranks: Ranks, about: list) -> str:
+def _identity(model: Transformer, ranks: Ranks, settings: list) -> str:
     device = platform.processor() or platform.machine()
     if ranks.device.type == "cuda":
         device = torch.cuda.get_device_name()
     weights = [[name, [*p.shape], p.requires_grad] for name, p in model.named_parameters()]
     machine = [torch.__version__, device, torch.get_num_threads(), ranks.world_size]
-    return hashlib.sha256(json.dumps([about, machine, weights]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([settings, machine, weights]).encode()).hexdigest()[:16]

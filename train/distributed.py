@@ -1,4 +1,4 @@
-"""One process or many: this process' rank, collectives, DDP and FSDP sharding."""
+"""Distributed training: this process's rank, collectives, DDP, and parameters sharded with FSDP."""
 
 import copy
 import os
@@ -22,24 +22,24 @@ from model.transformer import Transformer
 
 
 def local(x: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor on this rank: its rows if it is sharded, else all of it."""
+    """The part of a tensor on this rank: its rows if sharded, else the whole tensor."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`value`, whole on every rank, on the device of `parameter` and sharded as it is."""
+    """`value`, which every rank holds in full, moved and sharded like `parameter`."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value
     mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(value, mesh, placements, src_data_rank=None)  # nothing is sent
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)  # None: no communication
 
 
 def share_cores(local_rank: int, local_ranks: int) -> None:
     """Bind this process to its share of the cores, with one thread per core.
 
-    torchrun sets one thread per process, and the system may run two processes on one core. With
-    fewer cores than ranks, or on a system that cannot bind processes, each gets one thread.
+    By default torchrun gives each process one thread, and the system may run two processes on one
+    core. With fewer cores than ranks, or on systems other than Linux, each process gets one thread.
     """
     count = 0
     if sys.platform == "linux":
@@ -51,12 +51,12 @@ def share_cores(local_rank: int, local_ranks: int) -> None:
 
 
 @contextmanager
-def sync_gradients(model: nn.Module, now: bool) -> Iterator[None]:
-    """Within it, backward passes sum gradients over ranks `now`, or only accumulate them."""
+def sync_gradients(model: nn.Module, is_last: bool) -> Iterator[None]:
+    """Reduce gradients over ranks inside the `with` block if `is_last`; else only accumulate them."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
+        model.set_requires_gradient_sync(is_last)
         yield
-    elif isinstance(model, DistributedDataParallel) and not now:
+    elif isinstance(model, DistributedDataParallel) and not is_last:
         with model.no_sync():
             yield
     else:
@@ -64,15 +64,15 @@ def sync_gradients(model: nn.Module, now: bool) -> Iterator[None]:
 
 
 class Ranks:
-    """The processes of a run: started by torchrun (gloo on CPU, nccl on CUDA), or a single one.
+    """The process group of a run: started by torchrun (gloo on CPU, nccl on CUDA), or one process.
 
     A context manager that destroys the process group at the end.
     """
 
     def __init__(self, device: str):
-        """`device` is auto, cpu or cuda. Raises UserError if there is no such device.
+        """`device` is auto, cpu or cuda. Raises UserError if the device does not exist.
 
-        Apple's GPUs ("mps") are not used: auto is the CPU there, which says so.
+        Apple's GPUs ("mps") are not supported: auto uses the CPU there and prints a note.
         """
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -88,7 +88,7 @@ class Ranks:
         else:
             if local_rank >= torch.cuda.device_count():
                 raise UserError(
-                    f"rank {local_rank} of this machine has no GPU: there are "
+                    f"local rank {local_rank} has no GPU: this machine has "
                     f"{torch.cuda.device_count()}; lower --nproc-per-node"
                 )
             self.device = torch.device("cuda", local_rank)
@@ -97,14 +97,13 @@ class Ranks:
             if self.device.type == "cpu" and "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
                 share_cores(local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            patience = timedelta(minutes=30)
-            store, *_ = next(rendezvous("env://", timeout=patience))
-            # torchrun keeps one store while it starts workers again, with the addresses of those
-            # that are gone in it.
+            timeout = timedelta(minutes=30)
+            store, *_ = next(rendezvous("env://", timeout=timeout))
+            # After a restart torchrun keeps the store, which still holds the old workers' addresses.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = dist.PrefixStore(f"attempt-{attempt}-{self.world_size}", store)
-            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=patience)
-            # Preparing a corpus may take the first rank hours, while the others only wait.
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timeout)
+            # The other ranks wait while the main rank prepares the corpus, which may take hours.
             self._slow_group = dist.new_group(backend="gloo", timeout=timedelta(days=2))
 
     @property
@@ -113,7 +112,7 @@ class Ranks:
         return self.rank == 0
 
     def single_rank(self, device: torch.device) -> "Ranks":
-        """A group of this process only, on `device`."""
+        """A copy that treats this process as the only rank, on `device`."""
         one = copy.copy(self)
         one.rank, one.world_size, one.device = 0, 1, device
         return one
@@ -126,18 +125,18 @@ class Ranks:
             dist.destroy_process_group()
 
     def heartbeat(self) -> None:
-        """Note that this rank is alive."""
+        """Record that this rank makes progress; the watchdog reads it."""
         self.heartbeats += 1
         self.last_heartbeat = time.monotonic()
 
-    def publish(self, word: str) -> None:
-        """Store a word for the other ranks, without waiting for them."""
+    def publish(self, status: str) -> None:
+        """Store a status for the other ranks in the shared store, without waiting for them."""
         if self.world_size > 1:
-            dist.distributed_c10d._get_default_store().set(f"homegrown/{self.rank}", word)
-        self._published = word
+            dist.distributed_c10d._get_default_store().set(f"homegrown/{self.rank}", status)
+        self._published = status
 
     def published(self) -> list[str]:
-        """The last word of each rank; this rank's own for ranks that published none."""
+        """The last status of each rank; this rank's own for ranks that published none."""
         if self.world_size == 1:
             return [self._published]
         store = dist.distributed_c10d._get_default_store()
@@ -145,7 +144,7 @@ class Ranks:
         return [store.get(k).decode() if store.check([k]) else self._published for k in keys]
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over ranks, in float64; every rank must call it."""
+        """Each value summed over ranks, in float64. Every rank must call it."""
         self.heartbeat()
         if self.world_size == 1:
             return list(values)
@@ -154,7 +153,7 @@ class Ranks:
         return total.tolist()
 
     def gather(self, value: object) -> list:
-        """The value of every rank, in order of rank."""
+        """The values of all ranks, in rank order. Every rank must call it."""
         if self.world_size == 1:
             return [value]
         values: list = [None] * self.world_size
@@ -163,7 +162,7 @@ class Ranks:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Run the `with` block on the main rank, then on the others, which use what it has cached.
+        """Run the `with` block on the main rank, then on the others, which use its cached files.
 
         If it fails on the main rank, the others exit with status 2.
         """
@@ -184,11 +183,11 @@ class Ranks:
             dist.broadcast_object_list(done, 0, group=self._slow_group)
 
     def wrap(self, model: Transformer, parallel: str, bfloat16: bool) -> nn.Module:
-        """`model` with gradients averaged over ranks; itself if there is one rank.
+        """Wrap `model` so that gradients are averaged over ranks; unchanged with one rank.
 
-        "ddp": every rank holds the whole model. "fsdp" (FSDP2, Zhao et al. 2023, arXiv:2304.11277):
-        parameters, gradients and optimiser moments are sharded by rows; a layer is gathered while it
-        is computed, in bfloat16 if `bfloat16`.
+        "ddp": every rank holds the whole model. "fsdp" (FSDP2; Zhao et al. 2023, arXiv:2304.11277):
+        parameters, gradients and optimiser moments are sharded by rows; each layer is gathered for
+        its computation, in bfloat16 if `bfloat16`.
         """
         if self.world_size == 1:
             return model.to(self.device)

@@ -10,13 +10,13 @@ Weights = dict[str, torch.Tensor]
 
 
 def start_ema(parameters: dict[str, nn.Parameter]) -> Weights:
-    """A copy of the weights as they are."""
+    """A copy of the current weights."""
     return {name: p.detach().clone() for name, p in parameters.items()}
 
 
 @torch.no_grad()
 def update_ema(ema: Weights, parameters: dict[str, nn.Parameter], decay: float, step: int) -> None:
-    """Ema = decay * ema + (1 - decay) * weights, in place, after step 1, 2, ….
+    """Update the EMA in place after `step` (1, 2, …): ema = decay * ema + (1 - decay) * weights.
 
     The decay is at most (1 + step) / (10 + step), so that the initial weights have little influence
     in a short run.

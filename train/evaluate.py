@@ -1,4 +1,4 @@
-"""Scores a model on held-out windows: a fixed subset while it trains, all of them at the end."""
+"""Evaluation on held-out windows: a fixed subset during training, the whole split at the end."""
 
 import math
 import time
@@ -14,16 +14,16 @@ from model.transformer import IGNORE, Transformer
 from train.distributed import Ranks
 from train.forward import summed_loss
 
-MAX_TIME_SHARE = 0.01  # of the training time between two evaluations that one of them takes
-FORWARD_TIME_SHARE = 1 / 3  # of a training step's time that a forward pass takes
-MIN_TOKENS = 16_384  # fewer tell too little
+MAX_TIME_SHARE = 0.01  # time of one evaluation / training time between two evaluations
+FORWARD_TIME_SHARE = 1 / 3  # time of a forward pass / time of a training step
+MIN_TOKENS = 16_384  # a smaller subset gives too noisy a score
 
 
 def evaluation_subset(dataset, config: TrainConfig, count: int = 0) -> np.ndarray:
     """Sorted int64 indices of the windows that every periodic evaluation of a run scores.
 
-    They are drawn by one seed for all runs: `count` of them, as the run had before it was resumed,
-    or so many that scoring them takes MAX_TIME_SHARE of the time, but MIN_TOKENS at least.
+    All runs draw them with the same seed. `count` is their number in the run that is resumed; 0
+    chooses as many as can be scored in MAX_TIME_SHARE of the time, but at least MIN_TOKENS.
     """
     affordable = int(MAX_TIME_SHARE / FORWARD_TIME_SHARE * config.eval_every * config.batch_size)
     count = count or max(affordable, MIN_TOKENS // dataset.seq_len, 1)
@@ -41,12 +41,12 @@ def evaluate(
     windows: np.ndarray | None = None,
     compiled: bool = False,
 ) -> dict[str, float]:
-    """Loss (nats per token), perplexity and bits per byte of text; the seconds that it took.
+    """Loss (nats per token), perplexity, bits per byte of text, and the seconds of the evaluation.
 
-    `windows` are indices of `dataset`, all of it by default. Every rank scores its share of them,
-    and the sums are added; special tokens stand for no text and are not scored. Every rank must
-    call it, and computes as many batches as the others, if need be without a target: sharded
-    layers are gathered by all. `compiled` says that the model's blocks are.
+    `windows` are indices of `dataset`; the default is all of it. Every rank scores its share, and
+    the sums are added. Special tokens have no bytes and are not scored. Every rank must call it and
+    runs the same number of batches, some without targets, because gathering a sharded layer needs
+    all ranks. `compiled` states that the model's blocks are compiled.
     """
     started = time.perf_counter()
     windows = np.arange(len(dataset)) if windows is None else windows
@@ -56,7 +56,7 @@ def evaluate(
     model.eval()
     for start in range(0, most, config.micro_batch_size):
         chosen = mine[start : start + config.micro_batch_size]
-        # A compiled model has code for one shape: the last batch is filled up, unscored.
+        # Compiled code is specialised to one shape: pad the last batch with windows that do not count.
         rows = config.micro_batch_size if compiled else max(1, len(chosen))
         filled = np.pad(chosen, (0, rows - len(chosen)), constant_values=windows[0])
         inputs, targets = dataset.batch(filled)
@@ -71,7 +71,7 @@ def evaluate(
         ranks.heartbeat()
     model.train()
     if isinstance(whole, FSDPModule):
-        whole.reshard()  # without a backward pass it would keep what was gathered, perhaps averages
+        whole.reshard()  # no backward pass frees the gathered weights, which may be the EMA's
     nats, tokens, size = ranks.sum(nats, tokens, size)
     loss = nats / max(1, tokens)
     return {

@@ -1,4 +1,4 @@
-"""The forward pass of a micro-batch, as training, evaluation and the preflight checks run it."""
+"""The forward pass of a micro-batch, for training, evaluation and the preflight checks."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ def summed_loss(model: nn.Module, batch: Batch, separator: int, device: torch.de
     """The summed loss of a batch in nats, float32, on `device`.
 
     With a `separator` of 0 or more, each row packs documents that start with that token, and the
-    document mask hides them from each other.
+    document mask limits attention to one document.
     """
     inputs, targets = (x.to(device) for x in batch)
     if separator < 0:
@@ -28,8 +28,8 @@ def set_block_forward(model: Transformer, *, compiled: bool, checkpointing: bool
     """Choose how every block runs its forward pass: compiled or not, checkpointed or not.
 
     Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) computes the activations of a
-    block again in the backward pass instead of storing them. Blocks of one shape share compiled
-    code.
+    block again in the backward pass instead of storing them. Blocks of the same shape share
+    compiled code.
     """
     for layer in model.layers:
         vars(layer).pop("forward", None)

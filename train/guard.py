@@ -1,4 +1,4 @@
-"""What is done about a step that went wrong: a loss that is not finite, or a loss spike."""
+"""Detects bad steps: a non-finite loss or gradient, or a loss spike."""
 
 import math
 import statistics
@@ -12,23 +12,23 @@ from cli.errors import UserError
 from model.formats.native import write_file
 from train.checkpoint import Progress
 
-MAX_SKIPPED = 10  # steps in a row without a finite gradient before a run gives up
-RECENT = 50  # losses that a new one is compared with
-MAX_REWOUND = 5  # times that a run goes back to a checkpoint for a spike
-SPIKE = 6  # standard deviations above their mean
+MAX_SKIPPED = 10  # skipped steps in a row after which the run fails
+RECENT = 50  # number of recent losses that a new loss is compared with
+MAX_REWOUND = 5  # rewinds per run
+SPIKE = 6  # standard deviations above the mean of the recent losses
 
 
 class Guard:
-    """Judges each step by its loss and gradient norm, which are the same on every rank."""
+    """Checks each step's loss and gradient norm, which are the same on every rank."""
 
     def __init__(self, run: Path, rank: int, progress: Progress):
         self.run, self.rank, self.progress = run, rank, progress
         self.in_a_row = 0
 
     def should_step(self, loss: float, norm: float, batches: Sequence[tuple[torch.Tensor, ...]]) -> bool:
-        """Whether the step may be taken.
+        """Whether the optimiser may step: loss and gradient norm are finite.
 
-        Raises UserError after MAX_SKIPPED steps in a row that may not, with the batch on disk.
+        After MAX_SKIPPED skipped steps in a row, writes the batch to disk and raises UserError.
         """
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
@@ -47,20 +47,20 @@ class Guard:
             write_file(self.run, name, kept)
             raise UserError(
                 f"{MAX_SKIPPED} steps in a row without a finite gradient; lower "
-                'train.learning_rate or use train.precision = "float32". The last batch is in '
+                'train.learning_rate or use train.precision = "float32"; the last batch is in '
                 f"{self.run / name}"
             )
         return False
 
     def is_spike(self, loss: float) -> bool:
-        """Whether this mean loss stands far above the recent ones; a finite one becomes recent."""
+        """Whether a step's mean loss is far above the recent ones; else it joins them if finite."""
         recent = self.progress.recent
         if len(recent) == RECENT:
             usual, spread = statistics.fmean(recent), statistics.stdev(recent)
             if loss > usual + SPIKE * spread:
                 if self.progress.rewound == MAX_REWOUND:
                     return False
-                say(f"step {self.progress.step}: loss {loss:.4f} is a spike: {usual:.4f} is usual")
+                say(f"step {self.progress.step}: loss spike: {loss:.4f}, the recent mean is {usual:.4f}")
                 return True
         if math.isfinite(loss):
             recent.append(loss)

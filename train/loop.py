@@ -2,8 +2,8 @@
 
 `Trainer.train` is the loop, `Trainer.step` one optimiser step. Guarantees, each with a test in
 `tests/train/`: the loss is a mean over all tokens of the global batch, so neither the micro-batch
-size nor the number of ranks changes it; a resumed run continues exactly where the checkpoint was
-taken; a step whose loss or gradient is not finite is skipped; SIGINT and SIGTERM save and exit.
+size nor the number of ranks changes it; resume continues exactly where the checkpoint was taken; a
+step with a non-finite loss or gradient is skipped; SIGINT and SIGTERM save and exit.
 """
 
 import math
@@ -49,11 +49,11 @@ DataSet = Windows | Examples
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `train` did, over all resumptions."""
+    """The outcome of `train`, including the part before a resume."""
 
     progress: Progress
     bits_per_byte: float
-    """Of the last evaluation; NaN if a signal came before one."""
+    """The score of the last evaluation; NaN if a signal came before the first one."""
     peak_bytes: int
     signal: int
     """The signal that ended the run early, or 0."""
@@ -78,8 +78,9 @@ def train(
     checkpoint, if there is one. `profile` names steps to profile, as "10:13". `keep_best` saves
     whenever the validation score improves, as `config.patience` does.
 
-    Raises UserError if the batch does not divide over ranks, memory is too small, a checkpoint to
-    resume does not fit, gradients stay infinite, or the last checkpoint cannot be saved.
+    Raises UserError if the batch does not divide over ranks, memory is too small, the checkpoint to
+    resume does not match the model, gradients stay non-finite, or the last checkpoint cannot be
+    saved.
     """
     trainer = Trainer(model, train_set, validation_set, tokenizer, config, run, ranks, resume, profile, keep_best)
     return trainer.train()
@@ -102,7 +103,9 @@ class Trainer:
         keep_best: bool,
     ):
         if config.batch_size % ranks.world_size:
-            raise UserError(f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks")
+            raise UserError(
+                f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks; use a multiple"
+            )
         self.model, self.run, self.ranks, self.device = model.train(), run, ranks, ranks.device
         self.train_set, self.validation_set, self.keep_best = train_set, validation_set, keep_best
         fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
@@ -124,7 +127,7 @@ class Trainer:
         self.state = TrainState(self.parameters, self.optimizers, self.loader, tokenizer, fingerprint, self.ema)
         self.progress = self.state.progress
         if resume and not checkpoints(run):
-            say(f"{run}: holds no checkpoint yet; starting from step 0")
+            say(f"{run}: no checkpoint to resume yet; starting from step 0")
             resume = False
         if resume:
             restore(run, self.state, ranks)
@@ -134,7 +137,7 @@ class Trainer:
         left = max(0.0, 1 - position(self.progress, self.progress.seconds, config)[0])
         sets, seconds = (train_set, validation_set), pass_seconds / (speedup or 1)
         report_duration(model, sets, config, ranks, seconds, len(self.subset), self.progress.step, left)
-        # Compiled code serves one shape; examples come in many.
+        # Compiled code is specialised to one shape; batches of examples have many.
         self.evaluates_compiled = speedup is not None and isinstance(validation_set, Windows)
         self.profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
         self.peak_flops = peak_flops(self.device, bfloat16)
@@ -151,7 +154,8 @@ class Trainer:
             while True:
                 stop, save_now, seconds = self.sync_flags(signals)
                 done, end = position(progress, seconds, config)
-                is_new = progress.step > self.started_at or not self.resumed  # not done by the resumed run
+                # The run before the resume has already evaluated and saved this step.
+                is_new = progress.step > self.started_at or not self.resumed
                 is_last, bits_per_byte, improved = done >= 1, None, False
                 if not stop and (is_last or (is_new and progress.step % config.eval_every == 0)):
                     bits_per_byte, improved = self.evaluate()
@@ -173,8 +177,8 @@ class Trainer:
                     self.rewind()
         if ranks.is_main:
             plot_run(self.run)
-        # A signal that came when all was trained is too late to stop anything.
-        received = (signals.received or signal.SIGTERM) if stop else 0  # or another rank's
+        # A signal after the last step stops nothing. `stop` may come from another rank's signal.
+        received = (signals.received or signal.SIGTERM) if stop else 0
         return RunResult(progress, self.score, peak_memory(self.device), int(received))
 
     def step(self, end: float) -> dict:
@@ -217,7 +221,7 @@ class Trainer:
         }
 
     def next_batches(self) -> list[Batch]:
-        """The share of this rank of the next global batch, as micro-batches."""
+        """The next global batch's part for this rank, as micro-batches for gradient accumulation."""
         indices, size = self.loader.next(self.ranks.rank, self.ranks.world_size), self.config.micro_batch_size
         return [self.train_set.batch(indices[i : i + size]) for i in range(0, len(indices), size)]
 
@@ -225,7 +229,7 @@ class Trainer:
         """Add `scale` times the gradient of each micro-batch's loss; returns the summed loss in nats."""
         loss_sum = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
-            # Ranks exchange gradients once, in the last backward pass of the step.
+            # Gradient accumulation: ranks exchange gradients once, in the last backward pass.
             with sync_gradients(self.wrapped, i == len(batches) - 1):
                 with self.autocast:
                     loss = summed_loss(self.wrapped, batch, self.train_set.separator, self.device)
@@ -252,12 +256,15 @@ class Trainer:
         return flops
 
     def sync_flags(self, signals: Signals) -> tuple[bool, bool, float]:
-        """Whether any rank was told to stop, or to save, and the main rank's seconds; finishes a save."""
-        asked, signals.save_requested = signals.save_requested, False
+        """Share flags over ranks: whether any should stop, whether any should save, the main rank's seconds.
+
+        Also commits a checkpoint that all ranks have written.
+        """
+        save_requested, signals.save_requested = signals.save_requested, False
         seconds, stop, save_now, writing, failed = self.ranks.sum(
             self.progress.seconds * self.ranks.is_main,
             signals.received,
-            asked,
+            save_requested,
             self.saver.is_writing,
             self.saver.error is not None,
         )
@@ -265,7 +272,7 @@ class Trainer:
         return bool(stop), bool(save_now), seconds
 
     def evaluate(self) -> tuple[float, bool]:
-        """Score the validation subset: bits per byte, and whether that is the best so far."""
+        """Score the validation subset; returns bits per byte, and whether that is the best so far."""
         result = self.run_evaluation(self.subset)
         self.metrics.evaluation({"step": self.progress.step, **result})
         self.score = result["bits_per_byte"]
@@ -276,14 +283,14 @@ class Trainer:
         return 0 < self.config.patience <= self.progress.stale
 
     def evaluate_whole_split(self) -> None:
-        """Score the whole validation split, once, at the end."""
+        """Score the whole validation split once, at the end of the run."""
         if len(self.subset) < len(self.validation_set):
             result = self.run_evaluation(None)
             self.metrics.final_evaluation(self.progress.step, len(self.validation_set), result)
             self.score = result["bits_per_byte"]
 
     def run_evaluation(self, windows: np.ndarray | None) -> dict[str, float]:
-        """`evaluate` on some windows of the validation split, or all, with the EMA if there is one."""
+        """`evaluate` on `windows` of the validation split (None: all), with the EMA weights if any."""
         with ema_weights(self.ema, self.parameters):
             return evaluate(
                 self.wrapped,
@@ -306,12 +313,12 @@ class Trainer:
 
 
 def position(progress: Progress, seconds: float, config: TrainConfig) -> tuple[float, float]:
-    """The share of the run that is done, and the share that will be done after the next step."""
+    """The share (0 to 1) of the run that is done, and the share after the next step."""
     if not (config.max_seconds or config.max_flops):
         return progress.step / config.steps, (progress.step + 1) / config.steps
     spent = seconds if config.max_seconds else progress.flops
     done = spent / (config.max_seconds or config.max_flops)
-    # A step is assumed to take the mean of the steps so far; nothing is known of the first one.
+    # The next step is assumed to take the mean time of the steps so far; the first has no estimate.
     return done, max(done + done / max(1, progress.step), 0.01 * config.warmup)
 
 

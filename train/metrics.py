@@ -1,4 +1,4 @@
-"""What a run reports: a bar on a terminal, lines in a log, JSON lines, a curve, wandb if asked."""
+"""Metrics of a run: progress bar or log lines, metrics.jsonl, and wandb or TensorBoard if enabled."""
 
 import contextlib
 import json
@@ -17,10 +17,10 @@ from configs.schema import TrainConfig
 
 
 class Metrics:
-    """Writes `metrics.jsonl` and shows progress; does nothing on ranks other than rank 0."""
+    """Writes `metrics.jsonl` and shows progress, on the main rank only."""
 
     def __init__(self, run: Path, config: TrainConfig, start_step: int, is_main: bool):
-        """Rows after `start_step`, left by a run that was cut off, are dropped; -1 drops all."""
+        """Drops rows after `start_step`, which an interrupted run may have left; -1 drops all."""
         self.config, self.is_main, self.wandb = config, is_main, None
         self.tensorboard = None
         self.started: tuple[float, float] | None = None
@@ -58,7 +58,7 @@ class Metrics:
         if not self.is_main:
             return
         done = share * self.total
-        if self.started is None:  # the first step of this process tells nothing of the others
+        if self.started is None:  # the first step of a process is slower: keep it out of the estimate
             self.started = (done, row["seconds"])
         self._write(row)
         status = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
@@ -67,7 +67,7 @@ class Metrics:
         rate = (done - self.started[0]) / max(1e-9, row["seconds"] - self.started[1])
         left = max(0.0, self.total - done) / rate if rate else 0.0
         if price := self.config.price_per_hour:
-            status += f"  {price * (row['seconds'] + left) / 3600:,.2f} in all"
+            status += f"  total price {price * (row['seconds'] + left) / 3600:,.2f}"
         self.bar.update(self.task, completed=min(done, self.total), status=status)
         if not console.is_terminal and row["step"] % self.config.log_every == 0:
             say(
@@ -86,7 +86,7 @@ class Metrics:
         )
 
     def final_evaluation(self, step: int, windows: int, scores: dict[str, float]) -> None:
-        """Record the scores of the whole validation split, under names of their own."""
+        """Record the scores of the whole validation split, under `whole_…` keys."""
         if not self.is_main:
             return
         self._write({"step": step} | {f"whole_{name}": value for name, value in scores.items()})
@@ -96,13 +96,13 @@ class Metrics:
         )
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step`: the run has gone back to it."""
+        """Drop the rows after `step`, to which the run has been rewound."""
         if self.is_main:
             self.file.close()
             self._open(step)
 
     def close(self) -> None:
-        """Leave the terminal as it was and finish the files."""
+        """Remove the progress bar and close the files."""
         if not self.is_main:
             return
         self.bar.stop()
@@ -130,9 +130,9 @@ def format_duration(seconds: float) -> str:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl; a last line that was cut off is left out.
+    """The rows of a run's metrics.jsonl, without a truncated last line.
 
-    A loss or gradient norm that was not finite is None.
+    A non-finite loss or gradient norm is None.
     """
     rows = []
     if (run / "metrics.jsonl").exists():
@@ -145,11 +145,11 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak allocation, or the process' peak resident memory."""
+    """Bytes: the GPU's peak allocation, or the process's peak resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would start from the peak of the process that started this one
+    if status.exists():  # ru_maxrss includes the peak of the parent process
         return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
     if sys.platform == "win32":
         import psutil
@@ -162,7 +162,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` start anew from what is held now, where the system can (Linux, CUDA)."""
+    """Reset `peak_memory` to the memory in use now, where the system can (Linux, CUDA)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -1,8 +1,8 @@
-"""Muon: momentum, orthogonalised, for the matrices inside the blocks.
+"""Muon: orthogonalised momentum for the hidden matrices of the blocks.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". The update is scaled
-by 0.2 sqrt(max(rows, columns)), which gives it the size of AdamW's, so that one learning rate and
-one weight decay serve both (Liu et al. 2025, arXiv:2502.16982, section 2.2).
+by 0.2 sqrt(max(rows, columns)) to match the RMS of AdamW's updates, so that both share one learning
+rate and one weight decay (Liu et al. 2025, arXiv:2502.16982, section 2.2).
 """
 
 from collections.abc import Iterable
@@ -16,21 +16,22 @@ from model.fused import newton_schulz
 from train.distributed import shard_like
 
 MOMENTUM = 0.95
-NEWTON_SCHULZ_STEPS = 5  # of the iteration by Newton and Schulz
+NEWTON_SCHULZ_STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose singular values are brought near 1, with decoupled weight decay.
+    """Nesterov momentum with singular values brought near 1, and decoupled weight decay.
 
-    Matrices of one shape are orthogonalised together, each by one rank, which sends it to the rest.
+    Matrices of one shape are orthogonalised as a batch. Each is computed on one rank, which
+    broadcasts it to the others.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
     ):
-        """`params`: matrices only, in the same order on every rank; ValueError otherwise.
+        """`params` are matrices, in the same order on every rank; raises ValueError for other shapes.
 
-        `dtype` of the products: bfloat16 is precise enough for a direction.
+        `dtype` is that of the matrix products; bfloat16 is precise enough for an update direction.
         """
         params = list(params)
         for p in params:
@@ -41,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -55,7 +56,7 @@ class Muon(torch.optim.Optimizer):
                     p.add_(shard_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
 
     def step_flops(self) -> float:
-        """FLOPs of the products of one step, of all ranks together."""
+        """FLOPs of the matrix products in one step, summed over all ranks."""
         sides = [sorted(p.shape) for group in self.param_groups for p in group["params"]]
         return float(sum(NEWTON_SCHULZ_STEPS * (m * (m + 1) * (k + m) + 2 * m * m * k) for m, k in sides))
 
@@ -72,7 +73,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(stack: torch.Tensor) -> torch.Tensor:
-    """`newton_schulz` of (N, R, C) matrices that all ranks have, each of which computes a share."""
+    """`newton_schulz` of an (N, R, C) stack that all ranks hold; each rank computes a share."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return newton_schulz(stack, NEWTON_SCHULZ_STEPS)
     rank, world_size = dist.get_rank(), dist.get_world_size()

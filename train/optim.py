@@ -1,4 +1,4 @@
-"""The optimisers with their parameter groups, and the learning-rate schedules."""
+"""Optimisers with their weight decay groups, and learning rate schedules."""
 
 import math
 from collections.abc import Sequence
@@ -16,37 +16,35 @@ def build_optimizers(
     width_ratio: float = 1.0,
     dtype: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
-    """One AdamW for all; or Muon, with products in `dtype`, for the blocks' matrices and AdamW for
-
-    the rest.
-    """
+    """One AdamW; or Muon (products in `dtype`) for the hidden matrices and AdamW for the rest."""
     if config.optimizer == "adamw":
         return [build_adamw(parameters, config, width_ratio)]
-    inside = {name: p for name, p in parameters.items() if is_hidden_matrix(name, p)}
-    rest = {n: p for n, p in parameters.items() if n not in inside}
-    found: list[torch.optim.Optimizer] = []
-    if inside:
-        found.append(Muon(inside.values(), config.learning_rate, config.weight_decay, dtype))
-    return [*found, build_adamw(rest, config)] if rest else found
+    hidden = {name: p for name, p in parameters.items() if is_hidden_matrix(name, p)}
+    rest = {n: p for n, p in parameters.items() if n not in hidden}
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(Muon(hidden.values(), config.learning_rate, config.weight_decay, dtype))
+    return [*optimizers, build_adamw(rest, config)] if rest else optimizers
 
 
-def step_flops(chosen: Sequence[torch.optim.Optimizer]) -> float:
-    """FLOPs of the products of matrices in one step: AdamW has none."""
-    return sum(optimizer.step_flops() for optimizer in chosen if isinstance(optimizer, Muon))
+def step_flops(optimizers: Sequence[torch.optim.Optimizer]) -> float:
+    """FLOPs of the optimisers' matrix products in one step; AdamW has none."""
+    return sum(optimizer.step_flops() for optimizer in optimizers if isinstance(optimizer, Muon))
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is a matrix inside a block: both of its sides grow with the model's width."""
+    """Whether it is a matrix inside a block: both dimensions grow with the model's width."""
     return parameter.dim() == 2 and name.startswith("layers.")
 
 
 def build_adamw(
     parameters: dict[str, nn.Parameter], config: TrainConfig, width_ratio: float = 1.0
 ) -> torch.optim.AdamW:
-    """Loshchilov & Hutter 2019 (arXiv:1711.05101), fused; matrices decay, vectors do not.
+    """Fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with weight decay groups.
 
-    The rate of matrices inside the blocks is scaled by `width_ratio` (`ModelConfig.width_ratio`),
-    their decay by its inverse (muP; Yang et al. 2022, arXiv:2203.03466, table 8).
+    Matrices decay; vectors (norm gains, biases) do not. The learning rate of hidden matrices is
+    multiplied by `width_ratio` (`ModelConfig.width_ratio`) and their weight decay divided by it
+    (muP; Yang et al. 2022, arXiv:2203.03466, table 8).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in parameters.items():
@@ -67,10 +65,10 @@ def build_adamw(
 
 
 def learning_rate(progress: float, config: TrainConfig) -> float:
-    """The rate when a share `progress` (0 to 1) of the run is done, after a linear warm-up.
+    """The learning rate at `progress` (0 to 1) of the run: linear warm-up, then the schedule.
 
     cosine: half a cosine down to `min_lr_ratio` (Loshchilov & Hutter 2017).
-    wsd: constant, then linear over the last `cooldown` (Hu et al. 2024, section 4).
+    wsd: constant, then a linear cool-down over the last `cooldown` (Hu et al. 2024, section 4).
     linear: a straight line down to `min_lr_ratio`.
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio

@@ -1,9 +1,9 @@
-"""Draw the curves of runs side by side.
+"""Plot the training curves of one or more runs.
 
     python -m train.plot RUN [RUN …] [--out report.html]
 
-One page that needs nothing else: a table of the runs and a picture of loss, validation, learning
-rate, gradient norm, speed and memory against tokens. With --out FILE.png only the picture.
+Writes one self-contained page: a table of the runs and a figure of loss, validation, learning rate,
+gradient norm, speed and memory against tokens. With --out FILE.png it writes only the figure.
 """
 
 import argparse
@@ -31,13 +31,13 @@ PANELS = {
 
 @dataclass
 class Curves:
-    """What one run has written down."""
+    """The metrics of one run."""
 
     name: str
     rows: list[dict]
 
     def points(self, key: str) -> tuple[list[float], list[float]]:
-        """Tokens seen, and `key`, wherever a row has it."""
+        """The points (tokens seen, `key`) of all rows that have the key."""
         tokens, xs, ys = 0, [], []
         for row in self.rows:
             tokens = row.get("tokens", tokens)
@@ -47,7 +47,7 @@ class Curves:
         return xs, ys
 
     def summary(self) -> dict[str, str]:
-        """A row of the table."""
+        """One row of the table, as column: text."""
         steps = [row for row in self.rows if row.get("loss") is not None]
         scores = self.points("bits_per_byte")[1]
         return {
@@ -63,7 +63,7 @@ class Curves:
 
 
 def load_curves(run: Path) -> Curves:
-    """Raises UserError if there is no run, or none of its steps is recorded."""
+    """The metrics of a run. Raises UserError if it has no recorded training step."""
     rows = read_metrics(run)
     if not any(row.get("loss") is not None for row in rows):
         raise UserError(f"{run}: holds no metrics.jsonl with a training step")
@@ -71,12 +71,12 @@ def load_curves(run: Path) -> Curves:
 
 
 def smooth(values: list[float], width: int) -> list[float]:
-    """Means over the last `width` values."""
+    """The moving average over the last `width` values."""
     return [statistics.fmean(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
 
 
 def draw_figure(runs: list[Curves]) -> bytes:
-    """The picture, PNG."""
+    """The figure as PNG bytes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), layout="constrained")
@@ -100,7 +100,7 @@ def draw_figure(runs: list[Curves]) -> bytes:
 
 
 def render_html(runs: list[Curves], picture: bytes) -> str:
-    """The report, HTML, with the picture in it."""
+    """The report as HTML, with the PNG `picture` embedded."""
     table = [run.summary() for run in runs]
     head = "".join(f"<th>{html.escape(key)}</th>" for key in table[0])
     body = "\n".join(
@@ -129,7 +129,7 @@ def plot_run(run: Path) -> Path | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        say("no picture: drawing needs pip install -e '.[compare]'")
+        say("no plots/loss.png: plotting needs pip install -e '.[compare]'")
         return None
     rows = read_metrics(run)
     steps = [row for row in rows if row.get("loss") is not None]
@@ -152,8 +152,8 @@ def plot_run(run: Path) -> Path | None:
     right.set_ylabel("validation (bits per byte)", color="tab:red")
     best = min((row["bits_per_byte"] for row in scores), default=float("nan"))
     whole = [row["whole_bits_per_byte"] for row in rows if row.get("whole_bits_per_byte")]
-    all_of_it = f", {whole[-1]:.3f} on the whole split at the end" if whole else ""
-    left.set_title(f"{run.name}: best validation {best:.3f} bits per byte{all_of_it}")
+    final = f", {whole[-1]:.3f} on the whole split at the end" if whole else ""
+    left.set_title(f"{run.name}: best validation {best:.3f} bits per byte{final}")
     path = run / "plots" / "loss.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -172,7 +172,7 @@ def main() -> None:
     try:
         picture = draw_figure(runs)
     except ImportError:
-        raise UserError("drawing needs: pip install -e '.[compare]'") from None
+        raise UserError("plotting needs: pip install -e '.[compare]'") from None
     content = picture if args.out.suffix == ".png" else render_html(runs, picture).encode()
     write_atomically(args.out, content)
     for run in runs:

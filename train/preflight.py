@@ -1,4 +1,4 @@
-"""Preflight checks: what a run will need in memory and time, measured before its first step."""
+"""Preflight checks: the memory and time that a run needs, measured before its first step."""
 
 import contextlib
 import hashlib
@@ -20,13 +20,13 @@ from train.evaluate import FORWARD_TIME_SHARE
 from train.forward import summed_loss
 from train.metrics import format_duration
 
-MAX_MEMORY_SHARE = 0.7  # of free memory that a found micro-batch may fill: what is kept is not all there is
-SLOW_PASS_SECONDS = 10.0  # seconds of a first pass that is not repeated to be timed
-TOKENS_PER_PARAMETER = 20  # of a compute-optimal run (Hoffmann et al. 2022, arXiv:2203.15556)
+MAX_MEMORY_SHARE = 0.7  # of free memory for an automatic micro-batch; the estimate counts only saved tensors
+SLOW_PASS_SECONDS = 10.0  # a slower first pass is not repeated for timing
+TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
 def frozen_hash(model: Transformer) -> str:
-    """SHA-256 of the weights that are not trained: an adapter is nothing without them."""
+    """SHA-256 of the frozen weights, because an adapter fits only the base it was trained on."""
     total = hashlib.sha256()
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -35,17 +35,17 @@ def frozen_hash(model: Transformer) -> str:
 
 
 def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> bool:
-    """Whether matrix products run in bfloat16: where asked for or, with "auto", where it pays."""
+    """Whether matrix products run in bfloat16: if set, or with "auto" if that is faster here."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Narrow matrices lose as much to the casts as bfloat16 instructions win (docs/log.md).
+    # With narrow matrices the casts cost as much as bfloat16 instructions save (docs/log.md).
     return model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
 
 
 def report_setup(model: Transformer, train_set, config: TrainConfig, ranks: Ranks, bfloat16: bool) -> None:
-    """Say what is about to happen: sizes, epochs, precision, ranks."""
+    """Print model size, data size, precision, ranks and gradient accumulation."""
     windows, length = len(train_set), train_set.seq_len
     precision = "bfloat16 autocast" if bfloat16 else "float32"
     micro = config.micro_batch_size
@@ -58,12 +58,12 @@ def report_setup(model: Transformer, train_set, config: TrainConfig, ranks: Rank
         f"{precision} on {ranks.world_size} x {ranks.device.type}{sharded}"
     )
     tokens = config.steps * config.batch_size * length
-    fits = tokens / TOKENS_PER_PARAMETER
-    times = model.num_parameters() / fits
-    if not frozen and not config.max_seconds and not config.max_flops and not 0.5 < times < 2:
+    optimal = tokens / TOKENS_PER_PARAMETER
+    ratio = model.num_parameters() / optimal
+    if not frozen and not config.max_seconds and not config.max_flops and not 0.5 < ratio < 2:
         say(
-            f"note: the model is {times:,.2f} times as large as is compute-optimal for "
-            f"{tokens:,} tokens ({TOKENS_PER_PARAMETER} per parameter: {fits:,.0f} parameters)"
+            f"note: the model is {ratio:,.2f} times the compute-optimal size for "
+            f"{tokens:,} tokens ({TOKENS_PER_PARAMETER} per parameter: {optimal:,.0f} parameters)"
         )
     say(
         f"data: {windows:,} windows/epoch of {length} tokens, up to {windows * length:,} "
@@ -82,11 +82,11 @@ def report_duration(
     begin: int,
     left: float,
 ) -> None:
-    """Say about how long the run will take from step `begin` on, evaluation included.
+    """Print the estimated time of the run from step `begin` on, with evaluation.
 
-    `pass_seconds` is what one forward and backward pass of a micro-batch takes; `subset` windows
-    are scored in a periodic evaluation; `left` is the share of the run that is still to be trained.
-    Saving and sampling are not in it.
+    `pass_seconds` is the time of one forward and backward pass of a micro-batch, `subset` the
+    number of windows in a periodic evaluation, `left` the share of the run that remains. Saving and
+    sampling are not included.
     """
     train_set, validation_set = sets
     windows = config.micro_batch_size
@@ -99,27 +99,28 @@ def report_duration(
         training = step * config.max_flops / training_flops(model, tokens, tokens, train_set.seq_len)
     training *= left
     window = FORWARD_TIME_SHARE * pass_seconds / windows / ranks.world_size
-    every = len(validation_set)
+    whole = len(validation_set)
     end = begin + max(1, round(training / step))
     count = end // config.eval_every - begin // config.eval_every
     count += (begin == 0) + (end % config.eval_every > 0)
-    periodic, final = count * subset * window, every * window * (subset < every)
+    periodic, final = count * subset * window, whole * window * (subset < whole)
     total = training + periodic + final
     say(
-        f"time: about {format_duration(total)} in all: training {format_duration(training)}; {count} evaluations of "
+        f"time: about {format_duration(total)} in total: training {format_duration(training)}; {count} evaluations of "
         f"{subset:,} windows {format_duration(periodic)} ({periodic / total:.1%})"
-        + (f"; at the end all {every:,} {format_duration(final)} ({final / total:.1%})" if final else "")
+        + (f"; at the end all {whole:,} {format_duration(final)} ({final / total:.1%})" if final else "")
     )
 
 
 def find_micro_batch(
     model: nn.Module, train_set, config: TrainConfig, ranks: Ranks, autocast: torch.autocast
 ) -> tuple[int, float]:
-    """The micro-batch size, and the seconds that a forward and backward pass of it takes.
+    """The micro-batch size, and the seconds of its forward and backward pass.
 
-    The size is the one asked for, else the largest power of two that fits. Tries it, so that too
-    little memory is met before step 1, and says what is needed. Every rank calls it and gets the
-    same size. Raises UserError, naming what to lower, if there is too little memory.
+    The size is `config.micro_batch_size`, or with 0 the largest power of two that fits in memory.
+    Runs one pass, so that out of memory shows before step 1, and prints the memory needed. Every
+    rank must call it; all get the same size. Raises UserError, naming the setting to lower, if
+    memory is too small.
     """
     most = config.batch_size // ranks.world_size
     size = config.micro_batch_size
@@ -137,55 +138,58 @@ def find_micro_batch(
     if total > needs.free:
         say(
             f"WARNING: this run needs {_size(total)} of memory and {_size(needs.free)} are free: "
-            "lower train.micro_batch_size, model.max_seq_len or model.dim, or end other programs"
+            "lower train.micro_batch_size, model.max_seq_len or model.dim, or close other programs"
         )
-    if max(ranks.gather(needs.seconds)) < SLOW_PASS_SECONDS:  # else the first pass, which warms up, must do
+    if max(ranks.gather(needs.seconds)) < SLOW_PASS_SECONDS:  # the first pass includes one-time set-up
         needs = dry_run(model, train_set, size, ranks, autocast)
     return size, max(ranks.gather(needs.seconds))
 
 
 def largest_micro_batch(needs: "MemoryNeeds", most: int) -> int:
-    """The largest power of two of windows that fit beside `needs.fixed`; 1 if none does."""
-    room = (MAX_MEMORY_SHARE * needs.free - needs.fixed) / max(1, needs.activations)
-    return 1 << (max(1, int(min(room, most))).bit_length() - 1)
+    """The largest power of two, at most `most`, of windows that fit in memory; at least 1.
+
+    `needs` is of a pass with one window.
+    """
+    fit = (MAX_MEMORY_SHARE * needs.free - needs.fixed) / max(1, needs.activations)
+    return 1 << (max(1, int(min(fit, most))).bit_length() - 1)
 
 
 @dataclass
 class MemoryNeeds:
-    """Bytes on one device, of a pass of some rows, and how long it took."""
+    """Memory of one forward and backward pass on one device, in bytes, and its time."""
 
     free: int
-    """What there is for all of the below."""
+    """Available for weights, gradients, moments and activations."""
     weights: int
     fixed: int
-    """Weights, gradients and moments."""
+    """Weights, gradients and optimiser moments."""
     activations: int
     rows: int = 1
     seconds: float = 0.0
 
 
 def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torch.autocast) -> MemoryNeeds:
-    """One forward and backward pass of `size` windows, thrown away.
+    """Measure one forward and backward pass of `size` windows, then discard its gradients.
 
-    Raises UserError, naming what to lower, if memory is too small.
+    Raises UserError, naming the setting to lower, if memory is too small.
     """
     inputs, targets = train_set.batch(train_set.longest(size))
     saved: dict[int, int] = {}
 
-    def note(x: torch.Tensor) -> torch.Tensor:
-        whole = x if x._base is None else x._base
-        if not (whole.is_leaf and whole.requires_grad):  # a weight, perhaps put together by FSDP
+    def record(x: torch.Tensor) -> torch.Tensor:
+        base = x if x._base is None else x._base
+        if not (base.is_leaf and base.requires_grad):  # else a weight, perhaps gathered by FSDP
             storage = x.untyped_storage()
             saved[storage.data_ptr()] = storage.nbytes()
         return x
 
     trained = [p for p in model.parameters() if p.requires_grad]
-    places = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
+    weight_pointers = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
     weights, gradients = (sum(map(_bytes, ps)) for ps in (model.parameters(), trained))
-    free = free_memory(ranks.device) + weights  # which are there already
+    free = free_memory(ranks.device) + weights  # the weights are already allocated
     started = time.perf_counter()
     try:
-        with autocast, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        with autocast, torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
             loss = summed_loss(model, (inputs, targets), train_set.separator, ranks.device)
         loss.backward()
         loss.item()  # waits for the device
@@ -193,20 +197,20 @@ def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torc
         if "memory" not in str(error):
             raise
         raise UserError(
-            f"out of memory with {tuple(inputs.shape)} tokens at a time: lower "
+            f"out of memory with a micro-batch of {tuple(inputs.shape)} tokens: lower "
             "train.micro_batch_size first (the result stays the same), then model.max_seq_len or "
             "model.dim"
         ) from None
     seconds = time.perf_counter() - started
     for parameter in trained:
         parameter.grad = None
-    activations = sum(size for start, size in saved.items() if start not in places)
-    # AdamW keeps two moments of each weight.
+    activations = sum(size for pointer, size in saved.items() if pointer not in weight_pointers)
+    # Per trained weight: its gradient and AdamW's two moments.
     return MemoryNeeds(free, weights, weights + 3 * gradients, activations, len(inputs), seconds)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a run may still take: of the GPU, or of the machine and of its container."""
+    """Free memory in bytes: of the GPU, or the smaller of the machine's and the container's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
@@ -215,7 +219,7 @@ def free_memory(device: torch.device) -> int:
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
         most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        # Files that the system has cached are given up when a program asks for memory.
+        # The kernel frees its file cache when a program needs memory.
         cached = re.search(r"(?m)^inactive_file (\d+)", (group / "memory.stat").read_text())
         limits.append(most - used + int(cached[1] if cached else 0))
     return min(limits)

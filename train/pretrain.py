@@ -1,11 +1,11 @@
-"""Train a transformer from random weights, on one core or under torchrun on many GPUs.
+"""Pretrain a transformer from random weights, on one core or under torchrun on many GPUs.
 
     python -m train.pretrain RECIPE [--run-dir DIR] [--resume | --overwrite] [--train.steps 200 …]
     torchrun --standalone --nproc-per-node 2 -m train.pretrain RECIPE …
 
-Prepares documents, tokenizer and token shards, unless they are cached, and fills a run directory:
+Prepares documents, tokenizer and token shards unless they are cached, and writes a run directory:
 config.toml, tokenizer.json, metrics.jsonl, checkpoints/, plots/loss.png, sample.txt. Ctrl-C and
-SIGTERM save a checkpoint and print the command that resumes.
+SIGTERM save a checkpoint and print the command to resume.
 """
 
 from pathlib import Path
@@ -51,7 +51,7 @@ def main() -> int:
         with ranks.main_process_first():
             recipe = resolve_recipe(recipe, run, ranks, resume, own.overwrite)
             tokenizer, train_set, validation_set = load_data(recipe)
-            prompt_ids(recipe.model, tokenizer, recipe.sample.prompt)  # refuses a bad prompt before training
+            prompt_ids(recipe.model, tokenizer, recipe.sample.prompt)  # rejects a bad prompt before training
             if ranks.is_main:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
         with handle_interrupt():
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def write_samples(run: Path, recipe: Recipe) -> None:
-    """Generate the samples of [sample] from the saved model; print them and write sample.txt."""
+    """Generate samples from the saved model as [sample] asks; print them and write sample.txt."""
     model, tokenizer = load_run(run)
     settings = recipe.sample.model_dump()
     *_, streams = sample(model, tokenizer, seed=recipe.train.seed, **settings)

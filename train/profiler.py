@@ -1,4 +1,4 @@
-"""What a run does with its time: torch's profiler over a few steps, and a share of the peak."""
+"""Profiling: torch's profiler over a few steps, and peak FLOP/s of GPUs for the MFU."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from cli.console import say
 from cli.errors import UserError
 
-# Dense bfloat16 FLOP/s by a part of the device's name, the longest that fits; makers' data sheets.
+# Dense bfloat16 FLOP/s by words of the device name, from the makers' data sheets.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -34,29 +34,29 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device, bfloat16: bool) -> float | None:
-    """What the device could do in a second; None where that is not known."""
+    """The device's peak bfloat16 FLOP/s; None if unknown, on a CPU, or without `bfloat16`."""
     if device.type != "cuda" or not bfloat16:
         return None
     return lookup_peak_flops(torch.cuda.get_device_name(device))
 
 
 def lookup_peak_flops(name: str) -> float | None:
-    """The entry of PEAK_FLOPS whose words are all in the device's name, the longest of them."""
+    """The longest entry of PEAK_FLOPS whose words are all in the device name; None if there is none."""
     words = name.replace("-", " ").split()
-    fits = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
-    return PEAK_FLOPS[max(fits, key=len)] if fits else None
+    matches = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
 def parse_window(text: str) -> tuple[int, int]:
-    """`10:13` -> the steps from 10 to before 13. Raises UserError."""
+    """Parse FIRST:LAST; `10:13` is steps 10, 11 and 12. Raises UserError."""
     begin, _, end = text.partition(":")
     if not (begin.isdigit() and end.isdigit() and 0 < int(begin) < int(end)):
-        raise UserError(f"--profile {text}: must be FIRST:LAST in steps, such as 10:13")
+        raise UserError(f"--profile {text}: must be FIRST:LAST in steps, with 0 < FIRST < LAST, such as 10:13")
     return int(begin), int(end)
 
 
 class Profiler:
-    """Records the steps of a window into `profile/`, for chrome://tracing or ui.perfetto.dev."""
+    """Profiles a window of steps into `profile/`, for chrome://tracing or ui.perfetto.dev."""
 
     def __init__(self, run: Path, window: tuple[int, int] | None, rank: int):
         self.path = run / "profile" / f"rank-{rank}.json"
@@ -64,7 +64,7 @@ class Profiler:
         self._profile: torch.profiler.profile | None = None
 
     def before_step(self, step: int) -> None:
-        """Called before each step."""
+        """Start or stop the profile; call it before each step."""
         if self.window and step == self.window[0]:
             self._profile = torch.profiler.profile(record_shapes=True, profile_memory=True)
             self._profile.__enter__()
@@ -72,7 +72,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Write what was recorded, if anything is being recorded."""
+        """Write the profile, if one is being recorded."""
         if self._profile is None:
             return
         self._profile.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""A run directory: whether it may be written to, how a run starts in it and how it ends."""
+"""The run directory: creation, checks, locking, resume, and the exit message of a run."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ from train.distributed import Ranks
 from train.loop import RunResult
 
 T = TypeVar("T", bound=Section)
-MARKER = ".homegrown"  # a file in every folder that --overwrite may delete
+MARKER = ".homegrown"  # --overwrite deletes only folders that hold this file
 
 
 def run_directory_arguments() -> Parser:
@@ -32,77 +32,77 @@ def run_directory_arguments() -> Parser:
     parser.add_argument("--run-dir", type=Path, help="default: runs/NAME-OF-THE-RECIPE")
     parser.add_argument("--profile", metavar="FIRST:LAST", help="profile these steps, as 10:13")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    group.add_argument("--overwrite", action="store_true", help="delete the run that is there")
+    group.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    group.add_argument("--overwrite", action="store_true", help="delete the existing run first")
     return parser
 
 
 def check_run(run: Path, config: Section, resume: bool, overwrite: bool) -> None:
-    """Raises UserError, before anything is made, if `run` may not be written to.
+    """Check, before any file is written, that a run may start or resume in `run`; else UserError.
 
     With `resume` the recipe may differ from the saved one in [train] and [sample] only.
     """
     if resume:
         if not (run / "config.toml").exists():
-            raise UserError(f"{run}: nothing to resume here; leave out --resume to start")
+            raise UserError(f"{run}: nothing to resume here; leave out --resume to start a new run")
         saved = load(type(config), run / "config.toml")
         for table in type(config).model_fields:
             same = getattr(saved, table) == getattr(config, table)
             if not same and table not in ("train", "sample"):
                 raise UserError(
-                    f"{run}: was started with other [{table}] settings; use those, or start anew with --overwrite"
+                    f"{run}: was started with other [{table}] settings; use those, or start again with --overwrite"
                 )
     elif run.exists() and any(run.iterdir()):
         if not overwrite:
-            raise UserError(f"{run}: exists; go on with --resume, or replace it with --overwrite")
+            raise UserError(f"{run}: exists; continue it with --resume, or replace it with --overwrite")
         check_marker(run)
 
 
 def check_marker(folder: Path) -> None:
-    """Raises UserError if a folder is not empty and none of ours: it is not deleted."""
+    """Raises UserError if a folder is not empty and has no MARKER, so that it is not deleted."""
     if any(folder.iterdir()) and not (folder / MARKER).exists():
         raise UserError(
-            f"{folder}: is not a run directory (it holds no file {MARKER}), so --overwrite will "
+            f"{folder}: is not a run directory (it has no file {MARKER}), so --overwrite does "
             "not delete it; use another --run-dir"
         )
 
 
 def load_saved_recipe(run: Path, kind: type[T], resume: bool) -> T | None:
-    """The recipe that a run was started with, where there is one to resume."""
+    """The recipe of a run to `resume`; None without one."""
     return load(kind, run / "config.toml") if resume and (run / "config.toml").exists() else None
 
 
 def pin_recipe(recipe: T, saved: T | None) -> T:
-    """`recipe` with the commit of each dataset and model that it names on the hub.
+    """`recipe` with every hub dataset and model pinned to a commit.
 
-    Those of the `saved` recipe stay, where there is one: a branch may have moved since the run
-    began. Raises UserError if the hub does not answer.
+    Commits in the `saved` recipe are kept, because a branch may have moved since the run started.
+    Raises UserError if the hub does not answer.
     """
     resolve = {"base": pinned, "foundation": pinned, "general": pin_revision}
     changes: dict = {
-        name: ask(resumed_revision(getattr(recipe, name), getattr(saved, name, "")))
-        for name, ask in resolve.items()
+        name: pin(resumed_revision(getattr(recipe, name), getattr(saved, name, "")))
+        for name, pin in resolve.items()
         if name in type(recipe).model_fields
     }
-    data: DataConfig = getattr(recipe, "data")  # noqa: B009 (each of our recipes has one)
+    data: DataConfig = getattr(recipe, "data")  # noqa: B009 (every recipe has [data])
     before = getattr(saved, "data").corpus if saved else ""  # noqa: B009
     corpus = pin_revision(resumed_revision(data.corpus, before))
     return recipe.model_copy(update=changes | {"data": data.model_copy(update={"corpus": corpus})})
 
 
 def should_resume(run: Path, resume: bool) -> bool:
-    """Whether to resume: if asked to, or if torchrun or SLURM restarted us after a failure."""
+    """Whether to resume: if `resume` is set, or if torchrun or SLURM restarted a failed run."""
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     restarted = any(os.environ.get(name, "0") != "0" for name in counts)
     return resume or (restarted and (run / "config.toml").exists())
 
 
 def resolve_recipe(recipe: T, run: Path, ranks: Ranks, resume: bool, overwrite: bool) -> T:
-    """The recipe with hub names pinned; the main rank has then checked that `run` may be written to.
+    """The recipe with hub names pinned; on the main rank also checks that a run may start in `run`.
 
     Raises UserError as `check_run` and `pin_recipe` do. Call it inside `main_process_first`.
     """
-    if not ranks.is_main:  # take what the main rank has pinned and written
+    if not ranks.is_main:  # use the commits that the main rank has pinned and written
         return load_saved_recipe(run, type(recipe), True) or recipe
     recipe = pin_recipe(recipe, load_saved_recipe(run, type(recipe), resume))
     check_run(run, recipe, resume, overwrite)
@@ -112,11 +112,11 @@ def resolve_recipe(recipe: T, run: Path, ranks: Ranks, resume: bool, overwrite: 
 def start_run(
     run: Path, config: Section, tokenizer: Tokenizer, *, resume: bool = False, overwrite: bool = False
 ) -> IO[str]:
-    """Make a run directory, complete in itself, and lock it; the lock holds until it is closed.
+    """Create and lock a run directory with tokenizer and recipe; the lock holds until it is closed.
 
-    With `overwrite` what is there is deleted; with `resume` only the recipe is written, whose
-    [train] may have changed. Raises UserError if there is something and neither is given, or if
-    another process is at work there.
+    With `overwrite` an existing run is deleted; with `resume` only the recipe is written, because
+    its [train] may have changed. Raises UserError if the folder is not empty and neither is given,
+    or if another process uses it.
     """
     if resume:
         lock = lock_run(run)
@@ -125,38 +125,38 @@ def start_run(
     with new_run_folder(run, overwrite) as aside:
         tokenizer.save(aside)
         write_config(aside, config)
-        if sys.platform != "win32":  # which cannot rename a folder that holds an open file
+        if sys.platform != "win32":  # Windows cannot rename a folder with an open file
             lock = lock_run(aside)
     return lock_run(run) if sys.platform == "win32" else lock
 
 
 @contextmanager
 def new_run_folder(run: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to be filled, which then stands at `run` as a whole at once, or not at all.
+    """A temporary folder to fill, which is renamed to `run` when the `with` block succeeds.
 
-    With `overwrite` what is there is deleted. Raises UserError if it is not ours, or another
-    process is at work there.
+    With `overwrite` an existing run is deleted. Raises UserError if the folder is not a run
+    directory, or if another process uses it.
     """
 
-    def keep_existing(there: Path) -> bool:
-        if not overwrite and any(there.iterdir()):
-            raise UserError(f"{run}: another process has started a run here")
-        check_marker(there)
-        lock_run(there).close()
+    def keep_existing(existing: Path) -> bool:
+        if not overwrite and any(existing.iterdir()):
+            raise UserError(f"{run}: another process has started a run here; use another --run-dir")
+        check_marker(existing)
+        lock_run(existing).close()
         return False
 
     with atomic_folder(run, keep_existing) as aside:
-        (aside / MARKER).write_text("A folder that homegrown has made; --overwrite deletes it.\n")
+        (aside / MARKER).write_text("This folder was created by homegrown; --overwrite may delete it.\n")
         yield aside
 
 
 def write_config(run: Path, config: Section) -> None:
-    """The recipe of a run, replaced as a whole."""
+    """Write the recipe of a run to config.toml, atomically."""
     write_atomically(run / "config.toml", to_toml(config))
 
 
 def lock_run(run: Path) -> IO[str]:
-    """Lock a run directory until what is returned is closed. Raises UserError if it is in use."""
+    """Lock a run directory until the returned file is closed. Raises UserError if it is in use."""
     file = open(run / "lock", "a+", encoding="utf-8")
     if not try_lock(file):
         with file:
@@ -181,27 +181,27 @@ def resume_command() -> str:
 
 @contextmanager
 def handle_interrupt() -> Iterator[None]:
-    """Within it a Ctrl-C or SIGTERM says how to go on before the process ends.
+    """Inside the `with` block, Ctrl-C or SIGTERM prints the resume command before the process exits.
 
-    The loop has its own `Signals`; this is for what comes before the first step (a trial of the
-    compiler) and after the last (what is measured then).
+    The training loop has its own `Signals`; this covers the time before the first step (compiling)
+    and after the last one (final measurements).
     """
     try:
         yield
     except KeyboardInterrupt:
-        say(f"interrupted; go on with:\n{resume_command()}")
+        say(f"interrupted; resume with:\n{resume_command()}")
         raise SystemExit(130) from None
 
 
 def report_result(result: RunResult, run: Path) -> int:
-    """Say where everything is, or after a signal how to go on; returns the exit status."""
+    """Print where the results are, or after a signal how to resume; returns the exit status."""
     progress = result.progress
     if not result.signal:
         say(
             f"done: {progress.step} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s, "
-            f"{result.bits_per_byte:.4f} bits per byte on validation; everything is in {run}"
+            f"{result.bits_per_byte:.4f} bits per byte on validation; results are in {run}"
         )
         return 0
     name = signal.Signals(result.signal).name
-    say(f"{name}: saved step {progress.step}; go on with:\n{resume_command()}")
+    say(f"{name}: saved step {progress.step}; resume with:\n{resume_command()}")
     return 128 + result.signal

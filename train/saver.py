@@ -1,8 +1,8 @@
-"""Writes checkpoints while training goes on.
+"""Asynchronous checkpoints: training continues while they are written.
 
-The state is copied to memory between two steps; a thread of each rank then writes that rank's
-files. When all are done, which the ranks tell each other at the next step, the first one seals the
-checkpoint. A disk that is full costs that checkpoint, never the run or the checkpoint before it.
+The state is copied to memory between two steps; a thread on each rank then writes that rank's
+files. Each step the ranks exchange whether they are still writing; once all are done, the main rank
+commits the checkpoint. A full disk loses that checkpoint, never the run or an earlier checkpoint.
 """
 
 import shutil
@@ -17,27 +17,27 @@ from train.distributed import Ranks
 
 
 class Saver:
-    """One checkpoint in the making at a time. Every rank calls every method at the same step."""
+    """Writes one checkpoint at a time. Every rank must call every method at the same step."""
 
     def __init__(self, run: Path, keep_last: int, ranks: Ranks):
-        """The newest `keep_last` checkpoints and the best by validation stay."""
+        """Keeps the newest `keep_last` checkpoints and the best one by validation."""
         self.run, self.keep_last, self.ranks = run, keep_last, ranks
         self.error: Exception | None = None
         self._checksums: dict[str, str] = {}
         self._thread: threading.Thread | None = None
         if ranks.is_main:
-            for half in (run / "checkpoints").glob("*.tmp"):  # of a run that was killed
-                shutil.rmtree(half, ignore_errors=True)
+            for unfinished in (run / "checkpoints").glob("*.tmp"):  # of a killed run
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     @property
     def is_writing(self) -> bool:
-        """Whether this rank's files are not all on disk yet."""
+        """Whether this rank is still writing its files."""
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, state: TrainState, bits_per_byte: float | None) -> None:
-        """Start writing a checkpoint; waits for the one before it.
+        """Start writing a checkpoint; first waits for the previous one.
 
-        `bits_per_byte` is of the subset that all checkpoints of a run are compared on, or None.
+        `bits_per_byte` is the score on the evaluation subset, or None.
         """
         self.wait()
         step = state.progress.step
@@ -49,13 +49,16 @@ class Saver:
                 begin_checkpoint(self.run, step)
             except OSError as error:
                 self.error = error
-        self.ranks.sum(0)  # no one writes into a folder that is not there yet
+        self.ranks.sum(0)  # a barrier: the folder exists before any rank writes
         files = snapshot(state, self.ranks)
         self._thread = threading.Thread(target=self._write, args=(files,))
         self._thread.start()
 
     def commit_or_discard(self, writing: float, failed: float) -> None:
-        """Seal or give up the checkpoint once no rank is `writing`; both are sums over ranks."""
+        """Commit or discard the checkpoint once no rank is writing.
+
+        `writing` and `failed` count the ranks that still write, and those that failed.
+        """
         if self._thread is None or writing:
             return
         self._thread = None
@@ -73,11 +76,14 @@ class Saver:
             if self.ranks.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
                 kept = [path.name for path in checkpoints(self.run)][-1:]
-                before = f"the newest is step {int(kept[0])}" if kept else "there is none yet"
-                say(f"WARNING: the checkpoint of step {step} could not be saved: {errors[0]}; {before}; going on")
+                newest = f"the newest is step {int(kept[0])}" if kept else "there is none yet"
+                say(
+                    f"WARNING: the checkpoint of step {step} could not be saved: {errors[0]}; {newest}; "
+                    "training continues"
+                )
 
     def wait(self) -> None:
-        """Return when nothing is being written any more."""
+        """Wait until the checkpoint is committed or discarded."""
         if self._thread is not None:
             self._thread.join()
             self.commit_or_discard(*self.ranks.sum(0, self.error is not None))
@@ -94,7 +100,7 @@ class Saver:
         try:
             for name, content in files.items():
                 self._checksums[name] = write_file(self._aside, name, content)
-        except Exception as error:  # whatever it is, what was written is not a checkpoint
+        except Exception as error:  # the main thread reports it
             self.error = error
 
     def _prune(self) -> None:
@@ -102,7 +108,7 @@ class Saver:
         for path in checkpoints(self.run):
             try:
                 scores[path] = read_manifest(path)["bits_per_byte"]
-            except UserError:  # damaged: of no use, but not ours to delete
+            except UserError:  # corrupted: leave it for the user to inspect
                 continue
         scored = {path: score for path, score in scores.items() if score is not None}
         best = min(scored, key=scored.__getitem__, default=None)

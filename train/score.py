@@ -1,10 +1,11 @@
-"""How well a model predicts text: bits per byte, perplexity and tokens of any corpus.
+"""Score text under a model: bits per byte, perplexity and token count of any corpus.
 
     python -m train.score RUN|FOUNDATION FILE [FILE …] [--document line] [--json]
 
-A FILE is whatever `data.corpus` may be: text, source code, a table, a folder, compressed or not. Every
-document follows the separator; one longer than the context is scored in overlapping windows. Bits
-per byte compare models of any tokenizer; perplexity, per token, only those of the same one.
+A FILE is anything that `data.corpus` accepts: text, source code, a table, a folder, compressed or not.
+Each document starts after the separator token; a document longer than the context is scored in
+overlapping windows. Bits per byte are comparable between tokenizers; perplexity is per token, so it
+is comparable only between models with the same tokenizer.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ from model.load import load_model
 
 
 def read_texts(name: str, document: str | None, text_field: str) -> list[str]:
-    """The cleaned documents of a file, a folder or a corpus. Raises UserError if there are none."""
+    """The cleaned documents of a file, folder or corpus. Raises UserError if there are none."""
     path, texts = Path(name), []
     for part in list_files(path) if path.is_dir() else [path]:
         is_text = part.exists() and effective_suffix(part) not in TABLES

@@ -1,4 +1,4 @@
-"""Signals end a run after the step that they interrupt."""
+"""Signal handling: a run stops after the current step."""
 
 import signal
 
@@ -6,10 +6,10 @@ from cli.console import say
 
 
 class Signals:
-    """Remembers signals instead of dying of them, so that a step can be finished.
+    """Records signals, so that the training loop can finish its step first.
 
-    SIGINT and SIGTERM end a run, saved; SIGUSR1, which batch systems send ahead of the end of a
-    job, saves it.
+    SIGINT and SIGTERM save and stop the run. SIGUSR1, which batch systems send before a job's time
+    limit, only saves.
     """
 
     def __init__(self):
@@ -18,15 +18,15 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows has no SIGUSR1
-        noted = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        self._before = {number: signal.signal(number, self._note) for number in noted}
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        self._previous = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame) -> None:
+    def _record(self, number: int, _frame) -> None:
         if signal.Signals(number).name == "SIGUSR1":
             self.save_requested = True
             return

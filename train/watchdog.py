@@ -1,4 +1,4 @@
-"""Names the rank that hangs, its step and its stack, instead of waiting for ever."""
+"""A watchdog that reports which rank hangs, with its step and stack, and ends the run."""
 
 import faulthandler
 import os
@@ -10,20 +10,20 @@ import time
 from train.checkpoint import Progress
 from train.distributed import Ranks
 
-EXIT_STATUS = 75  # "try again later"; torchrun starts such a run again where it is allowed to
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h; torchrun restarts the run if --max-restarts allows
 
 
 class Watchdog:
-    """A thread that ends the process when its rank has shown no life for `limit` seconds.
+    """A thread that ends the process when its rank has had no heartbeat for `limit` seconds.
 
-    A rank shows life whenever it meets the others or finishes a batch (`Ranks.heartbeat`). The counts
-    are told through the store that the ranks share, which works while they wait for each other: the
-    one with the lowest is the one that they wait for.
+    Every collective and every evaluated batch is a heartbeat (`Ranks.heartbeat`). The counts are
+    exchanged through torch's key-value store, which works while a collective hangs. The rank with
+    the lowest count is the one that hangs.
     """
 
     def __init__(self, ranks: Ranks, limit: float, progress: Progress):
         self.ranks, self.limit, self.progress = ranks, limit, progress
-        self._over = threading.Event()
+        self._finished = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watchdog":
@@ -32,26 +32,26 @@ class Watchdog:
         return self
 
     def __exit__(self, *_) -> None:
-        self._over.set()
+        self._finished.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self.limit / 4)):
+        while not self._finished.wait(min(1.0, self.limit / 4)):
             self.ranks.publish(f"{self.ranks.heartbeats} {self.progress.step + 1}")
             idle = time.monotonic() - self.ranks.last_heartbeat
             if idle < self.limit:
                 continue
-            told = [tuple(map(int, word.split())) for word in self.ranks.published()]
-            behind = told.index(min(told))
+            counts = [tuple(map(int, status.split())) for status in self.ranks.published()]
+            slowest = counts.index(min(counts))
             with tempfile.TemporaryFile() as file:
                 faulthandler.dump_traceback(file=file)
                 file.seek(0)
                 stack = file.read().decode()
             own = self.ranks.rank
-            sys.stderr.write(  # at once: other ranks are writing too
-                f"rank {own}: nothing has moved for {idle:.0f} s; the ranks wait for rank "
-                f"{behind}, in step {told[behind][1]}. The stack of rank {own}:\n{stack}"
+            sys.stderr.write(  # in one call, because other ranks write too
+                f"rank {own}: no progress for {idle:.0f} s; the ranks wait for rank "
+                f"{slowest}, in step {counts[slowest][1]}. The stack of rank {own}:\n{stack}"
             )
             sys.stderr.flush()
-            # Each waits for the other: only the end of the process is sure to be seen.
+            # The main thread may hang in a collective, where no exception reaches it.
             os._exit(EXIT_STATUS)

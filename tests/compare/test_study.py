@@ -173,7 +173,7 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     other = (*args, "--test-documents", "5")
     refused = command("compare.run", *other)
     assert refused.returncode == 2
-    assert "exists; go on with --resume" in refused.stderr
+    assert "exists; continue it with --resume" in refused.stderr
     refused = command("compare.run", *other, "--resume")
     assert refused.returncode == 2
     assert "cells were measured with other settings or data (" in refused.stderr

@@ -116,7 +116,7 @@ def test_how_long_a_run_takes_is_said_before_it_starts(command, recipe, tmp_path
     done = command("train.pretrain", recipe, "--run-dir", tmp_path / "run", "--train.steps", "20")
     assert done.returncode == 0, done.stderr
     said = re.search(
-        r"time: about (\d+:\d\d) in all: training \d+:\d\d; 5 evaluations of ([\d,]+) windows "
+        r"time: about (\d+:\d\d) in total: training \d+:\d\d; 5 evaluations of ([\d,]+) windows "
         r"\d+:\d\d \(\d+\.\d%\)",
         done.stderr,
     )

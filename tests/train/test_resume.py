@@ -157,7 +157,7 @@ def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     saved = int(latest_checkpoint(run).name)
-    assert f"saved step {saved}; go on with:" in said
+    assert f"saved step {saved}; resume with:" in said
     assert said.strip().endswith("--resume")
     assert max(losses(run)) == saved
     later = command("train.pretrain", recipe, "--run-dir", run, "--resume", "--train.steps", saved + 3)
@@ -170,7 +170,7 @@ def test_a_run_directory_is_never_overwritten_unasked(command, recipe, whole, tm
     refused = command("train.pretrain", recipe, "--run-dir", whole)
     assert refused.returncode == 2
     assert (
-        refused.stderr.strip().splitlines()[-1].endswith("exists; go on with --resume, or replace it with --overwrite")
+        refused.stderr.strip().splitlines()[-1].endswith("exists; continue it with --resume, or replace it with --overwrite")
     )
     assert_same(tensors(whole), before)
     precious = tmp_path / "thesis"

@@ -50,5 +50,5 @@ def test_an_interrupt_before_or_after_the_loop_says_how_to_go_on(capsys, monkeyp
         raise KeyboardInterrupt
     assert ended.value.code == 130
     said = " ".join(capsys.readouterr().err.split())
-    assert said.startswith("interrupted; go on with: python -m ")
+    assert said.startswith("interrupted; resume with: python -m ")
     assert said.endswith("'a recipe.toml' --resume")
