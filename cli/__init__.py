@@ -1,1 +1,1 @@
-"""What every command needs: errors, recipes and overrides, progress lines, safe output files."""
+"""Shared by all commands: errors, recipes and overrides, console output, atomic files."""

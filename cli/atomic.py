@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all: written aside, fsynced, renamed.
+"""Atomic writes of files and folders: write to a temporary path, fsync, rename.
 
-A process may be killed at any moment. What it leaves aside is unlocked by its death, and the next
-process that writes to the same place removes it.
+A process may be killed at any moment. Its temporary files stay behind unlocked, and the next
+process that writes to the same path removes them.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-_LOCK_NAME = ".filling"  # locked in a folder aside while a process fills it
-_MIN_AGE = 10.0  # seconds: a younger file aside may not be locked yet
+_LOCK_NAME = ".filling"  # a file in a temporary folder, locked while a process fills the folder
+_MIN_AGE = 10.0  # seconds; a younger temporary file may not be locked yet
 
 
 def try_lock(file: IO) -> bool:
-    """Lock an open file until it is closed or the process ends; False if another one holds it."""
+    """Lock an open file until it is closed or the process ends; False if another process holds it."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            file.seek(1 << 30)  # a byte that is there for nothing else: Windows locks bytes
+            file.seek(1 << 30)  # Windows locks bytes: use one beyond the content
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             file.seek(0)
         else:
@@ -37,76 +37,76 @@ def try_lock(file: IO) -> bool:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # A file system that has no locks says so: then nothing can be locked there.
+        # Other errors mean that the file system has no locks: count the file as locked.
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
     return True
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file: after a crash it holds the old content or the new. Raises OSError."""
+    """Replace a file; after a crash it holds the old or the new content. Raises OSError."""
     _remove_abandoned(path)
-    aside = _temporary_path(path)
+    temporary = _temporary_path(path)
     try:
-        with open(aside, "xb") as file:
+        with open(temporary, "xb") as file:
             try_lock(file)
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path, keep_existing: Callable[[Path], object]) -> Iterator[Path]:
-    """A folder to fill, which then stands at `path`, fsynced; after an error nothing has changed.
+    """A temporary folder to fill, then fsynced and renamed to `path`; an error changes nothing.
 
-    If something is at `path` when it is filled, `keep_existing` says whether that is kept and the new one
-    dropped (another process was faster), or replaced; it may raise to refuse both.
+    If `path` exists by then, `keep_existing(path)` decides: true keeps it and discards the new
+    folder (another process was faster), false replaces it, and an exception does neither.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    aside, old = _temporary_path(path), _temporary_path(path)
-    aside.mkdir()
+    new, old = _temporary_path(path), _temporary_path(path)
+    new.mkdir()
     try:
-        with open(aside / _LOCK_NAME, "xb") as lock:
+        with open(new / _LOCK_NAME, "xb") as lock:
             try_lock(lock)
-            yield aside
-            for file in aside.rglob("*"):
+            yield new
+            for file in new.rglob("*"):
                 if file.is_file() and file.name != _LOCK_NAME:
                     sync_file(file)
-            for part in (*filter(Path.is_dir, aside.rglob("*")), aside):
+            for part in (*filter(Path.is_dir, new.rglob("*")), new):
                 sync_folder(part)
-        (aside / _LOCK_NAME).unlink()
-        for last in (False, True):
+        (new / _LOCK_NAME).unlink()
+        for is_last in (False, True):
             if path.exists():
                 if keep_existing(path):
                     return
-                os.utime(path)  # young: no other process takes it for a leftover
+                os.utime(path)  # a recent time stamp, so that no other process removes it as abandoned
                 path.rename(old)
             try:
-                aside.rename(path)
+                new.rename(path)
                 break
-            except OSError:  # another process was faster by a moment
+            except OSError:  # another process has created `path` meanwhile
                 if old.exists() and not path.exists():
                     old.rename(path)
-                if last:
+                if is_last:
                     raise
         sync_folder(path.parent)
     finally:
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:
-    """Bring a file's content to the disk."""
+    """Fsync a file's content."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk; Windows does that by itself."""
+    """Fsync the names in a folder; Windows needs no such call."""
     if sys.platform == "win32":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -117,7 +117,10 @@ def sync_folder(path: Path) -> None:
 
 
 def safe_join(folder: Path, name: object) -> Path:
-    """The file `name` of `folder`. Raises ValueError if the name, read from a file, leads out."""
+    """`folder` / `name`, for a name from an untrusted file.
+
+    Raises ValueError unless it is a plain file name, so that the path stays in the folder.
+    """
     text = str(name)
     if text in ("", ".", "..") or any(letter in text for letter in "/\\:\0"):
         raise ValueError(f"{text!r} is not the name of a file in this folder")
@@ -133,7 +136,7 @@ def read_json(path: Path) -> Any:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every parser reads: NaN and infinities become null."""
+    """Standard JSON: NaN and infinities become null."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
@@ -153,31 +156,31 @@ def _temporary_path(path: Path) -> Path:
 
 
 def _remove_abandoned(path: Path) -> None:
-    # In a cache, whose names are hashes, those of other contents too: none may be asked for again.
+    # In a cache, whose names are hashes, remove those of all entries: nobody may write them again.
     names = "[0-9a-f]{16}" if re.fullmatch("[0-9a-f]{16}", path.name) else re.escape(path.name)
-    for left in list(path.parent.glob(".*.tmp")):
-        if not re.fullmatch(rf"\.{names}\.[0-9a-f]{{8}}\.tmp", left.name):
+    for leftover in list(path.parent.glob(".*.tmp")):
+        if not re.fullmatch(rf"\.{names}\.[0-9a-f]{{8}}\.tmp", leftover.name):
             continue
-        lock = left / _LOCK_NAME if left.is_dir() else left
+        lock = leftover / _LOCK_NAME if leftover.is_dir() else leftover
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime < _MIN_AGE:
+            if time.time() - leftover.stat().st_mtime < _MIN_AGE:
                 continue
             if lock.exists():
                 with open(lock, "rb+") as file:
                     if not try_lock(file):
                         continue
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_manifest(folder: Path, values: dict) -> None:
-    """Write a folder's manifest.json: `values`, and the size of every other file in it."""
-    others = (p for p in sorted(folder.iterdir()) if p.name not in (_LOCK_NAME, "manifest.json"))
-    sizes = {path.name: path.stat().st_size for path in others}
+    """Write a folder's manifest.json: `values`, plus the size in bytes of every other file."""
+    files = (p for p in sorted(folder.iterdir()) if p.name not in (_LOCK_NAME, "manifest.json"))
+    sizes = {path.name: path.stat().st_size for path in files}
     write_atomically(folder / "manifest.json", to_json(values | {"files": sizes}, 2) + "\n")
 
 
 def valid_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder; None if it is missing or damaged, or a file is not of its size."""
+    """The manifest of a folder; None if it is missing or damaged, or a file has another size."""
     manifest = read_json(folder / "manifest.json")
     try:
         for name, size in manifest["files"].items():

@@ -1,4 +1,4 @@
-"""Mistakes a user can fix, and how a command ends: one clear line and exit status 2."""
+"""User errors, and how commands report them: one line on stderr and exit status 2."""
 
 import difflib
 import io
@@ -11,11 +11,11 @@ from cli.console import one_line
 
 
 class UserError(ValueError):
-    """A mistake the user can fix: the message names the value, the place and the fix."""
+    """An error that the user can fix; its message names the value, the place and the fix."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint such as `; did you mean "steps"?`, or the list of known words if none is near."""
+    """A hint such as `; did you mean "steps"?`, or the list of known words if none is similar."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if match:
         return f'; did you mean "{match[0]}"?'
@@ -23,13 +23,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run `main` as the process: a UserError or OSError becomes one line and exit status 2.
+    """Run `main` and exit with its status; a UserError or OSError becomes one line and status 2.
 
-    SIGTERM ends it like Ctrl-C, so that half-written files are removed.
+    SIGTERM is handled like Ctrl-C, so that partly written files are removed.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whatever the locale: what it lacks is written out
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the locale cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
@@ -41,7 +41,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:
-        # The reader (head, less) has gone: not an error of ours, and nothing is left to flush to.
+        # The reader (head, less) has closed the pipe, which is no error; stop Python's flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:

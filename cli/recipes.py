@@ -1,4 +1,4 @@
-"""Read a TOML recipe and its command-line overrides into one of the schemas of `configs/`.
+"""Load a TOML recipe with command-line overrides into one of the schemas of `configs/`.
 
 python -m package.command RECIPE.toml [--section.key value …] [--print-config] [--help]
 """
@@ -25,7 +25,7 @@ def read_toml(path: str | Path) -> dict:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; the shipped ones are in configs/") from None
+        raise UserError(f"{path}: no such recipe; the included recipes are in configs/") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; give a .toml recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -33,12 +33,12 @@ def read_toml(path: str | Path) -> dict:
 
 
 def to_toml(config: BaseModel) -> str:
-    """The whole resolved configuration as TOML, defaults included."""
+    """The resolved configuration as TOML, with defaults."""
     return tomli_w.dumps(config.model_dump(exclude_none=True))
 
 
 def validate(schema: type[T], values: dict, place: str) -> T:
-    """`values` as a `schema`. Raises UserError naming the key, the value and the place."""
+    """Parse `values` into `schema`. Raises UserError naming the key, the value and the `place`."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -56,7 +56,7 @@ def validate(schema: type[T], values: dict, place: str) -> T:
 def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Read `path` and apply dotted overrides such as `["--train.steps", "200"]`.
 
-    Raises UserError for a missing or malformed file, an unknown key (the nearest one is named) and
+    Raises UserError for a missing or malformed file, an unknown key (with the most similar key) and
     a value of the wrong type.
     """
     values = read_toml(path)
@@ -72,7 +72,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help is a module docstring and whose errors are UserErrors."""
+    """An argument parser with a module docstring as help; its errors are UserErrors."""
 
     def __init__(self, description: str | None, **options: Any):
         layout = argparse.RawDescriptionHelpFormatter
@@ -90,15 +90,15 @@ def parse(schema: type[T], arguments: Parser) -> tuple[T, argparse.Namespace]:
     Prints and exits for `--help` and `--print-config`. Raises UserError.
     """
     arguments.add_argument("config", metavar="RECIPE", nargs="?", help="a .toml recipe")
-    arguments.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    arguments.add_argument("-h", "--help", action="store_true", help="show this help and exit")
     arguments.add_argument("--print-config", action="store_true", help="print the resolved recipe and exit")
     if "-h" in sys.argv[1:] or "--help" in sys.argv[1:]:
         arguments.print_help()
-        print("\nSettings of the recipe, each of which can be given on the command line:\n")
+        print("\nRecipe settings; each can be overridden on the command line:\n")
         tyro.cli(schema, default=schema(), args=["--help"], prog="RECIPE", config=(tyro.conf.FlagConversionOff,))
     own, overrides = arguments.parse_known_args()
     if own.config is None:
-        raise UserError("no recipe given: give a .toml file first, such as configs/tiny.toml")
+        raise UserError("no recipe given; pass a .toml file first, such as configs/tiny.toml")
     config = load(schema, own.config, overrides)
     if own.print_config:
         show(to_toml(config), end="")
@@ -126,7 +126,7 @@ def _leaves(schema: type[BaseModel], path: tuple[str, ...] = ()) -> dict[str, tu
 
 
 def _assignments(schema: type[BaseModel], overrides: Sequence[str]) -> list[tuple]:
-    """`--a.b-c v` or `--a.b_c=v` as `((a, b_c), v)`; several values after a flag make a list."""
+    """Parse `--a.b-c v` or `--a.b_c=v` into `((a, b_c), v)`; several values after a flag are a list."""
     leaves = _leaves(schema)
     found: list[tuple[tuple[str, ...], list[str]]] = []
     for word in overrides:

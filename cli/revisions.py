@@ -1,15 +1,15 @@
-"""Names on the Hugging Face hub: OWNER/NAME, or OWNER/NAME@REVISION."""
+"""Revisions of names on the Hugging Face hub: OWNER/NAME, or OWNER/NAME@REVISION."""
 
 import re
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision is a commit; a branch or a tag may come to mean another one."""
+    """Whether a revision is a commit hash; a branch or tag may move to another commit."""
     return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def resumed_revision(given: str, saved: str) -> str:
-    """The name to go on with: the saved one with its commit, unless another commit is asked for."""
+    """The name to resume with: `saved` with its commit, unless `given` names another one or a commit."""
     name, _, revision = given.partition("@")
-    kept, _, commit = saved.partition("@")
-    return saved if commit and name == kept and not is_commit(revision) else given
+    saved_name, _, commit = saved.partition("@")
+    return saved if commit and name == saved_name and not is_commit(revision) else given

@@ -122,11 +122,11 @@ def start_run(
         lock = lock_run(run)
         write_config(run, config)
         return lock
-    with new_run_folder(run, overwrite) as aside:
-        tokenizer.save(aside)
-        write_config(aside, config)
+    with new_run_folder(run, overwrite) as temporary:
+        tokenizer.save(temporary)
+        write_config(temporary, config)
         if sys.platform != "win32":  # Windows cannot rename a folder with an open file
-            lock = lock_run(aside)
+            lock = lock_run(temporary)
     return lock_run(run) if sys.platform == "win32" else lock
 
 
@@ -145,9 +145,9 @@ def new_run_folder(run: Path, overwrite: bool) -> Iterator[Path]:
         lock_run(existing).close()
         return False
 
-    with atomic_folder(run, keep_existing) as aside:
-        (aside / MARKER).write_text("This folder was created by homegrown; --overwrite may delete it.\n")
-        yield aside
+    with atomic_folder(run, keep_existing) as temporary:
+        (temporary / MARKER).write_text("This folder was created by homegrown; --overwrite may delete it.\n")
+        yield temporary
 
 
 def write_config(run: Path, config: Section) -> None:

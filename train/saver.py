@@ -41,7 +41,7 @@ class Saver:
         """
         self.wait()
         step = state.progress.step
-        self._aside = self.run / "checkpoints" / f"{step:06d}.tmp"
+        self._temporary = self.run / "checkpoints" / f"{step:06d}.tmp"
         self._info = {"tokenizer": state.tokenizer.hash, "bits_per_byte": bits_per_byte}
         self._checksums, self.error = {}, None
         if self.ranks.is_main:
@@ -62,11 +62,11 @@ class Saver:
         if self._thread is None or writing:
             return
         self._thread = None
-        step = int(self._aside.stem)
+        step = int(self._temporary.stem)
         checksums = {k: v for part in self.ranks.gather(self._checksums) for k, v in part.items()}
         if self.ranks.is_main and not failed:
             try:
-                commit_checkpoint(self._aside, checksums, self._info)
+                commit_checkpoint(self._temporary, checksums, self._info)
                 self._prune()
             except OSError as error:
                 self.error = error
@@ -74,7 +74,7 @@ class Saver:
         if errors:
             self.error = OSError(errors[0])
             if self.ranks.is_main:
-                shutil.rmtree(self._aside, ignore_errors=True)
+                shutil.rmtree(self._temporary, ignore_errors=True)
                 kept = [path.name for path in checkpoints(self.run)][-1:]
                 newest = f"the newest is step {int(kept[0])}" if kept else "there is none yet"
                 say(
@@ -99,7 +99,7 @@ class Saver:
             return
         try:
             for name, content in files.items():
-                self._checksums[name] = write_file(self._aside, name, content)
+                self._checksums[name] = write_file(self._temporary, name, content)
         except Exception as error:  # the main thread reports it
             self.error = error
 
