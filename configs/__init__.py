@@ -1,1 +1,1 @@
-"""TOML recipes and their schema."""
+"""TOML recipes and their schemas."""

@@ -1,4 +1,4 @@
-"""The settings of a fine-tuning recipe; configs/schema.py holds the settings that it shares."""
+"""The settings of a fine-tuning recipe; shared settings are in configs/schema.py."""
 
 from typing import ClassVar, Literal
 
@@ -17,37 +17,37 @@ class LoraConfig(Section):
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) instead (rsLoRA; Kalajdzievski 2023, arXiv:2312.03732)."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of an adapter's inputs that is dropped in training."""
+    """Dropout probability on the inputs of an adapter."""
     targets: list[str] = Field(["wq", "wk", "wv", "wo", "w1", "w2", "w3"], min_length=1)
     """Which linear layers of every block get an adapter."""
 
 
 class TopLayersConfig(Section):
-    """The last blocks, the last norm and the output projection are trained, the rest is frozen."""
+    """Train the last blocks, the final norm and the output projection; freeze the rest."""
 
     layers: int = Field(4, ge=0)
-    """Blocks that are trained."""
+    """Number of trained blocks."""
 
 
 class SoftPromptConfig(Section):
-    """Vectors before every text are trained, the model is frozen (Lester et al. 2021)."""
+    """Train vectors before every text; freeze the model (Lester et al. 2021)."""
 
     tokens: int = Field(20, ge=1)
-    """How many vectors."""
+    """Number of vectors."""
     init_text: str = ""
-    """They start as the embeddings of this text, repeated; empty: of random tokens."""
+    """Initialise them with the embeddings of this text, repeated; empty: of random tokens."""
     hidden_dim: int = Field(0, ge=0)
-    """If not 0, they are the output of a trained network of this width (prompt encoder; Liu et al.
-    2021, arXiv:2103.10385)."""
+    """If not 0, compute them with a trained network of this width (prompt encoder; Liu et al. 2021,
+    arXiv:2103.10385)."""
 
 
 class FeaturesConfig(Section):
-    """The model is frozen; a classifier is trained on what its layers say of a text."""
+    """Train a classifier on the hidden states of the frozen model."""
 
     pooling: Literal["mean", "last"] = "mean"
-    """A text is the mean of its tokens' features, or the last one's."""
+    """The feature vector of a text: the mean over its tokens, or the last token."""
     layers: Literal["best", "last", "all"] = "best"
-    """The layer that does best on validation, the last one, or all side by side."""
+    """The layer with the best validation score, the last one, or all concatenated."""
 
 
 class FinetuneRecipe(Section):
@@ -58,22 +58,22 @@ class FinetuneRecipe(Section):
     base: str = "smollm2-135m"
     """A foundation model, a .gguf file, a Hugging Face folder or name, or a run directory."""
     method: Literal["full", "top_layers", "lora", "soft_prompt", "features"] = "lora"
-    """What is trained: all weights (full), the last layers, LoRA adapters, a soft prompt, or a
-    classifier on frozen features (for a task with labels)."""
+    """What to train: all weights (full), the top layers, LoRA adapters, a soft prompt, or a classifier
+    on frozen features (for a task with labels)."""
     data: DataConfig = DataConfig()
     seq_len: int = Field(256, ge=2)
     """Length of a training window of domain text, or of packed examples, in tokens."""
     examples: str = ""
-    """A .jsonl file of {"prompt", "completion"} or {"messages"} rows to train on, not text."""
+    """A .jsonl file of {"prompt", "completion"} or {"messages"} rows to train on instead of text."""
     pack: bool = False
-    """Put as many examples into a window as fit; they see nothing of each other."""
+    """Pack several examples into a window; a document mask separates them."""
     task: TaskConfig | None = None
     lora: LoraConfig = LoraConfig()
     top_layers: TopLayersConfig = TopLayersConfig()
     soft_prompt: SoftPromptConfig = SoftPromptConfig()
     features: FeaturesConfig = FeaturesConfig()
     general: str = "python-stdlib"
-    """A corpus that is not trained on: how much worse it is predicted afterwards is forgetting."""
+    """A corpus that is not trained on; the rise of its bits per byte measures forgetting."""
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
 
@@ -85,17 +85,17 @@ class FinetuneRecipe(Section):
             raise ValueError('method = "features" classifies: it needs a [task]')
         own = self.examples or (self.task and self.task.name.endswith(".jsonl"))
         if self.general == self.data.corpus and not own and self.method != "features":
-            raise ValueError(f'general = "{self.general}" is what is trained on: name another corpus')
+            raise ValueError(f'general = "{self.general}" is the training corpus: name another corpus')
         if self.pack and self.method == "soft_prompt":
-            raise ValueError("pack = true: a soft prompt stands before a row, not before each text")
+            raise ValueError("pack = true: a soft prompt precedes a window, not each text in it; use pack = false")
         return self
 
 
 class MergedModel(Section):
-    """What a run directory of merged weights says of itself."""
+    """config.toml in a run directory of merged weights."""
 
     base: str
-    """What was adapted."""
+    """The base model that was adapted."""
     trained_on: str = ""
-    """In words, if that is known."""
+    """A description of the training data, if known."""
     model: ModelConfig

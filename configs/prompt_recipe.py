@@ -1,4 +1,4 @@
-"""Every setting of prompts and of the store, on one page: see configs/schema.py for the rest."""
+"""The settings of prompts and of the passage store; shared settings are in configs/schema.py."""
 
 from typing import Literal
 
@@ -8,9 +8,9 @@ from configs.schema import DataConfig, Section, TaskConfig
 
 
 class PromptRecipe(Section):
-    """A task put to a model by prompt: with an instruction or none, with solved examples or none.
+    """Evaluate a prompted model on a task, zero-shot or with solved examples (few-shot).
 
-    The instruction is the task's.
+    The instruction comes from the task.
     """
 
     model: str = "smollm2-135m"
@@ -18,33 +18,33 @@ class PromptRecipe(Section):
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
     shots: int = Field(4, ge=0)
-    """Solved examples before every input; 0: none."""
+    """Number of solved examples before every input; 0: zero-shot."""
     choose: Literal["drawn", "nearest"] = "drawn"
-    """The same ones for every input, drawn by `seed`, or each input's nearest in the training
-    items."""
+    """drawn: the same random examples for every input; nearest: the training items most similar to
+    each input."""
     chosen: list[str] = Field([])
     """Ids of training items to show instead, in this order; a line of a file is FILE:NUMBER."""
     seed: int = Field(0, ge=0)
-    """Draws the examples."""
+    """Seed for drawing the examples."""
     calibrate: bool = False
-    """Take off what the model prefers to answer whatever the input is."""
+    """Calibration: subtract the model's preference for each label that is independent of the input."""
     per_token: bool = False
-    """Compare labels by log-likelihood per token, so that short ones have no advantage."""
+    """Rank labels by log-likelihood per token, so that short labels have no advantage."""
     write: bool = False
-    """Let the model write the label instead of ranking the labels there are."""
+    """Generate the label instead of ranking the known labels."""
 
     @model_validator(mode="after")
     def _ranked_or_written(self):
         if self.write and (self.calibrate or self.per_token):
-            raise ValueError("write = true ranks nothing: leave out calibrate and per_token")
+            raise ValueError("write = true ranks no labels: leave out calibrate and per_token")
         return self
 
 
 class StoreRecipe(Section):
-    """A store of passages to retrieve from."""
+    """A store of passages for retrieval."""
 
     data: DataConfig = DataConfig()
     encoder: str = "wordllama"
-    """What makes vectors of texts: wordllama, or a foundation model, a file or a run."""
+    """The embedding model of texts: wordllama, or a foundation model, a file or a run."""
     chunk_chars: int = Field(600, ge=50)
-    """A document is cut into passages of at most so many characters."""
+    """Maximum length of a passage in characters."""

@@ -1,4 +1,4 @@
-"""Every setting of a study, on one page: see configs/schema.py for the rest."""
+"""The settings of a study; shared settings are in configs/schema.py."""
 
 from typing import Annotated
 
@@ -11,18 +11,18 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class TunedMethod(Section):
-    """One way to tune the foundation: on a share of the text, or on labelled items."""
+    """One fine-tuning method, on a share of the text or on labelled items."""
 
     text_rates: list[Rate] = Field([3e-4, 1e-3], min_length=1)
-    """Learning rates that are tried on text; validation chooses."""
+    """Hyperparameter search: learning rates to try on text; validation chooses."""
     task_rates: list[Rate] = Field([3e-4, 1e-3], min_length=1)
-    """Learning rates that are tried on the task."""
+    """Learning rates to try on the task; validation chooses."""
     text: TrainConfig = TrainConfig()
     task: TrainConfig = TrainConfig()
 
 
 class TunedTopLayers(TunedMethod, TopLayersConfig):
-    """The top layers, with the settings of a fine-tuning recipe."""
+    """Top-layer tuning, with the settings of a fine-tuning recipe."""
 
 
 class TunedLora(TunedMethod, LoraConfig):
@@ -34,44 +34,45 @@ class TunedSoftPrompt(TunedMethod, SoftPromptConfig):
 
 
 class ScratchMethod(TunedMethod):
-    """An own tokenizer and model, trained from random weights."""
+    """A tokenizer and a model trained from scratch on the corpus."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
 
 
 class StudyRecipe(Section):
-    """From scratch, fine-tune or prompt: the same corpus, task and budget for every method."""
+    """A comparison of training from scratch, fine-tuning and prompting on one corpus, task and budget."""
 
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
-    """With `name = ""` there is none, and text alone is measured."""
+    """With `name = ""` there is no task, and only text is measured."""
     foundation: str = "smollm2-135m"
-    """The pretrained model that is prompted and tuned."""
+    """The pretrained model for prompting and fine-tuning."""
     general: str = "python-stdlib"
-    """A corpus that no method learns: how much worse it is predicted afterwards is forgetting."""
+    """A corpus that no method trains on; the rise of its bits per byte measures forgetting."""
     text_methods: list[str] = Field([])
-    """Arms that are measured on held-out text; empty: all that can be."""
+    """Methods to measure on held-out text; empty: all that support it."""
     task_methods: list[str] = Field([])
-    """Arms that are measured on the task; empty: all that can be."""
+    """Methods to measure on the task; empty: all that support it."""
     shares: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
-    """Sizes of the text: shares of the training documents."""
+    """Text sizes: shares of the training documents."""
     labels: list[Annotated[int, Field(ge=1)]] = Field([512], min_length=1)
-    """Sizes of the task: numbers of labelled items."""
+    """Task sizes: numbers of labelled items."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    """What is drawn (documents, items, shots, weights) is drawn once per seed."""
+    """Every seed draws its own documents, items, shots and initial weights."""
     tries: int = Field(2, ge=1)
-    """Settings that every method may try, on its first seed; validation chooses."""
+    """Hyperparameter search: settings that every method tries, on the first seed; validation
+    chooses."""
     budget_seconds: float = Field(60.0, gt=0)
-    """Seconds of training on text, and as many on the task, of each cell and try."""
+    """Training seconds of each cell and try, on text and again on the task."""
     budget_flops: float = Field(0.0, ge=0)
-    """If not 0: FLOPs instead of seconds."""
+    """If not 0: a budget in FLOPs instead of seconds."""
     price_per_hour: float = Field(0.0, ge=0)
-    """What the machine costs, in any currency."""
+    """Price of the machine per hour, in any currency."""
     price_per_label: float = Field(0.0, ge=0)
-    """What one labelled item costs, in the same currency."""
+    """Price of one labelled item, in the same currency."""
     requests: int = Field(1000, ge=1)
-    """How many requests costs are given for."""
+    """Number of requests that costs are computed for."""
     shots: int = Field(4, ge=1)
     """Examples in a few-shot prompt."""
     test_documents: int = Field(120, ge=1)
@@ -95,8 +96,8 @@ class StudyRecipe(Section):
                 rates = getattr(getattr(self, name), kind)
                 if len(rates) != self.tries:
                     raise ValueError(
-                        f"{name}.{kind} has {len(rates)} rates; every method tries {self.tries} settings (tries)"
+                        f"{name}.{kind} has {len(rates)} rates, but tries = {self.tries}: every method tries as many"
                     )
         if self.general == self.data.corpus:
-            raise ValueError(f'general = "{self.general}" is what is learnt: name another corpus')
+            raise ValueError(f'general = "{self.general}" is the training corpus: name another corpus')
         return self

@@ -314,7 +314,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
         (("--method", "top_layers", "--top-layers.layers", "9"), "this model has 2 layers"),
         (("--lora.targets", "w_q"), 'no layer "w_q"; did you mean "wq"'),
         (("--lora.rank", "99"), "lora.rank = 99 is above wq's 32"),
-        (("--general", "folk-tunes"), "is what is trained on: name another corpus"),
+        (("--general", "folk-tunes"), "is the training corpus: name another corpus"),
         (("--examples", long, "--task.name", rows), "give examples or a [task], not both"),
     ):
         done, run = tune(*arguments, name="refused")

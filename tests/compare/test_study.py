@@ -106,7 +106,7 @@ def test_what_a_cell_follows_from_and_nothing_else_makes_it_another(study):
 
 
 def test_an_unequal_search_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"lora\.text_rates has 2 rates; every method tries 1"):
+    with pytest.raises(UserError, match=r"lora\.text_rates has 2 rates, but tries = 1"):
         load(StudyRecipe, DEMO, ["--lora.text-rates", "1e-3", "2e-3"])
 
 
