@@ -2,7 +2,7 @@
 
 A recipe is a TOML file with one table per class below; any key can be overridden on the command
 line (`--train.steps 200`). `--help` prints the attribute docstrings. Every key is set by at least
-one of the included recipes.
+one of the included recipes, except those that only foundation models need.
 """
 
 from typing import Any, ClassVar, Literal

@@ -25,7 +25,7 @@ def summed_loss(model: nn.Module, batch: Batch, separator: int, device: torch.de
 
 
 def set_block_forward(model: Transformer, *, compiled: bool, checkpointing: bool) -> None:
-    """Choose how every block runs its forward pass: compiled or not, checkpointed or not.
+    """Choose how every block runs its forward pass: compiled or not, with activation checkpointing or not.
 
     Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) computes the activations of a
     block again in the backward pass instead of storing them. Blocks of the same shape share

@@ -1,4 +1,4 @@
-"""Writers that are killed, full disks of the past, and what they leave behind."""
+"""Atomic files and folders under kills and errors, manifests, JSON, and printable text."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def age(path, seconds=60):
     os.utime(path, (old, old))
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "a [1].json"
     write_atomically(path, "old")
     write_atomically(path, "né")
@@ -30,7 +30,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
         write_atomically(tmp_path / "nowhere" / "a", "x")
 
 
-def test_a_writer_killed_in_the_middle_leaves_the_old_file_and_what_it_left_is_removed(tmp_path):
+def test_a_killed_writer_leaves_the_old_file_and_its_leftover_is_removed(tmp_path):
     script = (
         "import os, sys, pathlib\n"
         "from cli import atomic\n"
@@ -44,13 +44,13 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_file_and_what_it_left_is_r
     assert path.read_text() == "old"
     (left,) = [p for p in tmp_path.iterdir() if p != path]
     write_atomically(path, "newer")
-    assert left.exists()  # it may be another process' that has only just begun
+    assert left.exists()  # it may belong to another process that has just started
     age(left)
     write_atomically(path, "newest")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_folder_of_a_killed_process_does_not_stop_the_next_one(tmp_path):
+def test_the_temporary_folder_of_a_killed_process_is_removed(tmp_path):
     script = (
         "import os, sys, pathlib\n"
         "from cli.atomic import atomic_folder\n"
@@ -74,14 +74,14 @@ def test_a_folder_of_a_killed_process_does_not_stop_the_next_one(tmp_path):
     assert (target / "a").read_text() == "whole"
     assert [p.name for p in target.iterdir()] == ["a"]
     others = [p for p in tmp_path.iterdir() if p != target]
-    assert len(others) == 1  # that of the living process, and not that of the dead one
+    assert len(others) == 1  # that of the running process; that of the killed one is removed
     alive.kill()
     alive.wait()
 
 
-def test_what_was_left_of_other_contents_is_removed_and_nothing_else(tmp_path):
+def test_only_abandoned_temporary_folders_are_removed(tmp_path):
     target = tmp_path / "0123456789abcdef"
-    ours = tmp_path / ".fedcba9876543210.0a1b2c3d.tmp"  # of a cache folder that nobody asks for now
+    ours = tmp_path / ".fedcba9876543210.0a1b2c3d.tmp"  # of another cache entry
     theirs = [tmp_path / name for name in (".notes.backup.tmp", ".a.b.0a1b2c3d.tmp", "x.tmp")]
     for folder in (ours, *theirs):
         folder.mkdir()
@@ -94,11 +94,11 @@ def test_what_was_left_of_other_contents_is_removed_and_nothing_else(tmp_path):
     assert all(folder.exists() for folder in theirs)
 
 
-def test_a_folder_is_kept_or_replaced_or_the_new_one_refused(tmp_path):
+def test_an_existing_folder_is_kept_or_replaced_or_both_are_refused(tmp_path):
     target = tmp_path / "run"
 
-    def fill(text, stays):
-        with atomic_folder(target, stays) as aside:
+    def fill(text, keep_existing):
+        with atomic_folder(target, keep_existing) as aside:
             (aside / "a").write_text(text)
         return (target / "a").read_text()
 
@@ -116,7 +116,7 @@ def test_a_folder_is_kept_or_replaced_or_the_new_one_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_manifest_notices_what_is_missing_cut_off_or_empty(tmp_path):
+def test_a_manifest_detects_missing_truncated_and_empty_files(tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
     (folder / "train.bin").write_bytes(b"x" * 100)
@@ -141,22 +141,22 @@ def test_a_manifest_notices_what_is_missing_cut_off_or_empty(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "", "c:\\x", "a\0b", None, 3])
-def test_a_name_from_a_file_may_not_lead_out_of_its_folder(tmp_path, name):
-    if name in (None, 3):  # names of files, however odd
+def test_safe_join_refuses_names_outside_the_folder(tmp_path, name):
+    if name in (None, 3):  # their text is a valid file name
         assert safe_join(tmp_path, name).parent == tmp_path
         return
     with pytest.raises(ValueError, match="is not the name of a file in this folder"):
         safe_join(tmp_path, name)
 
 
-def test_json_never_holds_nan(tmp_path):
+def test_json_never_has_nan(tmp_path):
     value = {"loss": float("nan"), "all": [1.0, float("inf"), {"x": -float("inf")}], "t": (2.5,)}
     refuse = {"parse_constant": lambda word: pytest.fail(word)}
     assert json.loads(to_json(value), **refuse) == {"loss": None, "all": [1.0, None, {"x": None}], "t": [2.5]}
     assert read_json(tmp_path / "none.json") is None
 
 
-def test_what_reaches_a_terminal_cannot_steer_it():
+def test_printed_text_has_no_control_characters():
     evil = "a\x1b]0;title\x07b\rc\x9b31md\x08\u2028e\udce9\tf\ng"
     assert printable(evil) == r"a\x1b]0;title\x07b\rc\x9b31md\x08\u2028e\udce9" + "\tf\ng"
     assert "\n" not in one_line(evil)

@@ -16,7 +16,7 @@ def toml(tmp_path):
     return write
 
 
-def test_overrides_win_over_the_file_and_the_file_over_defaults(toml):
+def test_overrides_take_precedence_over_file_and_defaults(toml):
     path = toml("[train]\nsteps = 5\nseed = 3\n")
     recipe = load(Recipe, path, ["--train.steps", "7", "--model.qk-norm=true", "--data.corpus", "x"])
     assert (recipe.train.steps, recipe.train.seed, recipe.train.batch_size) == (7, 3, 32)
@@ -29,12 +29,12 @@ def test_lists_take_several_values(toml):
     assert recipe.tokenizer.special_tokens == ["<a>", "<b>"]
 
 
-def test_a_missing_table_can_be_made_on_the_command_line(toml):
+def test_an_override_creates_a_missing_table(toml):
     assert load(FinetuneRecipe, toml("")).task is None
     assert load(FinetuneRecipe, toml(""), ["--task.max-chars", "50"]).task.max_chars == 50
 
 
-def test_the_resolved_recipe_reads_back_as_itself(toml, tmp_path):
+def test_the_resolved_recipe_round_trips(toml, tmp_path):
     recipe = load(Recipe, toml("[train]\nlearning_rate = 3e-4\n"))
     (tmp_path / "again.toml").write_text(to_toml(recipe))
     assert load(Recipe, tmp_path / "again.toml") == recipe
@@ -56,7 +56,7 @@ def test_the_resolved_recipe_reads_back_as_itself(toml, tmp_path):
         ("", ["stray"], '"stray" is not an option'),
     ],
 )
-def test_mistakes_are_one_line_that_names_place_and_fix(toml, text, overrides, said):
+def test_user_errors_are_one_line_with_place_and_fix(toml, text, overrides, said):
     with pytest.raises(UserError) as caught:
         load(Recipe, toml(text), overrides)
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""The launch recipes are what a shell, a batch system and SkyPilot can read."""
+"""The launch files for torchrun, SLURM and SkyPilot."""
 
 import os
 import re
@@ -13,11 +13,11 @@ LAUNCH = ROOT / "configs" / "launch"
 
 
 @pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sbatch"])
-def test_a_script_is_bash(name):
+def test_launch_scripts_are_valid_bash(name):
     subprocess.run(["bash", "-n", LAUNCH / name], check=True)
 
 
-def test_the_sky_file_has_what_sky_wants():
+def test_the_skypilot_file_has_the_required_keys():
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     assert {"name", "resources", "num_nodes", "setup", "run", "workdir"} <= task.keys()
     assert (ROOT / task["envs"]["RECIPE"]).exists()
@@ -26,7 +26,7 @@ def test_the_sky_file_has_what_sky_wants():
 
 
 @pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sbatch", "skypilot.yaml"])
-def test_what_a_recipe_names_exists(name):
+def test_paths_in_launch_files_exist(name):
     text = (LAUNCH / name).read_text()
     for path in re.findall(r"configs/[\w/.-]+", text):
         assert (ROOT / path).exists(), path
@@ -48,7 +48,7 @@ def test_the_torchrun_recipe_trains(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_the_slurm_recipe_trains(recipe, tmp_path):
-    """Under a stand-in for the two SLURM commands that it calls, with two tasks."""
+    """With two tasks, and stubs for the two SLURM commands that the script calls."""
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho localhost\n")
     (tmp_path / "srun").write_text(
         '#!/bin/sh\nfor task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & done\nwait\n'

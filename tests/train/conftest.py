@@ -1,4 +1,4 @@
-"""Training as a function call."""
+"""Fixtures for training in this process."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Compiled blocks: the same losses, tried only where it can pay, remembered, not needed."""
+"""torch.compile: the same losses, measured only in long runs, cached, and optional."""
 
 import json
 
@@ -13,19 +13,19 @@ from train.metrics import read_metrics
 
 
 @pytest.fixture
-def tried(tmp_path, monkeypatch):
-    """Where answers go; every run is long enough to be tried."""
+def compile_cache(tmp_path, monkeypatch):
+    """The folder of cached speedups; every run is long enough to be measured."""
     monkeypatch.setattr(compilation, "MIN_RUN_SECONDS", 0.0)
-    monkeypatch.setattr(compilation, "CACHE", tmp_path / "tried")
+    monkeypatch.setattr(compilation, "CACHE", tmp_path / "compile_cache")
     torch.compiler.reset()
-    return tmp_path / "tried"
+    return tmp_path / "compile_cache"
 
 
 def losses(run):
     return [row["loss"] for row in read_metrics(run) if "loss" in row]
 
 
-def test_compiled_blocks_learn_the_same(fit):
+def test_compiled_blocks_give_the_same_losses(fit):
     torch.compiler.reset()
     _, plain, _ = fit(name="plain")
     _, run, model = fit(name="compiled", compile="always")
@@ -35,7 +35,7 @@ def test_compiled_blocks_learn_the_same(fit):
     assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
 
 
-def test_every_part_compiled_in_bfloat16_is_as_near_to_float32_as_it_is_not_compiled(recwarn):
+def test_compiled_bfloat16_is_as_close_to_float32_as_eager_bfloat16(recwarn):
     torch.compiler.reset()
     config = ModelConfig(
         dim=64,
@@ -71,9 +71,9 @@ def test_every_part_compiled_in_bfloat16_is_as_near_to_float32_as_it_is_not_comp
     assert not [str(w.message) for w in recwarn if "dtype" in str(w.message)]
 
 
-def test_an_answer_is_found_once_and_used(fit, tried, capsys):
+def test_the_speedup_is_measured_once_and_cached(fit, compile_cache, capsys):
     _, first, _ = fit(name="first", steps=2)
-    (path,) = tried.iterdir()
+    (path,) = compile_cache.iterdir()
     assert json.loads(path.read_text())["speedup"] > 0
     assert str(path) in capsys.readouterr().err
     for speedup, used in ((2.0, True), (1.0, False)):
@@ -82,12 +82,12 @@ def test_an_answer_is_found_once_and_used(fit, tried, capsys):
         assert all(("forward" in vars(layer)) is used for layer in model.layers)
         assert ("; used (" if used else "; not used (") in capsys.readouterr().err
         assert losses(run) == pytest.approx(losses(first), rel=1e-5)
-    assert list(tried.iterdir()) == [path]
+    assert list(compile_cache.iterdir()) == [path]
 
 
-def test_short_runs_are_left_alone_whatever_a_long_one_found(fit, tried, monkeypatch):
+def test_short_runs_ignore_the_cached_speedup(fit, compile_cache, monkeypatch):
     fit(name="long", steps=2)
-    (path,) = tried.iterdir()
+    (path,) = compile_cache.iterdir()
     path.write_text(json.dumps({"speedup": 9.0, "why": ""}))
     monkeypatch.setattr(compilation, "MIN_RUN_SECONDS", 600.0)
     _, _, model = fit(name="short", steps=2)
@@ -95,17 +95,17 @@ def test_short_runs_are_left_alone_whatever_a_long_one_found(fit, tried, monkeyp
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_resumed_run_does_what_it_did_before(fit, tried, before):
-    fit(name="to-learn-where-the-answer-goes", steps=2)
-    (path,) = tried.iterdir()
-    for used, resume, steps in ((before, False, 2), (not before, True, 4)):
-        path.write_text(json.dumps({"speedup": 9.0 * used, "why": ""}))
+def test_a_resumed_run_repeats_its_choice(fit, compile_cache, before):
+    fit(name="to-create-the-cache-file", steps=2)
+    (path,) = compile_cache.iterdir()
+    for faster, resume, steps in ((before, False, 2), (not before, True, 4)):
+        path.write_text(json.dumps({"speedup": 9.0 * faster, "why": ""}))
         _, run, model = fit(steps=steps, resume=resume)
         assert all(("forward" in vars(layer)) is before for layer in model.layers)
     assert len(losses(run)) == 4
 
 
-def test_without_a_compiler_training_goes_on(fit, tried, monkeypatch, capsys):
+def test_training_works_without_a_compiler(fit, compile_cache, monkeypatch, capsys):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/g++",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     _, run, _ = fit(steps=2)

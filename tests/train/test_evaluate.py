@@ -1,4 +1,4 @@
-"""Evaluation is cheap while a run trains, whole at its end, and the same when it is resumed."""
+"""Evaluation: a cheap subset during a run, the whole split at its end, the same after a resume."""
 
 import re
 
@@ -20,7 +20,7 @@ from train.pretrain import load_data
 
 
 class Data:
-    """As many windows as are wanted."""
+    """A dataset of `count` windows."""
 
     def __init__(self, count, seq_len):
         self.count, self.seq_len = count, seq_len
@@ -31,27 +31,27 @@ class Data:
 
 @pytest.mark.parametrize(("every", "batch", "length"), [(250, 8, 512), (100, 8, 256), (10, 2, 64), (1000, 512, 1024)])
 @pytest.mark.parametrize("windows", [1, 37, 2000, 10**6])
-def test_a_periodic_evaluation_costs_a_hundredth(every, batch, length, windows):
+def test_a_periodic_evaluation_takes_one_percent_of_the_time(every, batch, length, windows):
     config = TrainConfig(eval_every=every, batch_size=batch)
     chosen = evaluation_subset(Data(windows, length), config)
     assert (np.diff(chosen) > 0).all()
     assert 0 <= chosen[0] <= chosen[-1] < windows
     cost = FORWARD_TIME_SHARE * len(chosen) / (every * batch)
-    few = len(chosen) * length <= MIN_TOKENS
-    assert cost <= MAX_TIME_SHARE or few or len(chosen) == 1
-    if len(chosen) < windows:  # and not less than it may cost
+    is_minimum = len(chosen) * length <= MIN_TOKENS
+    assert cost <= MAX_TIME_SHARE or is_minimum or len(chosen) == 1
+    if len(chosen) < windows:  # one more window would exceed the limit
         assert FORWARD_TIME_SHARE * (len(chosen) + 1) / (every * batch) > MAX_TIME_SHARE
     again = evaluation_subset(Data(windows, length), config)
     assert (chosen == again).all()
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """A subset that is smaller than the validation split of the small corpus."""
+def small_subset(monkeypatch):
+    """Make the evaluation subset smaller than the validation split of the small corpus."""
     monkeypatch.setattr(module, "MIN_TOKENS", 640)
 
 
-def test_the_whole_split_is_scored_once_at_the_end(few, fit, recipe):
+def test_the_whole_split_is_scored_once_at_the_end(small_subset, fit, recipe):
     result, run, model = fit(steps=6, eval_every=2, save_every=2, keep_last=9)
     rows = read_metrics(run)
     periodic = [row for row in rows if "bits_per_byte" in row]
@@ -69,14 +69,14 @@ def test_the_whole_split_is_scored_once_at_the_end(few, fit, recipe):
     assert whole["whole_bits_per_byte"] == pytest.approx(every["bits_per_byte"], rel=1e-6)
     assert periodic[-1]["bits_per_byte"] == pytest.approx(some["bits_per_byte"], rel=1e-6)
     assert result.bits_per_byte == whole["whole_bits_per_byte"] != periodic[-1]["bits_per_byte"]
-    # Checkpoints are compared on the same windows; the model card has the score of all.
+    # Checkpoints have the score of the subset, the model card that of the whole split.
     scores = [read_manifest(path)["bits_per_byte"] for path in checkpoints(run)]
     assert scores == [row["bits_per_byte"] for row in periodic[1:]]
     card = dict(_training(run))
     assert card["Validation bits per byte"] == f"{whole['whole_bits_per_byte']:.4f}"
 
 
-def test_a_resumed_run_scores_the_same_windows(few, fit):
+def test_a_resumed_run_scores_the_same_windows(small_subset, fit):
     _, whole, _ = fit(steps=6, eval_every=2, save_every=2, name="whole")
     fit(steps=4, eval_every=2, save_every=2, name="cut")
     _, cut, _ = fit(steps=6, eval_every=2, save_every=2, name="cut", resume=True)
@@ -84,12 +84,12 @@ def test_a_resumed_run_scores_the_same_windows(few, fit):
     def scores(run):
         return {row["step"]: row["bits_per_byte"] for row in read_metrics(run) if "bits_per_byte" in row}
 
-    # (The rate of a run of 4 steps is another one, so only its first evaluation is the same.)
+    # A run of 4 steps has another learning rate schedule, so only the first evaluation is equal.
     assert scores(whole)[0] == scores(cut)[0]
     assert scores(whole).keys() == scores(cut).keys()
 
 
-def test_a_batch_that_is_filled_up_scores_the_same(recipe):
+def test_a_padded_batch_gives_the_same_score(recipe):
     config = load(Recipe, recipe)
     tokenizer, _, validation = load_data(config)
     model = build_model(config.model, tokenizer.vocab_size).init_weights(0)
@@ -112,7 +112,7 @@ def test_a_batch_that_is_filled_up_scores_the_same(recipe):
     assert found == pytest.approx([found[0]] * 4, rel=1e-6)
 
 
-def test_how_long_a_run_takes_is_said_before_it_starts(command, recipe, tmp_path):
+def test_preflight_prints_the_estimated_time(command, recipe, tmp_path):
     done = command("train.pretrain", recipe, "--run-dir", tmp_path / "run", "--train.steps", "20")
     assert done.returncode == 0, done.stderr
     said = re.search(
@@ -130,7 +130,7 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("free", "fixed", "activations", "most", "rows"),
     [
-        (2 * GIB, 8 * GIB, GIB, 128, 1),  # what once chose 128
+        (2 * GIB, 8 * GIB, GIB, 128, 1),  # regression: this chose 128
         (0, GIB, GIB, 64, 1),
         (10 * GIB, 8 * GIB, GIB, 64, 1),
         (100 * GIB, GIB, GIB, 64, 64),
@@ -140,11 +140,11 @@ GIB = 2**30
         (100 * GIB, GIB, 0, 48, 32),
     ],
 )
-def test_the_micro_batch_shrinks_when_memory_is_short(free, fixed, activations, most, rows):
+def test_the_largest_micro_batch_that_fits_is_chosen(free, fixed, activations, most, rows):
     assert largest_micro_batch(MemoryNeeds(free, 0, fixed, activations), most) == rows
 
 
-def test_too_little_memory_is_said_with_what_to_lower(recipe, monkeypatch, capsys):
+def test_too_little_memory_prints_which_settings_to_lower(recipe, monkeypatch, capsys):
     config = load(Recipe, recipe)
     tokenizer, train_set, _ = load_data(config)
     model = build_model(config.model, tokenizer.vocab_size).init_weights(0)
@@ -159,5 +159,5 @@ def test_too_little_memory_is_said_with_what_to_lower(recipe, monkeypatch, capsy
     assert re.search(r"WARNING: this run needs \d+ MiB of memory and \d+ MiB are free: lower", said)
 
 
-def test_free_memory_is_read_on_this_system():
+def test_free_memory_is_plausible():
     assert 2**28 < free_memory(torch.device("cpu")) < 2**45

@@ -1,4 +1,4 @@
-"""Runs of two processes, killed for real at random moments, end where an unbroken one ends."""
+"""A two-process run killed at random moments ends exactly as an uninterrupted run."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from model.formats.native import checkpoints, latest_checkpoint, read_file
 from train.metrics import read_metrics
 
 KILLS = 20
-STEPS = 600  # more than a fast machine takes between twenty kills
+STEPS = 600  # more than a fast machine completes before the last kill
 SETTINGS = ("--train.steps", STEPS, "--train.save-every", "1", "--train.eval-every", STEPS, "--train.ema", "0.9")
 
 
@@ -35,18 +35,18 @@ def kill_group(process, run):
     process.wait()
     process.stdout.close()
     process.stderr.close()
-    # Workers lead sessions of their own; one that was started just then may outlive torchrun.
-    while left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if at_work(path, run)]:
+    # Workers have their own sessions; one that has just started may outlive torchrun.
+    while left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if is_worker_of(path, run)]:
         for path in left:
-            with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            with contextlib.suppress(ProcessLookupError):  # it has exited meanwhile
                 os.kill(int(path.parent.name), signal.SIGKILL)
         time.sleep(0.02)
 
 
-def at_work(path, run):
+def is_worker_of(path, run):
     try:
         return str(run).encode() in path.read_bytes().split(b"\0")
-    except OSError:  # it has ended
+    except OSError:  # the process has exited
         return False
 
 
@@ -77,7 +77,7 @@ def assert_same_run(run, whole):
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(command, recipe, whole, tmp_path):
+def test_a_run_killed_twenty_times_equals_an_unbroken_run(command, recipe, whole, tmp_path):
     run = tmp_path / "run"
     generator = random.Random(0)
     reached, saving = [], 0
@@ -86,9 +86,9 @@ def test_twenty_kills_leave_no_trace(command, recipe, whole, tmp_path):
         process = command.start(*torchrun(), recipe, "--run-dir", run, *SETTINGS, *resume, start_new_session=True)
         metrics = run / "metrics.jsonl"
         before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-        if kill % 5 == 4:  # while it starts
+        if kill % 5 == 4:  # kill during start-up
             time.sleep(generator.uniform(0, 6))
-        else:  # within some steps of training, every one of which is saved
+        else:  # kill after a few steps; every step saves a checkpoint
             deadline = time.monotonic() + 120
             goal = (reached[-1] if reached else 0) + 2
             while not metrics.exists() or metrics.stat().st_mtime_ns == before or steps(run) < goal:
@@ -101,14 +101,14 @@ def test_twenty_kills_leave_no_trace(command, recipe, whole, tmp_path):
         reached.append(max((int(p.name) for p in checkpoints(run)), default=0))
     assert len(set(reached)) >= 8, reached
     assert reached[-1] < STEPS, reached
-    assert saving  # at least one was killed while it wrote a checkpoint
+    assert saving  # at least one kill came while a checkpoint was written
     done = command(*torchrun(), recipe, "--run-dir", run, *SETTINGS, "--resume")
     assert done.returncode == 0, done.stderr
     assert_same_run(run, whole)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_lost_worker_again(command, recipe, whole, tmp_path):
+def test_torchrun_restarts_a_lost_worker(command, recipe, whole, tmp_path):
     run = tmp_path / "run"
     process = command.start(*torchrun("--max-restarts", "3"), recipe, "--run-dir", run, *SETTINGS)
     for at in (40, 150):

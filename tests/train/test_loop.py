@@ -1,4 +1,4 @@
-"""The loop called as a function."""
+"""The training loop, called as a function."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def losses(run):
     return [row["loss"] for row in read_metrics(run) if "loss" in row]
 
 
-def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
+def test_gradient_accumulation_with_unequal_masks_gives_the_same_losses(fit, recipe):
     tokenizer, *_ = load_data(load(Recipe, recipe))
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
     examples = Examples(encode_completions(pairs, tokenizer), 64, tokenizer)
@@ -33,20 +33,20 @@ def test_micro_batches_of_unequal_masks_do_not_change_the_result(fit, recipe):
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
 
 
-def test_a_micro_batch_that_is_found_gives_the_same_losses(fit, capsys):
+def test_an_automatic_micro_batch_gives_the_same_losses(fit, capsys):
     found = losses(fit(name="found", micro_batch_size=0, steps=5)[1])
     assert "8 windows/step = 1 ranks x 1 x 8" in capsys.readouterr().err
     assert found == pytest.approx(losses(fit(name="given", micro_batch_size=2, steps=5)[1]), rel=1e-5)
 
 
-def test_it_learns_a_batch_by_heart(fit, recipe):
+def test_training_overfits_one_batch(fit, recipe):
     tokenizer, *_ = load_data(load(Recipe, recipe))
     examples = Examples(encode_completions([("one", " two three"), ("four", " five six")], tokenizer), 64, tokenizer)
     _, run, _ = fit((examples, examples), batch_size=2, steps=150, learning_rate=3e-3)
     assert losses(run)[-1] < 0.1 < losses(run)[0]
 
 
-def test_text_training_beats_the_unigram_entropy(fit, recipe):
+def test_training_on_text_beats_the_unigram_entropy(fit, recipe):
     _, train_set, validation = load_data(load(Recipe, recipe))
     counts = torch.bincount(torch.from_numpy(train_set.ids.astype("int64")))
     ids = torch.from_numpy(validation.ids.astype("int64"))
@@ -59,7 +59,7 @@ def test_text_training_beats_the_unigram_entropy(fit, recipe):
     assert result.bits_per_byte == final["bits_per_byte"]
 
 
-def test_a_run_without_a_finite_loss_writes_json_that_every_parser_reads(fit, recipe):
+def test_non_finite_losses_are_written_as_standard_json(fit, recipe):
     config = load(Recipe, recipe)
     tokenizer, *_ = load_data(config)
     model = build_model(config.model, tokenizer.vocab_size).init_weights(0)
@@ -112,13 +112,13 @@ def test_only_parameters_that_require_gradients_change_and_are_saved(fit, recipe
     assert saved.keys() == trained
 
 
-def test_the_newest_and_the_best_checkpoints_stay(fit):
+def test_the_newest_and_the_best_checkpoints_are_kept(fit):
     _, run, _ = fit(steps=8, save_every=1, eval_every=1, keep_last=2, learning_rate=3.0, warmup=0.5, clip_norm=1e9)
     kept = [int(p.name) for p in checkpoints(run)]
     scores = {r["step"]: r["bits_per_byte"] for r in read_metrics(run) if "bits_per_byte" in r}
     best = min((s for s in scores if s > 0), key=scores.__getitem__)
     assert kept == sorted({best, 7, 8})
-    assert best < 7  # the rate was chosen to make things worse
+    assert best < 7  # this learning rate makes the run diverge
     assert read_manifest(checkpoints(run)[0])["bits_per_byte"] == scores[best]
 
 
@@ -130,7 +130,7 @@ def test_a_run_directory_loads_as_the_trained_model(fit):
         assert torch.equal(loaded(x), model.eval()(x))
 
 
-def test_time_budgets_end_the_run_and_the_schedule(fit):
+def test_a_time_budget_ends_run_and_schedule(fit):
     result, run, _ = fit(max_seconds=4.0, steps=1, eval_every=10**6)
     steps = [row for row in read_metrics(run) if "lr" in row]
     assert steps[-2]["seconds"] < 4.0 <= steps[-1]["seconds"] == result.progress.seconds
@@ -138,12 +138,12 @@ def test_time_budgets_end_the_run_and_the_schedule(fit):
     assert steps[-1]["lr"] < 0.2 * max(row["lr"] for row in steps)
 
 
-def test_weights_that_explode_stop_the_run_with_a_hint(fit):
+def test_diverging_weights_stop_the_run_with_a_hint(fit):
     with pytest.raises(UserError, match="without a finite gradient; lower"):
         fit(steps=300, learning_rate=1e30, clip_norm=1e30, warmup=0.0)
 
 
-def test_decay_spares_gains(recipe):
+def test_weight_decay_groups_exclude_norm_gains(recipe):
     config = load(Recipe, recipe)
     model = build_model(config.model, 300)
     parameters = dict(model.named_parameters())
@@ -155,7 +155,7 @@ def test_decay_spares_gains(recipe):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
-def test_schedules_warm_up_peak_and_end_low(schedule):
+def test_schedules_have_warm_up_peak_and_low_end(schedule):
     config = TrainConfig(schedule=schedule, learning_rate=1.0, min_lr_ratio=0.1, warmup=0.1, cooldown=0.3)
     rates = [learning_rate(step / 100, config) for step in range(101)]
     assert rates[5] == pytest.approx(0.5)
@@ -169,7 +169,7 @@ def test_schedules_warm_up_peak_and_end_low(schedule):
         assert rates[55] == pytest.approx(0.55)
 
 
-def test_a_batch_that_does_not_divide_is_refused(fit, monkeypatch):
+def test_a_batch_size_that_does_not_divide_over_ranks_is_refused(fit, monkeypatch):
     monkeypatch.setattr(Ranks, "__init__", _three_ranks)
     with pytest.raises(UserError, match="batch_size = 8 does not divide over 3 ranks"):
         fit(steps=1)
@@ -211,8 +211,8 @@ def test_it_trains_on_a_gpu(command, recipe, tmp_path):
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_resume_is_bitwise_with_every_optimiser_and_precision(fit, recipe, changes):
-    """Across an epoch's end, which comes in the middle of a batch."""
+def test_resume_is_bitwise_exact_with_every_optimiser_and_precision(fit, recipe, changes):
+    """The runs cross the end of an epoch in the middle of a batch."""
     tokenizer, *_ = load_data(load(Recipe, recipe))
     pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 14)]
     examples = Examples(encode_completions(pairs, tokenizer), 64, tokenizer)
@@ -224,5 +224,5 @@ def test_resume_is_bitwise_with_every_optimiser_and_precision(fit, recipe, chang
     _, run, _ = fit((examples, examples), name="run", resume=True, **settings)
     assert losses(run) == losses(whole)
     for file in latest_checkpoint(whole).iterdir():
-        if file.name not in ("manifest.json", "state.json"):  # which hold times
+        if file.name not in ("manifest.json", "state.json"):  # these contain times
             assert (latest_checkpoint(run) / file.name).read_bytes() == file.read_bytes(), file.name

@@ -1,4 +1,4 @@
-"""Optimisers, schedules and averages against torch's own and by arithmetic."""
+"""Optimisers, schedules and EMA, compared with torch and with direct formulas."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from train.muon import Muon
 from train.optim import build_optimizers, learning_rate
 
 
-def test_muon_is_torchs():
+def test_muon_matches_torch():
     shapes = [(16, 48), (48, 16), (32, 32)]
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -23,16 +23,16 @@ def test_muon_is_torchs():
             b.grad = a.grad.clone()
         first.step()
         second.step()
-    for a, b in zip(ours, theirs, strict=True):  # torch's products are in bfloat16
+    for a, b in zip(ours, theirs, strict=True):  # torch computes the products in bfloat16
         assert (a - b).norm() <= 5e-3 * b.norm()
 
 
-def test_muon_takes_matrices_only():
+def test_muon_accepts_only_matrices():
     with pytest.raises(ValueError, match=r"params: Muon takes matrices, not a tensor of \(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))], 0.1, 0.0)
 
 
-def test_muon_gets_the_blocks_and_adamw_the_rest():
+def test_muon_updates_hidden_matrices_and_adamw_the_rest():
     names = {
         "tok_embeddings.weight": (9, 4),
         "layers.0.attention.wq.weight": (4, 4),
@@ -61,24 +61,24 @@ def test_linear_schedule_is_a_straight_line():
     assert rates == pytest.approx([0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0])
 
 
-def test_the_average_is_exponential_and_swaps_back():
+def test_the_ema_is_exponential_and_swaps_back():
     p = torch.nn.Parameter(torch.zeros(3))
-    average = start_ema({"p": p})
+    ema = start_ema({"p": p})
     expected = torch.zeros(3)
-    decays = [2 / 11, 3 / 12, 0.3, 0.3, 0.3]  # the warm-up, then what was asked for
+    decays = [2 / 11, 3 / 12, 0.3, 0.3, 0.3]  # the warm-up of the decay, then the decay itself
     for step, decay in enumerate(decays, 1):
         p.data.fill_(step)
-        update_ema(average, {"p": p}, 0.3, step)
+        update_ema(ema, {"p": p}, 0.3, step)
         expected = decay * expected + (1 - decay) * step
-    torch.testing.assert_close(average["p"], expected)
-    with ema_weights(average, {"p": p}):
+    torch.testing.assert_close(ema["p"], expected)
+    with ema_weights(ema, {"p": p}):
         torch.testing.assert_close(p.detach(), expected)
     assert p.tolist() == [5, 5, 5]
-    torch.testing.assert_close(average["p"], expected)
+    torch.testing.assert_close(ema["p"], expected)
 
 
 @pytest.mark.parametrize(("base", "grows"), [(32, False), (0, True)])
-def test_with_a_base_width_steps_change_the_logits_alike_at_every_width(base, grows):
+def test_with_a_base_width_logits_change_equally_at_every_width(base, grows):
     """The coordinate check of Yang et al. 2022, appendix D.1."""
     changes = []
     for width in (32, 128, 512):

@@ -1,4 +1,4 @@
-"""One process, DDP and FSDP: the same losses, and checkpoints that fit each other."""
+"""One process, DDP and FSDP: the same losses, and interchangeable checkpoints."""
 
 import ast
 import os
@@ -33,15 +33,15 @@ def assert_close(run, whole):
     assert evaluations(run) == pytest.approx(evaluations(whole), rel=1e-5)
 
 
-# Pairs of text and answer of very different lengths, only the answer scored: ranks have unequal
-# numbers of tokens; and three validation pairs, of which a fourth rank gets none.
+# Prompts and completions of very different lengths, so that ranks have unequal numbers of target
+# tokens; three validation examples, so that a fourth rank has none.
 EXAMPLES = """
 import sys
 from pathlib import Path
 from cli.recipes import load
 from configs.schema import Recipe
 from data.examples import Examples, encode_completions
-from model.transformer import Transformer
+from model.build import build_model
 from train.distributed import Ranks
 from train.loop import train
 from train.pretrain import load_data
@@ -92,7 +92,7 @@ def fit_examples(recipe, tmp_path, processes, parallel, micro):
 
 
 @pytest.mark.slow
-def test_every_way_gives_the_losses_of_one_process(recipe, tmp_path):
+def test_ddp_and_fsdp_give_the_losses_of_one_process(recipe, tmp_path):
     whole = fit_examples(recipe, tmp_path, 1, "ddp", 8)
     assert len(losses(whole)) == 30
     for processes, parallel, micro in [(2, "ddp", 4), (2, "ddp", 1), (2, "fsdp", 4), (2, "fsdp", 1), (4, "fsdp", 2)]:
@@ -101,7 +101,7 @@ def test_every_way_gives_the_losses_of_one_process(recipe, tmp_path):
 
 @pytest.fixture(scope="module")
 def four(command, recipe, tmp_path_factory):
-    """Ten steps cut over four ranks, and ten by one process."""
+    """A run sharded over four ranks, and a run of ten steps in one process."""
     folder = tmp_path_factory.mktemp("four")
     done = command("train.pretrain", recipe, "--run-dir", folder / "one")
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def four(command, recipe, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_sharded_checkpoint_is_a_whole_model(four):
+def test_a_sharded_checkpoint_loads_as_the_whole_model(four):
     checkpoint = latest_checkpoint(four / "four")
     shards = sorted(path.name for path in checkpoint.glob("model-*"))
     assert shards == [f"model-{i:05}-of-00004.safetensors" for i in range(1, 5)]
@@ -144,7 +144,7 @@ def test_a_sharded_checkpoint_is_a_whole_model(four):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
-def test_saved_by_four_resumed_by_fewer(command, recipe, four, tmp_path, processes, parallel):
+def test_a_run_of_four_ranks_resumes_on_fewer(command, recipe, four, tmp_path, processes, parallel):
     run, same = tmp_path / "run", tmp_path / "same"
     settings = ("--resume", "--train.steps", "12", "--train.schedule", "wsd", "--train.cooldown", "0")
     shutil.copytree(four / "four", run)
@@ -166,7 +166,7 @@ def test_saved_by_four_resumed_by_fewer(command, recipe, four, tmp_path, process
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_muon_checkpointing_and_ema_give_the_same_on_two_ranks(command, recipe, tmp_path, parallel):
+def test_muon_activation_checkpointing_and_ema_match_on_two_ranks(command, recipe, tmp_path, parallel):
     settings = (
         "--train.optimizer",
         "muon",
@@ -190,7 +190,7 @@ def test_muon_checkpointing_and_ema_give_the_same_on_two_ranks(command, recipe, 
             torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_ranks_share_the_cores_out(tmp_path):
+def test_ranks_share_the_cores(tmp_path):
     script = tmp_path / "cores.py"
     script.write_text(
         "import os, torch\nfrom train.distributed import Ranks\nwith Ranks('cpu') as ranks:\n"

@@ -1,4 +1,4 @@
-"""Reports, profiles, and what is said before a run."""
+"""Reports, profiles, preflight messages and TensorBoard."""
 
 import base64
 import json
@@ -34,13 +34,13 @@ def run(command, recipe, tmp_path_factory):
     return run
 
 
-def test_a_report_is_one_page_with_its_pictures(command, run, tmp_path):
+def test_a_report_is_one_self_contained_page(command, run, tmp_path):
     page = tmp_path / "report.html"
     done = command("train.plot", run, run, "--out", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.count("<td>first &amp; best</td>") == 2
-    assert "http" not in re.sub(r"base64,[^\"]*", "", text)  # nothing from elsewhere
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)  # no external resources
     picture = base64.b64decode(re.search(r"base64,([^\"]+)", text)[1])
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
@@ -52,14 +52,14 @@ def test_a_folder_without_steps_is_refused(tmp_path):
         load_curves(tmp_path)
 
 
-def test_a_profile_covers_the_steps_that_were_asked_for(run):
+def test_a_profile_covers_the_requested_steps(run):
     trace = json.loads((run / "profile" / "rank-0.json").read_text())
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum("homegrown::attention_backward" in name for name in names) >= 2 * 2 * 2
     assert "homegrown::attention" in (run / "profile" / "rank-0.txt").read_text()
 
 
-def test_before_a_run_its_needs_are_said(run):
+def test_preflight_prints_memory_and_compute_optimal_size(run):
     said = run.with_suffix(".err").read_text()
     found = re.search(r"memory: weights .* activations .* \(4 windows\) = .* of (.*) GiB free", said)
     assert float(found[1]) > 0.5
@@ -67,14 +67,14 @@ def test_before_a_run_its_needs_are_said(run):
     assert re.search(r"step 10  10/10 steps .* total price \d+\.\d\d", said)
 
 
-def test_profile_windows_are_checked():
+def test_invalid_profile_windows_are_refused():
     assert parse_window("10:13") == (10, 13)
     for wrong in ("10", "13:10", "0:3", "a:b"):
         with pytest.raises(UserError, match=f"--profile {wrong}: must be FIRST:LAST"):
             parse_window(wrong)
 
 
-def test_peaks_are_those_of_the_data_sheets_or_unknown():
+def test_peak_flops_match_the_data_sheets_or_are_unknown():
     assert lookup_peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert lookup_peak_flops("NVIDIA H100 PCIe") == 756e12
     assert lookup_peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
@@ -82,12 +82,12 @@ def test_peaks_are_those_of_the_data_sheets_or_unknown():
     assert peak_flops(torch.device("cpu"), True) is None
 
 
-def test_memory_and_time_are_plain_numbers():
+def test_free_memory_and_durations_are_readable():
     assert 2**28 < free_memory(torch.device("cpu")) < 2**44
     assert [format_duration(s) for s in (0.4, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
 
 
-def test_tensorboard_reads_every_step(run):
+def test_tensorboard_has_every_step(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()

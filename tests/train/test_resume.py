@@ -1,4 +1,4 @@
-"""Runs that are cut off, resumed, and moved to another number of ranks: real processes."""
+"""Runs that are interrupted, resumed, and moved to another number of ranks, as real processes."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def whole(command, recipe, tmp_path_factory):
-    """Ten steps in one go."""
+    """A run of ten steps without interruption."""
     run = tmp_path_factory.mktemp("whole") / "run"
     done = command("train.pretrain", recipe, "--run-dir", run)
     assert done.returncode == 0, done.stderr
@@ -40,10 +40,10 @@ def whole(command, recipe, tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [3, 5])
-def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(command, recipe, whole, tmp_path, step):
+def test_a_killed_run_resumes_bit_for_bit(command, recipe, whole, tmp_path, step):
     run = tmp_path / "run"
-    # The run is killed for real, at a point that it cannot pass: nothing after the last checkpoint
-    # survives, but its metrics do.
+    # The script blocks after a step, where the run is killed: steps after the last checkpoint are
+    # lost, but their metrics are on disk.
     script = tmp_path / "waits.py"
     script.write_text(
         "import runpy, time\n"
@@ -83,7 +83,7 @@ def test_ten_steps_are_some_then_a_new_process_and_the_rest_bit_for_bit(command,
     assert len(evaluated) == len(set(evaluated))
 
 
-def test_one_rank_can_go_on_as_two(command, recipe, whole, tmp_path):
+def test_a_run_of_one_rank_resumes_on_two(command, recipe, whole, tmp_path):
     run = tmp_path / "run"
     first = command(
         "train.pretrain",
@@ -110,7 +110,7 @@ def test_one_rank_can_go_on_as_two(command, recipe, whole, tmp_path):
         assert got[step] == pytest.approx(loss, rel=1e-5)
 
 
-def test_two_ranks_give_the_losses_of_one_with_twice_the_accumulation(command, recipe, whole, tmp_path):
+def test_two_ranks_match_one_with_twice_the_gradient_accumulation(command, recipe, whole, tmp_path):
     run = tmp_path / "run"
     done = command.torchrun(2, "train.pretrain", recipe, "--run-dir", run)
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_two_ranks_give_the_losses_of_one_with_twice_the_accumulation(command, r
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, number):
+def test_a_signal_saves_and_prints_the_resume_command(command, recipe, tmp_path, number):
     run = tmp_path / "run"
     process = command.start(
         "train.pretrain",
@@ -165,12 +165,14 @@ def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, number)
     assert max(losses(run)) == saved + 3
 
 
-def test_a_run_directory_is_never_overwritten_unasked(command, recipe, whole, tmp_path):
+def test_a_run_directory_is_overwritten_only_on_request(command, recipe, whole, tmp_path):
     before = tensors(whole)
     refused = command("train.pretrain", recipe, "--run-dir", whole)
     assert refused.returncode == 2
     assert (
-        refused.stderr.strip().splitlines()[-1].endswith("exists; continue it with --resume, or replace it with --overwrite")
+        refused.stderr.strip()
+        .splitlines()[-1]
+        .endswith("exists; continue it with --resume, or replace it with --overwrite")
     )
     assert_same(tensors(whole), before)
     precious = tmp_path / "thesis"
@@ -221,7 +223,7 @@ def test_torchrun_stopped_by_a_signal_saves_on_all_ranks(command, recipe, tmp_pa
     assert int(latest_checkpoint(run).name) == max(losses(run)) >= 5
 
 
-def test_a_mistake_ends_all_ranks_with_one_error(command, recipe, tmp_path):
+def test_a_user_error_stops_all_ranks_with_one_message(command, recipe, tmp_path):
     done = command.torchrun(
         2,
         "train.pretrain",

@@ -1,4 +1,4 @@
-"""What a run directory is started with, and how it is gone on with."""
+"""Hub revisions of a run, and the resume command."""
 
 import pytest
 
@@ -23,12 +23,12 @@ A, B = "a" * 40, "b" * 40
         ("folk-tunes", "aws-api", "folk-tunes"),
     ],
 )
-def test_a_resumed_run_keeps_the_commit_that_it_began_with(given, saved, used):
+def test_a_resumed_run_keeps_its_commit(given, saved, used):
     assert resumed_revision(given, saved) == used
 
 
 @pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe, StudyRecipe])
-def test_every_name_of_a_recipe_is_pinned_and_stays_so(kind, monkeypatch):
+def test_hub_names_of_a_recipe_are_pinned_and_kept(kind, monkeypatch):
     monkeypatch.setattr("train.run_directory.pin_revision", lambda name: name if "@" in name else f"{name}@{B}")
     monkeypatch.setattr("train.run_directory.pinned", lambda name: name if "@" in name else f"{name}@{B}")
     data = {"corpus": "own/ds"}
@@ -41,10 +41,10 @@ def test_every_name_of_a_recipe_is_pinned_and_stays_so(kind, monkeypatch):
     saved = kind.model_validate(
         {"data": {"corpus": f"own/ds@{A}"}, **{key: f"{name}@{A}" for key, name in names.items()}}
     )
-    assert pin_recipe(given, saved) == saved  # whatever the hub has now
+    assert pin_recipe(given, saved) == saved  # although the hub has moved to another commit
 
 
-def test_an_interrupt_before_or_after_the_loop_says_how_to_go_on(capsys, monkeypatch):
+def test_an_interrupt_outside_the_loop_prints_the_resume_command(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["pretrain", "a recipe.toml", "--overwrite"])
     with pytest.raises(SystemExit) as ended, handle_interrupt():
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""`python -m train.score`: a score for any file under any model."""
+"""`python -m train.score` on text files and tables."""
 
 import json
 
@@ -9,7 +9,7 @@ from model.likelihood import score_texts
 from model.load import load_model
 
 
-def test_the_command_scores_files_of_any_kind(command, llama_folder, tmp_path):
+def test_the_command_scores_text_and_tables(command, llama_folder, tmp_path):
     text, table = tmp_path / "notes [1].txt", tmp_path / "rows.csv"
     text.write_text(words(1, 300))
     table.write_text("review,stars\nfine words,3\nother words,4\n")
@@ -33,7 +33,7 @@ def test_the_command_scores_files_of_any_kind(command, llama_folder, tmp_path):
         assert done.stderr.count("\n") == 1
 
 
-def test_an_empty_file_has_no_score(command, llama_folder, tmp_path):
+def test_an_empty_file_is_refused(command, llama_folder, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     done = command("train.score", llama_folder, tmp_path / "empty.txt")
     assert done.returncode == 2

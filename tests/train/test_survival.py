@@ -1,4 +1,4 @@
-"""What may happen to a run: full disks, flipped bits, signals, clocks, other processes."""
+"""Fault tolerance: full disks, flipped bits, signals, clock jumps, other processes, loss spikes."""
 
 import json
 import os
@@ -46,21 +46,21 @@ def assert_same_run(a, b):
 
 @pytest.fixture(scope="module")
 def whole(command, recipe, tmp_path_factory):
-    """Ten steps in one go, all checkpoints kept."""
+    """A run of ten steps without interruption, with all checkpoints."""
     run = tmp_path_factory.mktemp("whole") / "run"
     done = command("train.pretrain", recipe, "--run-dir", run, "--train.save-every", "2", "--train.keep-last", "9")
     assert done.returncode == 0, done.stderr
     return run
 
 
-def test_every_flipped_byte_is_noticed_and_named(tmp_path):
+def test_every_flipped_byte_is_detected_and_reported(tmp_path):
     tensors = {"a": torch.randn(5, 3), "b.c": torch.randn(7)}
     state = {"progress": {"step": 3}, "words": ["x", "y"]}
     path = write_checkpoint(tmp_path, 3, {"model.safetensors": tensors, "state.json": state}, {"tokenizer": "t"})
     generator = random.Random(0)
     for file in sorted(path.iterdir()):
         sound = file.read_bytes()
-        # Every byte of the manifest and of headers, some of the rest.
+        # Every byte of small files, a sample of large ones.
         places = range(len(sound)) if len(sound) < 400 else generator.sample(range(len(sound)), 300)
         for place in places:
             data = bytearray(sound)
@@ -77,8 +77,8 @@ def test_every_flipped_byte_is_noticed_and_named(tmp_path):
     assert torch.equal(read_file(path, "model.safetensors")["a"], tensors["a"])
 
 
-def test_a_damaged_newest_checkpoint_costs_only_its_steps(command, recipe, whole, tmp_path):
-    run = tmp_path / "moved" / "run"  # somewhere else than where it was started
+def test_resume_skips_a_corrupted_newest_checkpoint(command, recipe, whole, tmp_path):
+    run = tmp_path / "moved" / "run"  # a run directory may be moved
     shutil.copytree(whole, run)
     weights = latest_checkpoint(run) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -90,7 +90,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(command, recipe, whole
     assert_same_run(run, whole)
 
 
-def test_a_second_process_is_refused(command, recipe, tmp_path):
+def test_a_second_process_in_the_run_directory_is_refused(command, recipe, tmp_path):
     run = tmp_path / "run"
     arguments = ("train.pretrain", recipe, "--run-dir", run, "--train.steps", "100000")
     first = command.start(*arguments, "--train.eval-every", "100000")
@@ -106,7 +106,7 @@ def test_a_second_process_is_refused(command, recipe, tmp_path):
     assert third.returncode == 0, third.stderr
 
 
-def test_sigusr1_saves_and_goes_on(command, recipe, tmp_path):
+def test_sigusr1_saves_and_training_continues(command, recipe, tmp_path):
     run = tmp_path / "run"
     process = command.start(
         "train.pretrain",
@@ -130,7 +130,7 @@ def test_sigusr1_saves_and_goes_on(command, recipe, tmp_path):
     assert latest_checkpoint(run)
 
 
-def test_a_clock_that_jumps_changes_nothing(recipe, whole, tmp_path):
+def test_a_jumping_clock_changes_nothing(recipe, whole, tmp_path):
     run = tmp_path / "run"
     jump = (
         "import itertools, runpy, sys, time\n"
@@ -146,7 +146,7 @@ def test_a_clock_that_jumps_changes_nothing(recipe, whole, tmp_path):
 
 
 def in_small_filesystem(script, size, tmp_path):
-    """Run a shell script where /mnt is a file system of its own, of `size`."""
+    """Run a shell script with a file system of `size` mounted at /mnt."""
     shell = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
     mount = f"mount -t tmpfs -o size={size} tmpfs /mnt\n"
     if subprocess.run([*shell, mount], capture_output=True).returncode:
@@ -154,13 +154,13 @@ def in_small_filesystem(script, size, tmp_path):
     return subprocess.run([*shell, mount + script], capture_output=True, text=True, timeout=300)
 
 
-def test_a_full_disk_costs_a_checkpoint_not_the_run(recipe, whole, tmp_path):
+def test_a_full_disk_loses_a_checkpoint_but_not_the_run(recipe, whole, tmp_path):
     out = tmp_path / "out"
     train = f"{sys.executable} -m train.pretrain {recipe} --run-dir /mnt/run"
     size = sum(f.stat().st_size for f in latest_checkpoint(whole).iterdir()) // 1024
     ballast = size * 3 // 2
     done = in_small_filesystem(
-        # There is room for one checkpoint and a half: keeping one, the second never fits.
+        # The disk fits one and a half checkpoints: the first one is kept, so the second does not fit.
         f"{train} --train.steps 6 --train.save-every 2 --train.eval-every 100 || echo status $?\n"
         f"ls /mnt/run/checkpoints\ncp -r /mnt/run {out}\n",
         f"{ballast + 64}k",
@@ -185,8 +185,8 @@ def test_a_read_only_run_directory_is_refused(recipe, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_rank_that_hangs_is_named(command, recipe, tmp_path):
-    # The second rank stops in the loader after a few steps, as one does whose disk has gone.
+def test_the_watchdog_reports_the_rank_that_hangs(command, recipe, tmp_path):
+    # The second rank hangs in the loader after a few steps, as with a lost disk.
     script = tmp_path / "hangs.py"
     script.write_text(
         "import os, runpy, sys, time\n"
@@ -226,7 +226,7 @@ def test_a_rank_that_hangs_is_named(command, recipe, tmp_path):
     assert "in stuck_disk" in done.stderr
 
 
-def test_a_batch_without_a_finite_loss_is_kept(tmp_path):
+def test_a_batch_with_a_non_finite_loss_is_saved(tmp_path):
     progress = Progress(step=7)
     guard = Guard(tmp_path, 0, progress)
     batch = (torch.tensor([[1, 2]]), torch.tensor([[2, 3]]))
@@ -241,7 +241,7 @@ def test_a_batch_without_a_finite_loss_is_kept(tmp_path):
     assert progress.skipped == 10
 
 
-def test_a_spike_is_far_above_what_is_usual(tmp_path):
+def test_a_loss_far_above_the_recent_mean_is_a_spike(tmp_path):
     guard = Guard(tmp_path, 0, Progress())
     generator = random.Random(0)
     usual = [3 + generator.gauss(0, 0.1) for _ in range(500)]
@@ -251,9 +251,9 @@ def test_a_spike_is_far_above_what_is_usual(tmp_path):
     assert not guard.is_spike(3.1)
 
 
-def test_a_spike_sends_the_run_back_and_on_with_other_data(recipe, tmp_path):
+def test_a_spike_rewinds_the_run_and_continues_with_new_data(recipe, tmp_path):
     run = tmp_path / "run"
-    # A step whose gradient is multiplied: the loss after it is far above the one before.
+    # Noise on the weights in step 66: the next loss is far above the previous ones.
     poison = (
         "import sys, runpy, torch, train.loop as p, train.pretrain\n"
         "clip = p.clip_gradients\n"
@@ -278,7 +278,7 @@ def test_a_spike_sends_the_run_back_and_on_with_other_data(recipe, tmp_path):
     assert steps == list(range(1, 81))
     state = json.loads((latest_checkpoint(run) / "state.json").read_text())
     assert state["progress"]["rewound"] == 1
-    # Steps 61 to 67 were taken twice, the second time on windows that come after the first ones.
+    # Steps 61 to 67 ran twice, the second time on the windows that follow in the data order.
     windows = int(re.search(r"data: ([\d,]+) windows/epoch", done.stderr)[1].replace(",", ""))
     assert state["loader"]["epoch"] * windows + state["loader"]["cursor"] == (80 + 7) * 8
     assert max(losses(run).values()) < 7
