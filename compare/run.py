@@ -43,7 +43,7 @@ from compare.methods import METHODS
 from compare.report import report
 from configs.study_recipe import StudyRecipe
 from data.prepare import load_manifest, prepare
-from model.load import version_of
+from model.load import model_version
 from train.run_directory import (
     check_run,
     load_saved_recipe,
@@ -117,7 +117,7 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
         if path.is_file()
     ]
     texts = [load_manifest(prepare(data))["fingerprint"] for data in (study.data, general)]
-    data = [texts, items, version_of(study.foundation), files]
+    data = [texts, items, model_version(study.foundation), files]
 
     def digest(cell: Cell) -> str:
         method = METHODS[cell.method]
@@ -144,7 +144,7 @@ def provenance(study: StudyRecipe, cells: Sequence[Cell]) -> About:
         "commit": commit.stdout.strip() or "unknown",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {_cpu()}",
         "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")}
-        | {"python": platform.python_version(), "foundation": version_of(study.foundation)},
+        | {"python": platform.python_version(), "foundation": model_version(study.foundation)},
         "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
     }
     return {cell: every | {"config_hash": what} for cell, what in contents(study, cells).items()}

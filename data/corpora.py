@@ -36,7 +36,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     return _hub_corpus(config)
 
 
-def pin_revision(corpus: str) -> str:
+def pin_dataset(corpus: str) -> str:
     """Add the commit to the name of a hub dataset; other names stay unchanged. Raises UserError."""
     return _resolve_revision(corpus) if _is_hub_name(corpus) else corpus
 

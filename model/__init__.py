@@ -1,1 +1,1 @@
-"""The transformer, generation, checkpoint formats."""
+"""The transformer, generation and checkpoint formats."""

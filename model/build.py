@@ -12,7 +12,7 @@ SCRATCH_OPTIONS = ("key_shift", "value_embeddings", "bigram_buckets", "embedding
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> Transformer:
-    """A model with empty weights: call `init_weights`, or load a state into it."""
+    """A model with uninitialised weights: call `init_weights`, or load a state dict."""
     if config.positions == "learned":
         return GPT2(config, vocab_size)
     if config.activation != "swiglu" or any(getattr(config, option) for option in SCRATCH_OPTIONS):
@@ -21,7 +21,7 @@ def build_model(config: ModelConfig, vocab_size: int) -> Transformer:
 
 
 def model_from_state(config: ModelConfig, state: dict[str, torch.Tensor]) -> Transformer:
-    """A model that holds the tensors of `state` themselves, without a copy."""
+    """A model whose parameters are the tensors of `state`, without a copy."""
     with torch.device("meta"):
         model = build_model(config, len(state["tok_embeddings.weight"]))
     if config.tie_embeddings:

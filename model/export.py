@@ -2,8 +2,8 @@
 
     python -m model.export RUN|FOUNDATION FOLDER [--license apache-2.0]
 
-The folder holds the weights, the tokenizer and a model card: what it was trained on and for how
-long, how well it does, and what it is not fit for.
+The folder holds the weights, the tokenizer and a model card with training data, training length,
+validation scores and limits.
 """
 
 import json
@@ -13,17 +13,17 @@ from typing import Any
 from cli.console import say
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, read_toml
-from model.formats.huggingface import family, save_huggingface
+from model.formats.huggingface import find_family, save_huggingface
 from model.formats.native import checkpoints, latest_checkpoint, read_file, read_manifest
 from model.load import load_model
 from model.transformer import Transformer
 
 
 def model_card(name: str, model: Transformer, license: str) -> str:
-    """A README.md for the model named `name`: a run's own records if it is one."""
+    """The README.md of the model `name`; for a run directory, with its training records."""
     run = Path(name)
     facts = [("Parameters", f"{model.num_parameters():,}"), ("Context", f"{model.config.max_seq_len:,} tokens")]
-    trained = "data that this card does not know"
+    trained = "unknown data"
     if (run / "config.toml").exists():
         recipe = read_toml(run / "config.toml")
         if "base" in recipe:
@@ -31,14 +31,14 @@ def model_card(name: str, model: Transformer, license: str) -> str:
             trained = recipe.get("trained_on") or trained
         else:
             trained = f"the corpus `{recipe['data']['corpus']}`"
-        facts += _training(run)
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts)
-    measured = any("bits per byte" in key for key, _ in facts)
-    told = "\nBits per byte were measured on held-out text of the same data, not on any other.\n"
+        facts += _training_facts(run)
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts)
+    has_score = any("bits per byte" in key for key, _ in facts)
+    score_note = "\nBits per byte were measured on held-out text of the training corpus only.\n"
     metadata = f"license: {license}\n" if license else ""
     return f"""---
 {metadata}pipeline_tag: text-generation
-tags: [homegrown, {family(model.config)}]
+tags: [homegrown, {find_family(model.config)}]
 ---
 
 # {run.name}
@@ -47,17 +47,17 @@ A decoder-only transformer, trained on {trained}.
 
 | | |
 | --- | --- |
-{rows}
+{table}
 
 ## Limits
 
-It continues text like what it was trained on. It was not tuned to follow instructions or to be safe
-unless its data did that, it states falsehoods as readily as facts, and it repeats what its data
-holds, private or offensive passages included.{"" if license else " No licence was given."}
-{told if measured else ""}"""
+The model continues text that resembles its training data. It was not tuned to follow instructions or
+for safety, unless the training data did so. It may state falsehoods as facts, and it may repeat
+private or offensive passages of its training data.{"" if license else " No licence was given."}
+{score_note if has_score else ""}"""
 
 
-def _training(run: Path) -> list[tuple[str, str]]:
+def _training_facts(run: Path) -> list[tuple[str, str]]:
     if not checkpoints(run):
         return []
     checkpoint = latest_checkpoint(run)
@@ -72,7 +72,7 @@ def _training(run: Path) -> list[tuple[str, str]]:
     score = read_manifest(checkpoint)["bits_per_byte"]
     metrics = run / "metrics.jsonl"
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
-        if '"whole_bits_per_byte"' in line:  # of all of the split: better than that of a subset
+        if '"whole_bits_per_byte"' in line:  # of the whole split: preferred to that of a subset
             score = json.loads(line)["whole_bits_per_byte"]
     if score is not None:
         facts.append(("Validation bits per byte", f"{score:.4f}"))
@@ -88,14 +88,14 @@ def main() -> None:
     """Entry point of `python -m model.export`."""
     parser = Parser(__doc__)
     parser.add_argument("model", metavar="RUN|FOUNDATION")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new, or empty")
-    parser.add_argument("--license", default="", help="of the weights, for the card")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("--license", default="", help="licence of the weights, for the model card")
     args = parser.parse_args()
     if args.folder.exists() and not args.folder.is_dir():
-        raise UserError(f"{args.folder}: is a file; name a folder")
+        raise UserError(f"{args.folder}: is a file; give a folder")
     model, tokenizer = load_model(args.model)
     save_huggingface(model, tokenizer, args.folder, model_card(args.model, model, args.license))
-    say(f"written to {args.folder}; AutoModelForCausalLM.from_pretrained loads it")
+    say(f"model written to {args.folder}; load it with AutoModelForCausalLM.from_pretrained")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from model.transformer import Transformer
 
 
 def forward_flops(model: Transformer, tokens: int, scored: int, length: int, first: int = 0) -> float:
-    """FLOPs of forward passes of the blocks from `first` on.
+    """FLOPs of forward passes, counting only the blocks from `first` on.
 
-    Two per weight of a matrix product, for `tokens` through the blocks and `scored` through the
-    output projection, plus 4 H D per layer, token and visible position; on average half of `length`
-    positions are visible.
+    2 per weight and token of a matrix product: `tokens` go through the blocks, `scored` of them
+    through the output projection. Attention adds 4 H D per layer, token and visible position; on
+    average half of `length` positions are visible.
     """
     blocks = sum(p.numel() for p in model.layers[first:].parameters() if p.dim() == 2)
     attention = _attention_flops(model, length, first)
@@ -20,8 +20,9 @@ def forward_flops(model: Transformer, tokens: int, scored: int, length: int, fir
 def training_flops(model: Transformer, tokens: int, scored: int, length: int) -> float:
     """FLOPs of forward and backward passes over rows of `length` tokens.
 
-    The backward pass costs a forward pass for the activations (attention: two), down to the lowest
-    block with trained weights in or below it, and one for the trained weights.
+    The backward pass costs one forward pass for the activation gradients (attention: two), down to
+    the lowest block with trained weights in or below it, and one for the gradients of the trained
+    weights.
     """
     soft = model.config.soft_tokens
     tokens += soft * tokens // length
@@ -44,6 +45,6 @@ def training_flops(model: Transformer, tokens: int, scored: int, length: int) ->
 
 
 def _attention_flops(model: Transformer, length: int, first: int) -> float:
-    # Per token: two products, with keys and with values.
+    # Two products per token: with the keys and with the values.
     c = model.config
     return 4 * (c.n_layers - first) * c.n_heads * c.head_dim * length / 2

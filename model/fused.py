@@ -1,4 +1,4 @@
-"""Every kernel that the model and the optimiser call: the only imports from `kernels`."""
+"""All kernels that the model and the optimiser call; no other file of theirs imports `kernels`."""
 
 from collections.abc import Sequence
 
@@ -28,9 +28,9 @@ def attend(
         k: (B, S, K, D) keys with S >= T; H is a multiple of K.
         v: (B, S, K, D) values.
         document_starts: (B, T) int32, the document mask: the first key that each query sees.
-        prefixes: (2, 1, P, K, D) keys and values of shared prompt prefixes, visible to all rows.
-            They are read once for all rows (Juravsky et al. 2024, arXiv:2402.05099, section 3.1);
-            without gradients.
+        prefixes: (2, 1, P, K, D) keys and values of shared prompt prefixes (prefix cache), visible
+            to all rows and read once for all of them (Juravsky et al. 2024, arXiv:2402.05099,
+            section 3.1); without gradients.
 
     Returns:
         (B, T, H, D), dtype of q.
@@ -40,18 +40,18 @@ def attend(
     B, T, H, D = q.shape
     o, lse = attention(q, k, v, first=document_starts)
     parts = [(o.float(), lse)]
-    for keys, values in prefixes:  # the queries of all rows, as one row without a causal mask
+    for keys, values in prefixes:  # all rows as one row of queries, without a causal mask
         o, lse = attention(q.reshape(1, B * T, H, D), keys, values, causal=False)
         parts.append((o.view(B, T, H, D).float(), lse.view(H, B, T).transpose(0, 1)))
-    shares = torch.stack([lse for _, lse in parts]).softmax(0)  # (parts, B, H, T)
-    mixed = sum(o * share.transpose(1, 2)[..., None] for (o, _), share in zip(parts, shares, strict=True))
+    weights = torch.stack([lse for _, lse in parts]).softmax(0)  # (parts, B, H, T)
+    mixed = sum(o * weight.transpose(1, 2)[..., None] for (o, _), weight in zip(parts, weights, strict=True))
     return mixed.to(q.dtype)
 
 
 def project_and_score(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Summed cross entropy in nats, float32, of x (N, C) projected by weight (V, C); targets (N,).
 
-    The product runs in the precision that autocast asks for, as that of a linear layer does.
+    The product runs in the dtype of autocast, as a linear layer does.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -1,4 +1,4 @@
-"""Autoregressive generation with a KV cache."""
+"""Autoregressive generation with a KV cache: prefill of the prompt, then decode."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from model.cache import KVCache
 from model.transformer import Transformer
 
 
-def choose(
+def sample_tokens(
     logits: torch.Tensor,
     *,
     temperature: float = 1.0,
@@ -21,11 +21,12 @@ def choose(
 
     Args:
         logits: (B, V), any float dtype.
-        temperature: 0 takes the likeliest token and ignores the rest.
-        top_k: keep exactly the k likeliest tokens; 0 keeps all.
-        top_p: keep the fewest likeliest tokens that hold this probability (Holtzman et al. 2020).
-        min_p: drop tokens below this share of the likeliest one's probability (Nguyen et al. 2024).
-        generator: source of randomness, on the device of `logits`.
+        temperature: 0 takes the likeliest token (greedy) and ignores the other arguments.
+        top_k: keep exactly the k likeliest tokens, even among ties; 0 keeps all.
+        top_p: keep the smallest set of likeliest tokens with this probability mass (nucleus
+            sampling; Holtzman et al. 2020).
+        min_p: drop tokens below this fraction of the highest probability (Nguyen et al. 2024).
+        generator: random generator on the device of `logits`.
 
     Returns:
         (B,) int64 ids.
@@ -53,37 +54,39 @@ def generate(
     use_cache: bool = True,
     prefix: KVCache | None = None,
     seed: int = 0,
-    **how,
+    **sampling,
 ) -> Iterator[torch.Tensor]:
     """Yield the next ids (P * num_samples,), int64, one step at a time.
 
     Args:
-        model: its weights' device is where everything happens.
-        prompts: (P, T) int64 ids; the samples of a prompt follow each other in what is yielded.
-        max_new_tokens: steps to take; fewer if the context ends.
-        num_samples: continuations of each prompt, which is read once.
-        use_cache: False runs the whole text at every step: slow, the same tokens.
-        prefix: positions before one prompt, of which one sample is drawn; stays as it is.
-        seed: of the draws.
-        how: arguments of `choose`.
+        model: generation runs on the device of its weights.
+        prompts: (P, T) int64 ids; the samples of one prompt are adjacent in the output.
+        max_new_tokens: number of decode steps; fewer at the end of the context.
+        num_samples: continuations of each prompt; the prefill runs once per prompt.
+        use_cache: False recomputes all positions at every step: slow, same tokens.
+        prefix: prefix cache with the positions before the prompt, not modified; only for a single
+            prompt and sample.
+        seed: seeds the sampling.
+        sampling: arguments of `sample_tokens`.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     length = prompts.shape[1]
-    known = model.config.soft_tokens if prefix is None else prefix.length
-    steps = min(model.config.max_seq_len - known - length, max_new_tokens)
+    before = model.config.soft_tokens if prefix is None else prefix.length
+    steps = min(model.config.max_seq_len - before - length, max_new_tokens)
     cache = KVCache(length + steps) if use_cache else None
     if prefix is not None:
         assert len(prompts) == num_samples == 1
         cache = prefix.fork(1, length + steps)
     tokens = prompts.to(model.device)
+    # Prefill: one pass over the prompt.
     logits = model.output(model.features(tokens, cache)[:, -1]).repeat_interleave(num_samples, 0)
     tokens = tokens.repeat_interleave(num_samples, 0)
     if cache is not None and num_samples > 1:
         cache = cache.expand(len(tokens), steps)
-    for step in range(steps):
+    for step in range(steps):  # decode: one token per pass
         if step:
             new = tokens if cache is None else tokens[:, -1:]
             logits = model.output(model.features(new, cache)[:, -1])
-        drawn = choose(logits, generator=generator, **how)
+        drawn = sample_tokens(logits, generator=generator, **sampling)
         yield drawn
         tokens = torch.cat([tokens, drawn[:, None]], 1)

@@ -1,4 +1,4 @@
-"""What GPT-2 has and Llama has not: LayerNorm, biases, GELU and learned positions.
+"""GPT-2, as differences from Llama: LayerNorm, biases, GELU and learned positions.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
@@ -16,7 +16,7 @@ class GPT2Attention(Attention):
     """Attention without rotary positions."""
 
     def rotate(self, q: torch.Tensor, k: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys as they are: the embedding holds the positions."""
+        """Returns q and k unchanged: positions are in the embedding."""
         return q, k
 
 
@@ -42,7 +42,7 @@ class GPT2Block(Block):
 
 
 class GPT2(Transformer):
-    """A transformer with an embedding of every position."""
+    """A transformer with learned position embeddings."""
 
     block_class = GPT2Block
 

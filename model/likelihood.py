@@ -1,4 +1,4 @@
-"""How well a model predicts text: the bits it needs for each document, in windows that overlap."""
+"""Log-likelihood of documents in bits, with overlapping windows for long documents."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,28 +19,30 @@ BATCH, BATCH_TOKENS = 8, 4096
 def document_bits(
     model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], prefix: Sequence[str] = ()
 ) -> list[float]:
-    """Bits that the model needs for each text, given the documents of `prefix`.
+    """Negative log2-likelihood of each text in bits, given the documents of `prefix`.
 
-    A text follows a document separator. One longer than the context is scored in windows that
-    overlap by half, each token once, with at least half a context before it. Raises UserError if
-    the tokenizer does not give a text back (its bits would come out too low), or the prefix does
-    not fit.
+    A document separator precedes each text. A text longer than the context is scored in windows
+    that overlap by half: each token is scored once, with at least half a context before it. Raises
+    UserError if the tokenizer does not round-trip a text (its bits would be too low), or if the
+    prefix does not fit the context.
     """
     separator = tokenizer.separator_id
     encoded = tokenizer.encode_batch(texts)
     for text, ids in zip(texts, encoded, strict=True):
         if tokenizer.decode(ids) != text:
-            raise UserError(f"the tokenizer loses characters of the document {text[:60]!r}…")
+            raise UserError(f"the tokenizer loses characters of the document {text[:60]!r}…; use another tokenizer")
     context = model.config.context
     cache = None
     head = [token for ids in tokenizer.encode_batch(prefix) for token in (separator, *ids)]
     if head:
         longest = max(map(len, encoded))
         if len(head) + longest + 1 > context:
-            raise UserError(f"a prefix of {len(head)} tokens and {longest} do not fit {context}")
+            raise UserError(
+                f"a prefix of {len(head)} tokens and a text of {longest} do not fit {context}; shorten the prefix"
+            )
         cache = KVCache(len(head))
         model.features(torch.tensor([head], device=model.device), cache)
-    pieces = []  # (document, ids, how many of the last targets count)
+    pieces = []  # (document index, ids, number of scored targets at the end)
     for number, ids in enumerate(encoded):
         row, scored = [separator, *ids], 1
         while scored < len(row):
@@ -54,11 +56,11 @@ def document_bits(
     for batch in track(batches, "scoring documents", len(batches)):
         longest = max(len(ids) for _, ids, _ in batch) - 1
         inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
-        for at, (_, piece, _) in enumerate(batch):
-            inputs[at, : len(piece) - 1] = torch.tensor(piece[:-1])
+        for index, (_, piece, _) in enumerate(batch):
+            inputs[index, : len(piece) - 1] = torch.tensor(piece[:-1])
         features = model.features(inputs.to(model.device), cache and cache.fork(len(batch), longest))
-        for row, (number, piece, count) in zip(features, batch, strict=True):
-            x = row[len(piece) - 1 - count : len(piece) - 1]
+        for hidden, (number, piece, count) in zip(features, batch, strict=True):
+            x = hidden[len(piece) - 1 - count : len(piece) - 1]
             targets = torch.tensor(piece[-count:], device=model.device)
             nats = project_and_score(x, model.output.weight, targets)
             bits[number] += nats.item() / math.log(2)
@@ -66,7 +68,7 @@ def document_bits(
 
 
 def _batches(pieces: Sequence[tuple[int, list[int], int]]) -> Iterator[list]:
-    # Memory is that of the longest text, not of eight of them.
+    # Bounds memory: a long text gets a batch of its own.
     batch: list = []
     for piece in pieces:  # shortest first
         if batch and (len(batch) == BATCH or (len(batch) + 1) * len(piece[1]) > BATCH_TOKENS):
@@ -78,7 +80,7 @@ def _batches(pieces: Sequence[tuple[int, list[int], int]]) -> Iterator[list]:
 
 
 def score_texts(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float | int]:
-    """What `document_bits` says of all texts together. Raises UserError as it does."""
+    """Bits per byte, perplexity and sizes of all texts together; raises as `document_bits` does."""
     bits = sum(document_bits(model, tokenizer, texts))
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
     size = sum(len(text.encode()) for text in texts)

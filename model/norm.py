@@ -1,4 +1,4 @@
-"""The two normalisations of the residual stream; both may take the sum before them along."""
+"""RMSNorm and LayerNorm, each with a variant fused with the residual sum before it."""
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
-"""Projections whose weights are read as fast as memory gives them, for sampling on a CPU.
+"""Projections that read their weights at full memory bandwidth, for sampling on a CPU.
 
-At small batches a step costs what reading the weights costs, and torch's linear layer reads them at
-a third of the memory's bandwidth (docs/log.md).
+Decode at small batches is limited by memory bandwidth, and torch's linear layer reaches a third of
+it (docs/log.md).
 """
 
 import math
@@ -16,19 +16,19 @@ from model.fused import relu2, swiglu
 from model.scratch import ReluFeedForward
 from model.transformer import Attention, Block, FeedForward, Transformer
 
-Make = Callable[[torch.Tensor], nn.Module]  # of a projection's weight (out, in)
-BLOCKS = 8  # products that one vector is multiplied by at a time
+MakeLinear = Callable[[torch.Tensor], nn.Module]  # weight (out, in) -> projection
+BLOCKS = 8  # row blocks of a weight, one matrix-vector product each
 
 
 class PackedLinear(nn.Module):
-    """Y = x W^T without gradients, best at `rows` rows of x.
+    """y = x W^T without gradients, fastest at `rows` rows of x.
 
-    One row in float32 is a batch of products with blocks of W, which torch shares out over cores as
-    it does not do with a single one. Else W is reordered once by oneDNN.
+    For one row in float32 it is a batched product with blocks of W, which torch runs in parallel,
+    unlike a single matrix-vector product. Otherwise oneDNN reorders W once.
     """
 
     def __init__(self, weight: torch.Tensor, rows: int):
-        """`weight`: (out, in) on a CPU, float32 or bfloat16."""
+        """`weight`: (out, in) on the CPU, float32 or bfloat16."""
         super().__init__()
         self.weight, self.packed = weight.detach(), None
         if rows == 1 and weight.dtype == torch.float32:
@@ -43,13 +43,13 @@ class PackedLinear(nn.Module):
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         if x.numel() > x.shape[-1]:
             return F.linear(x, self.weight)
-        # A row transposed: with the strides of a column torch takes a path five times as slow.
+        # A transposed row: with the strides of a column torch is five times slower.
         column = x.reshape(1, 1, -1).expand(len(self.blocks), 1, -1).mT
         return torch.bmm(self.blocks, column).view(*x.shape[:-1], -1)
 
 
-def pack_attention(attention: Attention, linear: Make) -> None:
-    """Compute queries, keys and values with one product, in place."""
+def pack_attention(attention: Attention, linear: MakeLinear) -> None:
+    """Fuse wq, wk and wv into one projection, in place."""
     parts = [attention.wq, attention.wk, attention.wv]
     widths = [len(part.weight) for part in parts]
     wqkv = linear(torch.cat([part.weight for part in parts]))
@@ -60,8 +60,8 @@ def pack_attention(attention: Attention, linear: Make) -> None:
     attention.project = lambda x: wqkv(x).split(widths, -1)  # type: ignore[method-assign]
 
 
-def pack_feed_forward(ffn: FeedForward | ReluFeedForward, linear: Make) -> None:
-    """Compute both inner products of a gated block with one, in place."""
+def pack_feed_forward(ffn: FeedForward | ReluFeedForward, linear: MakeLinear) -> None:
+    """Fuse w1 and w3 of a gated feed-forward into one projection, in place."""
     is_gated = isinstance(ffn, FeedForward)
     weights = [ffn.w1.weight, ffn.w3.weight] if isinstance(ffn, FeedForward) else [ffn.w1.weight]
     w13 = linear(torch.cat(weights))
@@ -76,14 +76,14 @@ def pack_feed_forward(ffn: FeedForward | ReluFeedForward, linear: Make) -> None:
 
 
 @torch.no_grad()
-def replace_projections(model: Transformer, linear: Make) -> Transformer:
-    """Make `linear(weight)` of every projection of `model`, in place; returns it.
+def replace_projections(model: Transformer, linear: MakeLinear) -> Transformer:
+    """Replace every projection of `model` by `linear(weight)`, in place; returns it.
 
-    Those that share their input become one. The model can generate and give logits afterwards, but
-    not be trained or scored with `targets`. Raises UserError for a model with biases.
+    Projections with the same input are fused. The model then generates and computes logits, but
+    cannot be trained or scored with `targets`. Raises UserError for a model with biases.
     """
     if model.config.biases != "none":
-        raise UserError("a model whose linear layers have biases cannot be packed or made int8")
+        raise UserError(f"model.biases = {model.config.biases}: only models without biases can be int8")
     for block in model.layers:
         assert isinstance(block, Block)
         assert isinstance(block.feed_forward, FeedForward | ReluFeedForward)
@@ -94,16 +94,15 @@ def replace_projections(model: Transformer, linear: Make) -> Transformer:
 
 
 def pack(model: Transformer, rows: int) -> Transformer:
-    """Make every projection of a `model` on a CPU a PackedLinear, in place; returns it.
+    """Replace every projection of a `model` on a CPU by a PackedLinear, in place; returns it.
 
-    `rows` is how many sequences will be generated at a time; others are right, but slower. A model
-    that oneDNN has no kernels for on this CPU, or with biases, stays as it is.
-
-    See `replace_projections`.
+    `rows` is the number of sequences generated at a time; other numbers work, but slower. A model
+    with biases, or of a dtype without oneDNN kernels on this CPU, is returned unchanged. See
+    `replace_projections`.
     """
     dtype = model.tok_embeddings.weight.dtype
     supported = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    plain = model.config.biases == "none"
-    if not (torch.backends.mkldnn.is_available() and supported and plain):
+    has_biases = model.config.biases != "none"
+    if has_biases or not (torch.backends.mkldnn.is_available() and supported):
         return model
     return replace_projections(model, lambda weight: PackedLinear(weight, rows))

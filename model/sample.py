@@ -2,7 +2,7 @@
 
     python -m model.sample RUN|FOUNDATION --prompt "Once" [--num-samples 4 --temperature 0.8 …]
 
-One sample is streamed as it is written; several are generated as one batch and printed in turn.
+A single sample is streamed; several are generated as one batch and printed one after another.
 `--json` prints one object per sample: {"prompt", "text", "tokens", "stopped"}.
 """
 
@@ -26,7 +26,7 @@ from tokenizer.bpe import Tokenizer
 
 
 class Stream:
-    """Text of one growing sample: whole characters only, cut at stop strings and special tokens."""
+    """Incremental decoding of one sample, ended by a stop string or a special token."""
 
     def __init__(self, tokenizer: Tokenizer, stop: list[str]):
         self.tokenizer, self.stop = tokenizer, stop
@@ -37,7 +37,7 @@ class Stream:
         self._shown = 0
 
     def push(self, token: int) -> None:
-        """Add a token, unless the sample has stopped."""
+        """Append a token, unless the sample has stopped."""
         if self.stopped:
             return
         if token in self.special:
@@ -50,8 +50,8 @@ class Stream:
                 self.text = self.text[: self.text.index(stop)]
                 self.stopped = f"stop string {stop!r}"
 
-    def fresh(self) -> str:
-        """What can be shown since the last call; a half-written character or stop string waits."""
+    def new_text(self) -> str:
+        """Text added since the last call, without an incomplete character or a possible stop string."""
         end = len(self.text)
         if not self.stopped:
             end = len(self.text.rstrip("\ufffd"))
@@ -64,10 +64,10 @@ class Stream:
         return shown
 
 
-def prompt_ids(config: ModelConfig, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
-    """The document separator and the prompt, or the ids themselves.
+def encode_prompt(config: ModelConfig, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """Ids of a prompt: a text is encoded after the document separator; ids are returned unchanged.
 
-    Raises UserError if they do not fit the context.
+    Raises UserError if they leave no room in the context for one more token.
     """
     if isinstance(prompt, str):
         prompt = [tokenizer.separator_id, *tokenizer.encode(prompt)]
@@ -75,7 +75,7 @@ def prompt_ids(config: ModelConfig, tokenizer: Tokenizer, prompt: str | Sequence
     if len(ids) >= config.context:
         raise UserError(
             f"the prompt has {len(ids)} tokens with the separator; the model's context is "
-            f"{config.context} and needs room for one more; shorten it"
+            f"{config.context} and needs room for one more; shorten the prompt"
         )
     return ids
 
@@ -90,24 +90,25 @@ def sample(
     stop: list[str] | None = None,
     seed: int = 0,
     prefix: KVCache | None = None,
-    **how,
+    **sampling,
 ) -> Iterator[list[Stream]]:
-    """Yield the growing samples after each step until all have stopped.
+    """Yield the list of samples after each decode step until all have stopped.
 
-    A text follows the document separator, as in training; ids are taken as they are. `prefix` holds
-    the keys and values of the first of them. Raises UserError if they do not fit the context.
+    The prompt is encoded as in `encode_prompt`; `prefix` is a prefix cache of its first ids;
+    `sampling` are arguments of `model.generate.sample_tokens`. Raises UserError if the prompt does
+    not fit the context.
     """
-    ids = prompt_ids(model.config, tokenizer, prompt)
-    known = 0 if prefix is None else prefix.length - model.config.soft_tokens
+    ids = encode_prompt(model.config, tokenizer, prompt)
+    cached = 0 if prefix is None else prefix.length - model.config.soft_tokens
     streams = [Stream(tokenizer, stop or []) for _ in range(num_samples)]
     steps = generate(
         model,
-        torch.tensor([ids[known:]]),
+        torch.tensor([ids[cached:]]),
         prefix=prefix,
         max_new_tokens=max_new_tokens,
         num_samples=num_samples,
         seed=seed,
-        **how,
+        **sampling,
     )
     for drawn in steps:
         for stream, token in zip(streams, drawn.tolist(), strict=True):
@@ -139,18 +140,18 @@ def main() -> None:
     add("--prompt", default="", help="text to continue; empty starts a new document")
     add("--max-new-tokens", type=_number(int, 1), default=200)
     add("--num-samples", type=_number(int, 1), default=1)
-    add("--temperature", type=_number(float, 0), default=0.8, help="0 takes the likeliest token")
-    add("--top-k", type=_number(int, 0), default=0, help="keep the k likeliest; 0 keeps all")
-    add("--top-p", type=_number(float, 0, 1), default=1.0, help="keep this much probability")
-    add("--min-p", type=_number(float, 0, 1), default=0.0, help="share of the likeliest to keep")
+    add("--temperature", type=_number(float, 0), default=0.8, help="0 is greedy decoding")
+    add("--top-k", type=_number(int, 0), default=0, help="keep the k likeliest tokens; 0 keeps all")
+    add("--top-p", type=_number(float, 0, 1), default=1.0, help="keep the likeliest tokens with this probability mass")
+    add("--min-p", type=_number(float, 0, 1), default=0.0, help="least fraction of the highest probability")
     add("--seed", type=_number(int, 0), default=0)
-    add("--stop", action="append", default=[], metavar="TEXT", help="end here; may be repeated")
+    add("--stop", action="append", default=[], metavar="TEXT", help="stop string; may be repeated")
     add("--json", action="store_true", help="one JSON object per sample")
     add(
         "--precision",
         choices=("auto", "float32", "bfloat16", "int8"),
         default="auto",
-        help="of the weights; auto is bfloat16 on a GPU, else float32",
+        help="dtype of the weights; auto is bfloat16 on a GPU, else float32",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args()
@@ -161,17 +162,15 @@ def main() -> None:
         raise UserError("--device cuda: no GPU is visible to torch")
     model, tokenizer = load_model(args.model)
     on_gpu = cuda and args.device != "cpu"
-    narrow = args.precision in ("bfloat16", "int8") or (on_gpu and args.precision == "auto")
-    model = model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if narrow else torch.float32)
+    is_bfloat16 = args.precision in ("bfloat16", "int8") or (on_gpu and args.precision == "auto")
+    model = model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if is_bfloat16 else torch.float32)
     if args.precision == "int8":
         quantize(model)
     elif not on_gpu:
         pack(model, args.num_samples)
 
-    def live() -> bool:
-        return args.num_samples == 1 and not args.json
-
-    if live():
+    is_streamed = args.num_samples == 1 and not args.json
+    if is_streamed:
         show(args.prompt, end="")
     for streams in sample(
         model,
@@ -186,9 +185,9 @@ def main() -> None:
         top_p=args.top_p,
         min_p=args.min_p,
     ):
-        if live():
-            show(streams[0].fresh(), end="")
-    if live():
+        if is_streamed:
+            show(streams[0].new_text(), end="")
+    if is_streamed:
         show()
         return
     for number, stream in enumerate(streams):

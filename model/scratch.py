@@ -1,14 +1,14 @@
-"""What our own recipes add to the Llama family, each for a measured gain (`benchmarks/ablation.py`).
+"""Options of our own recipes beyond the Llama family, each with a measured gain (`benchmarks/ablation.py`).
 
-| option           | what it does                                                            |
+| option           | effect                                                                  |
 | ---------------- | ----------------------------------------------------------------------- |
 | activation relu2 | squared ReLU: two matrices instead of three (So et al. 2021)            |
-| key_shift        | half of the key heads hold the key of the position before               |
+| key_shift        | half of the key heads use the key of the previous position              |
 | value_embeddings | every layer adds an embedding of the token to its values                |
-| bigram_buckets   | every block mixes in an embedding of the hashed token pair              |
+| bigram_buckets   | every block mixes in an embedding of the hashed token bigram            |
 | embedding_norm   | RMSNorm after the embedding                                             |
 | zero_init        | every block starts as the identity                                      |
-| base_dim         | muP: logits and rates scale with the width (Yang et al. 2022)           |
+| base_dim         | muP: logits and learning rates scale with the width (Yang et al. 2022)  |
 """
 
 import torch
@@ -34,7 +34,7 @@ class ScratchAttention(Attention):
             self.value_scale = nn.Parameter(torch.ones(1))
 
     def shift_keys(self, k: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, K, D) keys, the first half of the heads moved one position on; zeros come first."""
+        """(B, T, K, D) keys, the first half of the heads shifted by one position; zeros come first."""
         half = self.config.n_kv_heads // 2
         shifted = k[:, :, :half]
         before = torch.zeros_like(shifted[:, :1]) if cache is None else cache.previous_keys(self.layer, shifted)
@@ -81,7 +81,7 @@ class ReluFeedForward(nn.Module):
 
 
 class ScratchBlock(Block):
-    """A block that starts from a learnt mix of the stream and an embedding of token pairs.
+    """A block whose input is a learned mix of the residual stream and a bigram embedding.
 
     (Huang et al. 2025, arXiv:2501.16975.)
     """
@@ -149,19 +149,19 @@ class ScratchTransformer(Transformer):
                 parameter.zero_()
 
     def embed(self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
-        """As `Transformer.embed`, normalised with `embedding_norm`."""
+        """As `Transformer.embed`, then RMSNorm if `embedding_norm` is set."""
         x = super().embed(tokens, cache, document_starts)
         return self.embedding_norm(x) if self.config.embedding_norm else x
 
     def embed_pairs(
         self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None
     ) -> torch.Tensor:
-        """(B, T) ids -> (B, T, C), the embedding of each token with the one before it.
+        """(B, T) ids -> (B, T, C), the bigram embedding of each token and the previous one.
 
-        The token before the first is id 0 (a window may start anywhere). Pairs share the rows of
-        their table by a hash.
+        The token before the first is id 0 (a window may start anywhere). Bigrams are hashed to the
+        rows of a table.
         """
-        last = tokens.new_zeros(1, 1) if cache is None else cache.last.to(tokens.device)
+        last = tokens.new_zeros(1, 1) if cache is None else cache.last_tokens.to(tokens.device)
         before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
         if document_starts is not None:
             is_start = document_starts == torch.arange(tokens.shape[1], device=tokens.device)
@@ -177,7 +177,7 @@ class ScratchTransformer(Transformer):
         cache: KVCache | None,
         document_starts: torch.Tensor | None,
     ) -> torch.Tensor:
-        """All blocks, (B, T, C) -> (B, T, C); a soft prompt has neither pairs nor values."""
+        """All blocks, (B, T, C) -> (B, T, C); a soft prompt has no bigram or value embeddings."""
         soft = x.shape[1] - tokens.shape[1]
 
         def padded(embedded: torch.Tensor) -> torch.Tensor:
@@ -195,6 +195,6 @@ class ScratchTransformer(Transformer):
     def features(
         self, tokens: torch.Tensor, cache: KVCache | None = None, document_starts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As `Transformer.features`, times base_dim / dim with a `base_dim`."""
+        """As `Transformer.features`; muP multiplies by base_dim / dim."""
         x = super().features(tokens, cache, document_starts)
         return x * self.config.width_ratio if self.config.base_dim else x

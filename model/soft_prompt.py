@@ -1,4 +1,4 @@
-"""Soft prompts: learnt vectors before every text."""
+"""Soft prompts: trained vectors before every text."""
 
 import torch
 from torch import nn

@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self.wk = nn.Linear(config.dim, kv_dim, qkv_bias)
         self.wv = nn.Linear(config.dim, kv_dim, qkv_bias)
         self.wo = nn.Linear(q_dim, config.dim, config.biases == "all")
-        # NoPE (Kazemnejad et al. 2023, arXiv:2305.19466): SmolLM3 leaves every n-th layer unrotated.
+        # NoPE (Kazemnejad et al. 2023, arXiv:2305.19466): SmolLM3 has no RoPE in every n-th layer.
         self.is_nope = config.nope_every > 0 and (layer + 1) % config.nope_every == 0
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         cache: KVCache | None,
         document_starts: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attention of (B, T, heads, D) over these and the cached positions -> (B, T, C)."""
+        """Attention of q, k, v (B, T, heads, D) over these and the cached positions -> (B, T, C)."""
         prefixes: list[torch.Tensor] = []
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         document_starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) belong to these positions."""
+        """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) are of these T positions."""
         q, k, v = self.split_heads(*self.project(x))
         q, k = self.rotate(q, k, angles)
         return self.attend(q, k, v, cache, document_starts)
@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         if self.config.soft_tokens and (cache is None or cache.length == 0):
             x = self.soft_prompt.prepend(x)
             if cache is not None:
-                cache.room += self.config.soft_tokens
+                cache.capacity += self.config.soft_tokens
         return x
 
     def run_layers(
@@ -207,7 +207,7 @@ class Transformer(nn.Module):
     def features(
         self, tokens: torch.Tensor, cache: KVCache | None = None, document_starts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Last hidden states after the final norm: prefill and decode of generation, and training.
+        """Last hidden states after the final norm, for training, prefill and decode.
 
         Args:
             tokens: (B, T) int64 ids, at the positions after those in `cache`.
@@ -225,8 +225,8 @@ class Transformer(nn.Module):
             raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
         x = self.run_layers(x, tokens, self.rope[:, start:end], cache, document_starts)
         if cache is not None:
-            cache.length, cache.last = end, tokens[:, -1:]
-        return self.norm(x[:, -tokens.shape[1] :])  # without a soft prompt's positions
+            cache.length, cache.last_tokens = end, tokens[:, -1:]
+        return self.norm(x[:, -tokens.shape[1] :])  # drops the positions of a soft prompt
 
     def forward(
         self,
@@ -259,5 +259,5 @@ class Transformer(nn.Module):
         return self.tok_embeddings.weight.device
 
     def num_parameters(self, trainable: bool = False) -> int:
-        """Parameters, a shared one counted once; `trainable`: only those with gradients."""
+        """Number of parameters, tied ones counted once; `trainable`: only those with gradients."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)

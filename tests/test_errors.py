@@ -159,7 +159,7 @@ def test_stores_and_models_that_cannot_be_used(refused, tmp_path):
 
     Store(tmp_path / "empty", "wordllama", 300)
     said = refused("prompting.ask", "smollm2-135m", "--store", tmp_path / "empty", "--question", "Why?")
-    assert "the store is empty; put documents in first" in said
+    assert "the store is empty; add documents first" in said
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "lama"}')
     said = refused("model.sample", tmp_path / "model")

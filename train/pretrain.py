@@ -18,7 +18,7 @@ from data.prepare import prepare
 from data.shards import Windows, cached_tokenizer, write_shards
 from model.build import build_model
 from model.formats.native import load_run
-from model.sample import prompt_ids, sample
+from model.sample import encode_prompt, sample
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.loop import train
@@ -51,7 +51,7 @@ def main() -> int:
         with ranks.main_process_first():
             recipe = resolve_recipe(recipe, run, ranks, resume, own.overwrite)
             tokenizer, train_set, validation_set = load_data(recipe)
-            prompt_ids(recipe.model, tokenizer, recipe.sample.prompt)  # rejects a bad prompt before training
+            encode_prompt(recipe.model, tokenizer, recipe.sample.prompt)  # rejects a bad prompt before training
             if ranks.is_main:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
         with handle_interrupt():

@@ -16,8 +16,8 @@ from cli.errors import UserError
 from cli.recipes import Parser, load, to_toml
 from cli.revisions import resumed_revision
 from configs.schema import DataConfig, Section
-from data.corpora import pin_revision
-from model.load import pinned
+from data.corpora import pin_dataset
+from model.load import pin_model
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.loop import RunResult
@@ -78,7 +78,7 @@ def pin_recipe(recipe: T, saved: T | None) -> T:
     Commits in the `saved` recipe are kept, because a branch may have moved since the run started.
     Raises UserError if the hub does not answer.
     """
-    resolve = {"base": pinned, "foundation": pinned, "general": pin_revision}
+    resolve = {"base": pin_model, "foundation": pin_model, "general": pin_dataset}
     changes: dict = {
         name: pin(resumed_revision(getattr(recipe, name), getattr(saved, name, "")))
         for name, pin in resolve.items()
@@ -86,7 +86,7 @@ def pin_recipe(recipe: T, saved: T | None) -> T:
     }
     data: DataConfig = getattr(recipe, "data")  # noqa: B009 (every recipe has [data])
     before = getattr(saved, "data").corpus if saved else ""  # noqa: B009
-    corpus = pin_revision(resumed_revision(data.corpus, before))
+    corpus = pin_dataset(resumed_revision(data.corpus, before))
     return recipe.model_copy(update=changes | {"data": data.model_copy(update={"corpus": corpus})})
 
 

@@ -1,1 +1,1 @@
-"""Checkpoint formats: native, GGUF, Hugging Face."""
+"""Checkpoint formats: native, GGUF and Hugging Face."""

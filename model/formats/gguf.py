@@ -1,7 +1,7 @@
-"""Reads a Llama-family GGUF file: weights, configuration and tokenizer, all from the file.
+"""Read a Llama-family GGUF file: weights, configuration and tokenizer, all from its metadata.
 
 Weights are dequantised to float32. GGUF stores q and k with interleaved rotary pairs; the rows are
-put back in half-split order. Everything comes from the file's metadata, nothing from a table.
+reordered to half-split pairs.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from cli.errors import UserError, nearest
 from configs.schema import ModelConfig
 from model.build import model_from_state
-from model.rope import slowdown
+from model.rope import rope_divisors
 from model.transformer import Transformer
 from tokenizer.bpe import ChatTemplate, Tokenizer
 
 ARCHITECTURES = ("llama",)
-SEPARATOR = "<|endoftext|>"  # where a file has it; else what its texts begin with
-_WORDS = (
+SEPARATOR = "<|endoftext|>"  # document separator; files without it use their BOS token
+_WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_LLAMA_3 = (1.0, 4.0, 8192.0)  # turns and first context length of every Llama 3.1 and later
+_LLAMA_3 = (1.0, 4.0, 8192.0)  # RoPE scaling of Llama 3.1 and later: low and high factor, context
 
 _NAMES = {
     "attn_q": "attention.wq",
@@ -43,7 +43,7 @@ _TOP = {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output
 
 
 def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
-    """The model in float32 and its tokenizer.
+    """The model in float32 on the CPU, and its tokenizer.
 
     Raises UserError if the file is missing, not GGUF, or not of the Llama architecture.
     """
@@ -62,7 +62,7 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     n_heads, dim = value("attention.head_count"), value("embedding_length")
     head_dim = value("rope.dimension_count")
-    slowed = tensors.pop("rope_freqs.weight", None)
+    divisors = tensors.pop("rope_freqs.weight", None)
     theta = value("rope.freq_base")
     config = ModelConfig(
         dim=dim,
@@ -76,27 +76,27 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
         qk_norm=False,
         tie_embeddings="output.weight" not in tensors,
         rope_theta=theta,
-        rope_scaling=[] if slowed is None else _scaling(slowed.data, theta, head_dim, path),
+        rope_scaling=[] if divisors is None else _rope_scaling(divisors.data, theta, head_dim, path),
         norm_eps=value("attention.layer_norm_rms_epsilon"),
     )
     heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     state = {}
     for name, tensor in tensors.items():
-        key, kind = _key(name, path)
+        key, kind = _our_name(name, path)
         state[key] = torch.from_numpy(_dequantize(tensor, heads.get(kind), path))
     try:
         model = model_from_state(config, state).eval()
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: the weights do not fit what the file says: {reason}") from None
+        raise UserError(f"{path}: the weights do not fit the metadata: {reason}") from None
     return model, _tokenizer(reader, path, split_digits=True)
 
 
 def gguf_tokenizer(path: Path, split_digits: bool = True) -> Tokenizer:
     """The byte-level BPE tokenizer stored in the file.
 
-    `split_digits=False` leaves out the digit cut that `tokenizer.ggml.pre` asks for, as the
-    conversion in `transformers` does; only a comparison with it wants that.
+    `split_digits=False` omits the digit split of `tokenizer.ggml.pre`, as the conversion in
+    `transformers` does; only comparisons with it need that.
     """
     return _tokenizer(_open(path), path, split_digits)
 
@@ -105,42 +105,42 @@ def _tokenizer(reader: Any, path: Path, split_digits: bool) -> Tokenizer:
     model, pre = (_field(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2":
         raise UserError(f'{path}: tokenizer "{model}"; only byte-level BPE ("gpt2") is supported')
-    if pre not in _CUTS:
-        raise UserError(f'{path}: pre-tokenizer "{pre}"{nearest(pre, list(_CUTS))}')
+    if pre not in _PRE_TOKENIZERS:
+        raise UserError(f'{path}: pre-tokenizer "{pre}"{nearest(pre, list(_PRE_TOKENIZERS))}')
     tokens = _field(reader, "tokenizer.ggml.tokens")
     kinds = _field(reader, "tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(_CUTS[pre if split_digits else "gpt-2"]())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre if split_digits else "gpt-2"]())
     backend.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     backend.add_special_tokens([AddedToken(token, special=True) for token in control])
     separator = SEPARATOR
     if separator not in vocabulary:
         separator = tokens[_field(reader, "tokenizer.ggml.bos_token_id")]
-    return Tokenizer(backend, separator, _chat(reader, tokens))
+    return Tokenizer(backend, separator, _chat_template(reader, tokens))
 
 
-def _gpt2_cuts() -> list[Any]:
+def _gpt2_split() -> list[Any]:
     return [pre_tokenizers.ByteLevel(add_prefix_space=False)]
 
 
-def _words_cuts(digits: int) -> list[Any]:
-    words = pre_tokenizers.Split(tokenizers.Regex(_WORDS % digits), "isolated")
+def _words_split(digits: int) -> list[Any]:
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORD_PATTERN % digits), "isolated")
     return [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
-_CUTS: dict[str, Callable[[], list[Any]]] = {
-    "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), *_gpt2_cuts()],
-    "gpt-2": _gpt2_cuts,
-    "default": _gpt2_cuts,
-    "llama-bpe": lambda: _words_cuts(3),
-    "qwen2": lambda: _words_cuts(1),
+_PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {
+    "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), *_gpt2_split()],
+    "gpt-2": _gpt2_split,
+    "default": _gpt2_split,
+    "llama-bpe": lambda: _words_split(3),
+    "qwen2": lambda: _words_split(1),
 }
 
 
-def _chat(reader: Any, tokens: list[str]) -> ChatTemplate | None:
+def _chat_template(reader: Any, tokens: list[str]) -> ChatTemplate | None:
     template = reader.get_field("tokenizer.chat_template")
     if template is None:
         return None
@@ -171,7 +171,7 @@ def _field(reader: Any, key: str) -> Any:
     return field.contents()
 
 
-def _key(name: str, path: Path) -> tuple[str, str]:
+def _our_name(name: str, path: Path) -> tuple[str, str]:
     parts = name.split(".")
     try:
         if parts[0] == "blk":
@@ -181,13 +181,13 @@ def _key(name: str, path: Path) -> tuple[str, str]:
         raise UserError(f'{path}: unknown tensor "{name}"') from None
 
 
-def _scaling(divisors: np.ndarray, theta: float, head_dim: int, path: Path) -> list[float]:
-    # A file holds what each frequency is divided by, not the numbers that it follows from.
+def _rope_scaling(divisors: np.ndarray, theta: float, head_dim: int, path: Path) -> list[float]:
+    # A file holds the divisor of each frequency, not the four scaling parameters.
     scaling = [float(divisors.max()), *_LLAMA_3]
     pairs = torch.arange(0, head_dim, 2, dtype=torch.float64)
-    expected = slowdown(theta ** (-pairs / head_dim), scaling).numpy()
+    expected = rope_divisors(theta ** (-pairs / head_dim), scaling).numpy()
     if not np.allclose(expected, divisors, rtol=1e-3):
-        raise UserError(f"{path}: rope_freqs are not those of Llama 3.1; they are not supported")
+        raise UserError(f"{path}: rope_freqs are not those of Llama 3.1: not supported")
     return scaling
 
 

@@ -1,4 +1,4 @@
-"""Names and settings of GPT-2, whose linear layers are stored (in, out), q, k and v as one."""
+"""Tensor names and settings of GPT-2: linear layers stored as (in, out), q, k and v fused."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import torch
 from cli.errors import UserError
 from configs.schema import ModelConfig
 
-LAYER_NAMES = {  # c_attn holds wq, wk and wv side by side
+LAYER_NAMES = {  # ours: theirs; c_attn holds wq, wk and wv concatenated
     "attention.wo": "attn.c_proj",
     "attention_norm": "ln_1",
     "feed_forward.w1": "mlp.c_fc",
@@ -21,7 +21,7 @@ _QKV = ("wq", "wk", "wv")
 
 
 def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
-    """The options of a config.json. Raises UserError for what is not supported, or KeyError."""
+    """Options of a config.json. Raises UserError for unsupported values, KeyError for missing keys."""
     for option, plain in (
         ("activation_function", "gelu_new"),
         ("scale_attn_weights", True),
@@ -48,7 +48,7 @@ def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
 
 
 def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
-    """The settings of a config.json. Raises UserError for an option that it cannot hold."""
+    """Settings of a config.json. Raises UserError for an option that GPT-2 does not have."""
     for option, value in (
         ("n_kv_heads", c.n_heads),
         ("head_dim", c.dim // c.n_heads),
@@ -56,7 +56,7 @@ def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
         ("qk_norm", False),
     ):
         if getattr(c, option) != value:
-            raise UserError(f"model.{option} = {json.dumps(getattr(c, option))}: GPT-2's is {value}")
+            raise UserError(f"model.{option} = {json.dumps(getattr(c, option))}: GPT-2 needs {value}")
     return {
         "n_embd": c.dim,
         "n_layer": c.n_layers,
@@ -69,7 +69,7 @@ def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
 
 
 def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Their tensors under our names. Raises UserError for one that is not known."""
+    """Hugging Face tensors under our names. Raises UserError for an unknown name."""
     layer = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
     top = {theirs: ours for ours, theirs in _TOP.items()}
     state = {}
@@ -78,9 +78,9 @@ def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inside = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
         stem, _, kind = name.rpartition(".")
         if name == "lm_head.weight" or re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
-            continue  # the embedding again; a mask that old files hold
+            continue  # the tied embedding; the causal mask in old files
         if inside and ".c_" in f".{inside[2]}" and kind == "weight":
-            tensor = tensor.T.contiguous()  # its linear layers are stored (in, out)
+            tensor = tensor.T.contiguous()  # linear layers are stored as (in, out)
         if inside and inside[2] == "attn.c_attn":
             for part, rows in zip(_QKV, tensor.chunk(3), strict=True):
                 state[f"layers.{inside[1]}.attention.{part}.{kind}"] = rows.contiguous()
@@ -94,7 +94,7 @@ def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our tensors under their names."""
+    """Our tensors under Hugging Face names."""
     named = {}
     for name, tensor in state.items():
         inside = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)

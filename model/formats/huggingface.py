@@ -1,8 +1,7 @@
-"""Hugging Face folders: Llama, Qwen2, Qwen3, SmolLM2 and 3, and GPT-2, read and written.
+"""Read and write Hugging Face folders: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3 and GPT-2.
 
-A folder holds config.json, model.safetensors (perhaps in parts, with an index) and tokenizer.json.
-Which family a model of ours is written as follows from its options; one that no family has is
-named in the error.
+A folder holds config.json, model.safetensors (or shards with an index) and tokenizer.json. The
+options of a model determine its family; errors name an option that no family has.
 """
 
 import json
@@ -31,10 +30,10 @@ CLASSES = {
 
 
 def load_huggingface(folder: Path) -> tuple[Transformer, Tokenizer]:
-    """The model in float32, and its tokenizer.
+    """The model in float32 on the CPU, and its tokenizer.
 
-    Raises UserError for a missing or malformed file, an architecture or a setting that is not
-    supported, and a tokenizer that is not byte-level BPE.
+    Raises UserError for a missing or malformed file, an unsupported architecture or setting, and a
+    tokenizer that is not byte-level BPE.
     """
     settings = _json(folder / "config.json")
     kind = str(settings.get("model_type"))
@@ -58,15 +57,15 @@ def load_huggingface(folder: Path) -> tuple[Transformer, Tokenizer]:
 
 
 def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, card: str) -> None:
-    """Write a folder that `transformers` loads: weights in their own dtype, tokenizer, README.md.
+    """Write a folder that `transformers` loads: weights in their dtype, tokenizer, and `card`.
 
-    Raises UserError if `folder` is not empty, or naming the option that no family has.
+    Raises UserError if `folder` is not empty, or for an option that no family has.
     """
-    kind = family(model.config)
+    kind = find_family(model.config)
     layout = gpt2 if kind == "gpt2" else llama
     settings = layout.write_config(kind, model.config)
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; name another folder")
+        raise UserError(f"{folder}: is not empty; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: p.detach().cpu() for name, p in model.named_parameters()}
     named = {name: x.contiguous() for name, x in layout.write_weights(state).items()}
@@ -98,8 +97,8 @@ def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, car
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def family(config: ModelConfig) -> str:
-    """The architecture that computes what this model does. Raises UserError if there is none."""
+def find_family(config: ModelConfig) -> str:
+    """The Hugging Face architecture equal to this model. Raises UserError if there is none."""
     plain = ModelConfig()
     for option in ("key_shift", "embedding_norm", "value_embeddings", "bigram_buckets", "base_dim", "soft_tokens"):
         value = getattr(config, option)
@@ -129,7 +128,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         try:
             found |= load_file(safe_join(folder, file))
         except FileNotFoundError:
-            raise UserError(f"{folder / file}: no such file of weights") from None
+            raise UserError(f"{folder / file}: no such weights file") from None
         except SafetensorError as error:
             raise UserError(f"{folder / file}: not a safetensors file: {error}") from None
     return found
@@ -139,7 +138,7 @@ def _tokenizer(folder: Path, settings: dict) -> Tokenizer:
     path = folder / "tokenizer.json"
     parts = _json(path)
     if '"ByteLevel"' not in json.dumps(parts.get("decoder")):
-        raise UserError(f"{path}: is not byte-level BPE; others are not supported")
+        raise UserError(f"{path}: only byte-level BPE tokenizers are supported")
     about = folder / "tokenizer_config.json"
     named = _json(about) if about.exists() else {}
 
@@ -151,7 +150,7 @@ def _tokenizer(folder: Path, settings: dict) -> Tokenizer:
     wanted = ("<|endoftext|>", special("bos_token"), special("eos_token"))
     separator = next((token for token in wanted if token and token in known), None)
     if separator is None:
-        raise UserError(f"{path}: has no special token to separate documents with")
+        raise UserError(f"{path}: has no special token that can separate documents")
     jinja = folder / "chat_template.jinja"
     template = jinja.read_text(encoding="utf-8") if jinja.exists() else named.get("chat_template")
     chat = None

@@ -1,4 +1,4 @@
-"""Names and settings of the Llama family: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3."""
+"""Tensor names and settings of the Llama family: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3."""
 
 import re
 from typing import Any
@@ -25,7 +25,7 @@ _TOP = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": 
 
 
 def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
-    """The options of a config.json. Raises UserError for what is not supported, or KeyError."""
+    """Options of a config.json. Raises UserError for unsupported values, KeyError for missing keys."""
     for option, plain in (
         ("hidden_act", "silu"),
         ("attention_bias", False),
@@ -51,7 +51,7 @@ def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
         rope_theta=rope.get("rope_theta") or c.get("rope_theta", 10000.0),
         rope_scaling=[float(rope[key]) for key in scaling] if rope_kind == "llama3" else [],
         norm_eps=c["rms_norm_eps"],
-        tie_embeddings=c.get("tie_word_embeddings", kind == "smollm3"),  # the classes' defaults
+        tie_embeddings=c.get("tie_word_embeddings", kind == "smollm3"),  # the defaults of transformers
         qk_norm=kind == "qwen3",
         biases="qkv" if kind == "qwen2" else "none",
         nope_every=_nope_every(c) if kind == "smollm3" else 0,
@@ -62,12 +62,12 @@ def _nope_every(c: dict[str, Any]) -> int:
     every = c.get("no_rope_layer_interval", 4)
     layers = range(1, c["num_hidden_layers"] + 1)
     if c.get("no_rope_layers", [int(i % every != 0) for i in layers]) != [int(i % every != 0) for i in layers]:
-        raise UserError("config.json: no_rope_layers is not every n-th layer")
+        raise UserError("config.json: no_rope_layers (NoPE) has to be every n-th layer")
     return every
 
 
 def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
-    """The settings of a config.json. Raises UserError for an option that it cannot hold."""
+    """Settings of a config.json. Raises UserError for an option that the family does not have."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_theta}
     if c.rope_scaling:
         factor, low, high, length = c.rope_scaling
@@ -83,22 +83,22 @@ def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
         "intermediate_size": c.hidden_dim,
         "max_position_embeddings": c.max_seq_len,
         "rope_parameters": rope,
-        "rope_theta": c.rope_theta,  # where versions of transformers before 5 look
+        "rope_theta": c.rope_theta,  # read by transformers before version 5
         "rms_norm_eps": c.norm_eps,
         "hidden_act": "silu",
     }
     if kind == "qwen2" and c.head_dim * c.n_heads != c.dim:
-        raise UserError(f"model.head_dim = {c.head_dim} is not dim / n_heads, as Qwen2's has to be")
+        raise UserError(f"model.head_dim = {c.head_dim}: Qwen2 needs dim / n_heads")
     if kind == "smollm3":
         layers = range(1, c.n_layers + 1)
         settings["no_rope_layers"] = [int(i % c.nope_every != 0) for i in layers]
         settings["no_rope_layer_interval"] = c.nope_every
-        settings["pad_token_id"] = None  # the default is one of its own large vocabulary
+        settings["pad_token_id"] = None  # the default exceeds a small vocabulary
     return settings
 
 
 def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Their tensors under our names. Raises UserError for one that is not known."""
+    """Hugging Face tensors under our names. Raises UserError for an unknown name."""
     layer = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
     top = {theirs: ours for ours, theirs in _TOP.items()}
     state = {}
@@ -117,7 +117,7 @@ def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our tensors under their names."""
+    """Our tensors under Hugging Face names."""
     named = {}
     for name, tensor in state.items():
         inside = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)

@@ -1,17 +1,17 @@
-"""Our own checkpoints: safetensors and JSON with checksums, never pickle.
+"""Native checkpoints: safetensors and JSON with checksums, never pickle.
 
 A run directory:
 
     config.toml                the resolved recipe
-    tokenizer.json             travels with the weights
+    tokenizer.json             the tokenizer of the weights
     checkpoints/000200/        one folder per saved step
-        model.safetensors      the parameters that train, under the model's own names
+        model.safetensors      the trained parameters, under the names of the model
         …                      optimiser and loop state (train/checkpoint.py)
         manifest.json          SHA-256 of every file above and of itself, tokenizer hash, step
 
 A file may be sharded over ranks: `model-00002-of-00004.safetensors` holds the second rank's rows of
-each tensor; readers concatenate them. A checkpoint is written aside, fsynced
-and renamed, so a folder with a number is complete.
+each tensor; readers concatenate the shards. A checkpoint is written to NUMBER.tmp, fsynced and
+renamed, so a folder named by a number is complete.
 """
 
 import hashlib
@@ -35,20 +35,20 @@ from tokenizer.bpe import Tokenizer
 
 
 def begin_checkpoint(run: Path, step: int) -> Path:
-    """An empty folder aside for the files of this step."""
-    aside = run / "checkpoints" / f"{step:06d}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
+    """Create an empty temporary folder for the files of this step."""
+    temporary = run / "checkpoints" / f"{step:06d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
 
 
-def write_file(aside: Path, name: str, content: dict) -> str:
-    """Tensors (*.safetensors) or JSON values, fsynced; returns the SHA-256. Raises OSError."""
-    path = aside / name
+def write_file(folder: Path, name: str, content: dict) -> str:
+    """Write tensors (*.safetensors) or JSON values and fsync; returns the SHA-256. Raises OSError."""
+    path = folder / name
     if name.endswith(".safetensors"):
         try:
             save_file(content, path)
-        except SafetensorError as error:  # a full disk comes as one of these
+        except SafetensorError as error:  # raised for a full disk
             raise OSError(f"{path}: {error}") from None
     else:
         path.write_text(to_json(content))
@@ -57,25 +57,25 @@ def write_file(aside: Path, name: str, content: dict) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def commit_checkpoint(aside: Path, checksums: dict[str, str], info: dict) -> Path:
-    """Add the manifest, with `info` in it, and give the folder its name."""
-    manifest = {"step": int(aside.stem), "files": checksums, **info}
-    manifest = json.loads(to_json(manifest))  # a score that is not finite is null in the file
+def commit_checkpoint(temporary: Path, checksums: dict[str, str], info: dict) -> Path:
+    """Write the manifest with `info` and rename the temporary folder; returns the final path."""
+    manifest = {"step": int(temporary.stem), "files": checksums, **info}
+    manifest = json.loads(to_json(manifest))  # a non-finite score is null in the file
     manifest["checksum"] = _manifest_checksum(manifest)
-    write_file(aside, "manifest.json", manifest)
-    sync_folder(aside)
-    final = aside.with_suffix("")
+    write_file(temporary, "manifest.json", manifest)
+    sync_folder(temporary)
+    final = temporary.with_suffix("")
     shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
+    temporary.rename(final)
     sync_folder(final.parent)
     return final
 
 
 def write_checkpoint(run: Path, step: int, files: dict[str, dict], info: dict) -> Path:
-    """All of the above at once: `checkpoints/<step>` either exists complete or not at all."""
-    aside = begin_checkpoint(run, step)
-    checksums = {name: write_file(aside, name, content) for name, content in files.items()}
-    return commit_checkpoint(aside, checksums, info)
+    """Write a whole checkpoint atomically: `checkpoints/<step>` is complete or does not exist."""
+    temporary = begin_checkpoint(run, step)
+    checksums = {name: write_file(temporary, name, content) for name, content in files.items()}
+    return commit_checkpoint(temporary, checksums, info)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -85,9 +85,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint that is undamaged; of damaged ones on the way to it, it says so.
+    """The newest undamaged checkpoint; warns about each damaged one that is newer.
 
-    Raises UserError, naming the file, if there is none.
+    Raises UserError with the damaged file if there is none.
     """
     found = checkpoints(run)
     if not found:
@@ -99,7 +99,7 @@ def latest_checkpoint(run: Path) -> Path:
             for name in manifest["files"]:
                 _checked_bytes(checkpoint, name, manifest)
         except UserError as error:
-            say(f"WARNING: {error}; trying the checkpoint before it")
+            say(f"WARNING: {error}; trying the previous checkpoint")
             damage = damage or error
         else:
             return checkpoint
@@ -108,7 +108,7 @@ def latest_checkpoint(run: Path) -> Path:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The undamaged checkpoint with the best validation score, the newest if none has one.
+    """The undamaged checkpoint with the best validation score; the newest if none has a score.
 
     Raises UserError if there is none.
     """
@@ -135,29 +135,29 @@ def read_manifest(checkpoint: Path) -> dict:
 
 
 def weights_file(checkpoint: Path) -> str:
-    """The file of the weights to evaluate and sample with: the EMA's if there is one."""
-    for name in ("ema.safetensors", "average.safetensors"):  # the second is of version 0.1
-        if name in read_manifest(checkpoint)["files"] or _parts(checkpoint, name):
+    """Name of the weights file for evaluation and sampling: the EMA weights if there are any."""
+    for name in ("ema.safetensors", "average.safetensors"):  # the second name is of version 0.1
+        if name in read_manifest(checkpoint)["files"] or _shards(checkpoint, name):
             return name
     return "model.safetensors"
 
 
-def _parts(checkpoint: Path, name: str) -> list[str]:
+def _shards(checkpoint: Path, name: str) -> list[str]:
     stem, _, kind = name.partition(".")
     found = read_manifest(checkpoint)["files"]
     return sorted(n for n in found if n.startswith(f"{stem}-") and n.endswith(f".{kind}"))
 
 
 def read_file(checkpoint: Path, name: str) -> dict:
-    """Tensors or JSON values of one file, its parts concatenated if it is sharded over ranks.
+    """Tensors or JSON values of one file; the shards of a sharded file are concatenated.
 
-    Raises UserError if one is missing or differs from its checksum.
+    Raises UserError if a file is missing or does not match its checksum.
     """
     manifest = read_manifest(checkpoint)
     if name.endswith(".json"):
         return json.loads(_checked_bytes(checkpoint, name, manifest))
-    parts = _parts(checkpoint, name) or [name]
-    loaded = [load(_checked_bytes(checkpoint, part, manifest)) for part in parts]
+    shards = _shards(checkpoint, name) or [name]
+    loaded = [load(_checked_bytes(checkpoint, shard, manifest)) for shard in shards]
     if len(loaded) == 1:
         return loaded[0]
     names = {key for part in loaded for key in part}
@@ -166,12 +166,10 @@ def read_file(checkpoint: Path, name: str) -> dict:
 
 
 def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
-    """The newest checkpoint's model, in float32 on the CPU, and its tokenizer.
+    """The model of the newest checkpoint in float32 on the CPU, and its tokenizer.
 
-    The EMA of the weights if the run kept one.
-
-    Raises UserError if the folder is no run directory, its checkpoint is corrupted, or its
-    tokenizer is not the one that the weights were trained with.
+    Loads the EMA weights if the run has them. Raises UserError if the folder is no run directory,
+    its checkpoint is corrupted, or its tokenizer is not the one that the weights were trained with.
     """
     checkpoint = latest_checkpoint(run)
     tokenizer = Tokenizer.load(run / "tokenizer.json")
@@ -179,12 +177,12 @@ def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     state = read_file(checkpoint, weights_file(checkpoint))
     if "tok_embeddings.weight" not in state:
         raise UserError(f"{run}: holds an adapter, not a whole model; use {run}/merged")
-    tables = validate(_HasModel, read_toml(run / "config.toml"), f"{run}/config.toml")
+    tables = validate(_ModelTable, read_toml(run / "config.toml"), f"{run}/config.toml")
     return model_from_state(tables.model, state).eval(), tokenizer
 
 
 def check_tokenizer(run: Path, tokenizer: Tokenizer, manifest: dict) -> None:
-    """Raises UserError if the checkpoint was trained with another tokenizer."""
+    """Raise UserError if the checkpoint was trained with another tokenizer."""
     if tokenizer.hash != manifest["tokenizer"]:
         raise UserError(
             f"{run}: its checkpoint was trained with another tokenizer (hash "
@@ -193,8 +191,8 @@ def check_tokenizer(run: Path, tokenizer: Tokenizer, manifest: dict) -> None:
         )
 
 
-class _HasModel(BaseModel):
-    # A run's recipe may be of any kind; only its [model] table matters here.
+class _ModelTable(BaseModel):
+    # The [model] table of a recipe of any kind.
     model_config = ConfigDict(extra="ignore")
     model: ModelConfig
 

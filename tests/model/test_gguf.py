@@ -52,7 +52,7 @@ def test_logits_equal_transformers(foundation, theirs, name):
     assert gap <= 1e-3
 
 
-def test_everything_is_read_from_the_file(foundation):
+def test_config_and_tokenizer_are_read_from_the_file(foundation):
     model, tokenizer = foundation
     assert model.num_parameters() == 134_515_008
     assert (model.config.n_heads, model.config.n_kv_heads, model.config.head_dim) == (9, 3, 64)
@@ -90,13 +90,13 @@ def test_ids_equal_transformers_without_the_digit_split(foundation_path, their_t
         assert twin.encode(text) == their_tokenizer.encode(text, add_special_tokens=False), text
 
 
-def test_digits_stand_alone(foundation):
+def test_digits_are_split(foundation):
     _, tokenizer = foundation
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("in 2026, 3.14")]
     assert [p for p in pieces if any(c.isdigit() for c in p)] == list("2026314")
 
 
-def test_the_named_strings_round_trip(foundation):
+def test_strings_round_trip(foundation):
     _, tokenizer = foundation
     for text in STRINGS + DIGITS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -108,7 +108,7 @@ MISSING = set("\x04\x06\x13\x14\x16\x1d")
 
 @settings(max_examples=300)
 @given(text=st.text())
-def test_any_string_round_trips_but_for_the_bytes_the_file_lacks(foundation, text):
+def test_any_string_round_trips_except_missing_bytes(foundation, text):
     _, tokenizer = foundation
     lacking = any(c in MISSING or 0x40000 <= ord(c) <= 0xBFFFF for c in text)
     assert (tokenizer.decode(tokenizer.encode(text)) == text) != lacking

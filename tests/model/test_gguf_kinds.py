@@ -1,4 +1,4 @@
-"""GGUF files of every kind of weight, written with `gguf` from tiny models of transformers."""
+"""GGUF files of every quantisation, written with `gguf` from tiny models of transformers."""
 
 import re
 
@@ -34,7 +34,7 @@ HEADS, KV_HEADS = 4, 2
 
 
 def blocks(shape, kind):
-    """Random bytes of a kind that `gguf` cannot write, with scales that are small numbers."""
+    """Random blocks of a quantisation that `gguf` cannot write, with small scales."""
     size, bytes_ = gguf.GGML_QUANT_SIZES[kind]
     draw = np.random.default_rng(0)
     rows = draw.integers(0, 256, (shape[0], shape[1] // size, bytes_), dtype=np.uint8)
@@ -46,14 +46,14 @@ def blocks(shape, kind):
     return rows.reshape(shape[0], -1)
 
 
-def rotated_pairs(weight, heads):
-    """Half-split rows in the interleaved order of GGUF."""
+def interleave_pairs(weight, heads):
+    """Reorder half-split rows to the interleaved order of GGUF."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, -1)
 
 
 def write(path, kind, *, architecture="llama", pre="gpt-2", freqs=None, scaling=None, layers=2, **changes):
-    """A file, and the model of transformers with what its weights come to."""
+    """Write a GGUF file; returns the transformers model with the dequantised weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def write(path, kind, *, architecture="llama", pre="gpt-2", freqs=None, scaling=
             if kind in (Kind.Q4_K, Kind.Q6_K):
                 data = blocks(weight.shape, kind)
             else:
-                data = quantize(rotated_pairs(weight, heads) if heads else weight, kind)
+                data = quantize(interleave_pairs(weight, heads) if heads else weight, kind)
             writer.add_tensor(stored, data, raw_dtype=kind)
             value = dequantize(data, kind).astype(np.float32)
             if heads:
@@ -120,7 +120,7 @@ KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q4
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_kind_of_weight_gives_the_logits_of_transformers(kind, tmp_path):
+def test_every_quantisation_gives_the_logits_of_transformers(kind, tmp_path):
     theirs = write(tmp_path / "x.gguf", kind)
     ours, tokenizer = load_model(tmp_path / "x.gguf")
     x = torch.randint(len(TOKENS), (1, 64), generator=torch.Generator().manual_seed(0))
@@ -130,7 +130,7 @@ def test_every_kind_of_weight_gives_the_logits_of_transformers(kind, tmp_path):
     assert tokenizer.separator_id == 0
 
 
-def test_the_slowed_frequencies_of_llama_3(tmp_path):
+def test_rope_scaling_of_llama_3(tmp_path):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = {
@@ -155,7 +155,7 @@ def test_the_slowed_frequencies_of_llama_3(tmp_path):
         load_model(tmp_path / "y.gguf")
 
 
-def test_what_is_not_supported_is_named(tmp_path):
+def test_unsupported_settings_are_named(tmp_path):
     path = tmp_path / "x.gguf"
     write(path, Kind.F32, architecture="lama")
     with pytest.raises(UserError, match='unknown architecture "lama"; did you mean "llama"'):
@@ -167,11 +167,11 @@ def test_what_is_not_supported_is_named(tmp_path):
     with pytest.raises(UserError, match='rope scaling "yarn" is not supported'):
         load_model(path)
     write(path, Kind.F32, layers=3)
-    with pytest.raises(UserError, match="the weights do not fit what the file says"):
+    with pytest.raises(UserError, match="the weights do not fit the metadata"):
         load_model(path)
 
 
-def test_a_kind_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+def test_unsupported_quantisation_is_named(tmp_path, monkeypatch):
     path = tmp_path / "x.gguf"
     write(path, Kind.Q4_0)
     monkeypatch.delitem(gguf.quants._type_traits, Kind.Q4_0)

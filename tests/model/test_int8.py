@@ -1,4 +1,4 @@
-"""Int8 weights: the product itself, and what they cost in bits per byte of real text."""
+"""Int8 weights: the matrix product, and the loss on real text."""
 
 import copy
 import math
@@ -9,20 +9,20 @@ import torch
 
 from configs.schema import ModelConfig
 from model.build import build_model
-from model.int8 import FEW, Int8Linear, equalize, quantize
+from model.int8 import MAX_KERNEL_ROWS, Int8Linear, equalize, quantize
 
 
-@pytest.mark.parametrize(("outside", "inside"), [(96, 64), (1, 8), (33, 40), (100, 100)])
-def test_the_product_is_that_of_the_rounded_weights(outside, inside):
+@pytest.mark.parametrize(("rows_out", "columns"), [(96, 64), (1, 8), (33, 40), (100, 100)])
+def test_product_uses_the_rounded_weights(rows_out, columns):
     draw = torch.Generator().manual_seed(0)
-    weight = torch.randn(outside, inside, generator=draw, dtype=torch.bfloat16)
+    weight = torch.randn(rows_out, columns, generator=draw, dtype=torch.bfloat16)
     linear = Int8Linear(weight)
     exact = linear.weight.double() * linear.scale.double()[:, None]
     assert (exact - weight.double()).abs().max() <= 0.51 * linear.scale.max()
-    for rows in (1, FEW, FEW + 1, 40):  # both sides of the choice
-        x = torch.randn(rows, inside, generator=draw, dtype=torch.bfloat16)
+    for rows in (1, MAX_KERNEL_ROWS, MAX_KERNEL_ROWS + 1, 40):  # both implementations
+        x = torch.randn(rows, columns, generator=draw, dtype=torch.bfloat16)
         torch.testing.assert_close(linear(x).double(), x.double() @ exact.T, rtol=0.02, atol=0.2)
-    assert linear(torch.zeros(2, 3, inside, dtype=torch.bfloat16)).shape == (2, 3, outside)
+    assert linear(torch.zeros(2, 3, columns, dtype=torch.bfloat16)).shape == (2, 3, rows_out)
 
 
 def test_a_row_of_zeros_stays_zero():
@@ -32,7 +32,7 @@ def test_a_row_of_zeros_stays_zero():
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"activation": "relu2", "tie_embeddings": False}])
-def test_equalized_weights_compute_the_same(options):
+def test_equalize_keeps_the_outputs(options):
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48, **options)
     model, x = build_model(config, 61).init_weights(0).double(), torch.arange(50)[None]
     expected, w2 = model(x), model.layers[0].feed_forward.w2
@@ -42,15 +42,15 @@ def test_equalized_weights_compute_the_same(options):
 
 
 @torch.no_grad()
-def test_the_foundation_predicts_text_within_half_a_percent(foundation):
+def test_int8_loss_is_within_half_a_percent(foundation):
     model, tokenizer = foundation
     text = (Path(__file__).parents[2] / "kernels" / "README.md").read_text()[:4000]
     ids = torch.tensor([[tokenizer.separator_id, *tokenizer.encode(text)]])
     float32 = model(ids[:, :-1], targets=ids[:, 1:]).item()
-    narrow = quantize(copy.deepcopy(model).to(torch.bfloat16))
-    logits = narrow(ids[:, :-1]).float()
+    quantised = quantize(copy.deepcopy(model).to(torch.bfloat16))
+    logits = quantised(ids[:, :-1]).float()
     int8 = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
     assert math.isclose(int8, float32, rel_tol=0.005)
     whole = sum(p.numel() * 4 for p in model.parameters())
-    kept = {t.data_ptr(): t.nbytes for t in [*narrow.parameters(), *narrow.buffers()]}
+    kept = {t.data_ptr(): t.nbytes for t in [*quantised.parameters(), *quantised.buffers()]}
     assert sum(kept.values()) < 0.4 * whole  # the embedding stays bfloat16

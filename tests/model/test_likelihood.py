@@ -1,4 +1,4 @@
-"""Bits per document, compared with transformers."""
+"""Log-likelihood of documents against transformers."""
 
 import math
 
@@ -11,7 +11,7 @@ from model.likelihood import score_texts
 from model.load import load_model
 
 
-def test_the_score_is_that_of_transformers(llama_folder):
+def test_score_equals_transformers(llama_folder):
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = load_model(llama_folder)
@@ -33,7 +33,7 @@ def test_the_score_is_that_of_transformers(llama_folder):
     assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
 
 
-def test_text_that_the_tokenizer_loses_is_refused(llama_folder):
+def test_text_that_does_not_round_trip_is_refused(llama_folder):
     model, tokenizer = load_model(llama_folder)
     tokenizer.decode = lambda ids: "other"
     with pytest.raises(UserError, match="loses characters"):

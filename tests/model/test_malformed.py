@@ -1,4 +1,4 @@
-"""Files of others that are broken or hostile: one line that names them, never a traceback."""
+"""Broken or hostile model files: a one-line error that names the file, never a traceback."""
 
 import json
 import random
@@ -20,7 +20,7 @@ DEEP = "[" * 200_000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small Llama as transformers writes it."""
+    """A small Llama saved by transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from configs.schema import TokenizerConfig
@@ -58,8 +58,8 @@ def refused(path):
     return str(caught.value)
 
 
-def said_of(path):
-    """The error with which a model is refused, or nothing if it is loaded."""
+def error_message(path):
+    """The error message of loading a model, empty if it loads."""
     try:
         load_model(path)
     except UserError as error:
@@ -71,7 +71,7 @@ CONFIGS = (DEEP, "", "[]", "3", "null", '"llama"', "{", "\x00", '{"model_type": 
 
 
 @pytest.mark.parametrize("text", CONFIGS, ids=range(len(CONFIGS)))
-def test_a_config_that_is_none(broken, text):
+def test_invalid_config_is_refused(broken, text):
     (broken / "config.json").write_text(text)
     refused(broken)
 
@@ -80,13 +80,13 @@ def test_a_config_that_is_none(broken, text):
 @pytest.mark.parametrize(
     "key", ["hidden_size", "num_attention_heads", "rope_parameters", "rms_norm_eps", "max_position_embeddings"]
 )
-def test_a_config_with_values_of_other_kinds(broken, key, value):
+def test_config_with_wrong_types_is_refused(broken, key, value):
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {key: value}))
-    assert "\n" not in said_of(broken)  # some mean nothing, or the default
+    assert "\n" not in error_message(broken)  # some values are ignored or mean the default
 
 
-def test_an_index_that_leads_out_of_its_folder(broken, tmp_path):
+def test_index_with_path_traversal_is_refused(broken, tmp_path):
     save_file({"model.norm.weight": torch.zeros(16)}, tmp_path / "secret.safetensors")
     for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "a/b", ""):
         index = {"weight_map": {"model.norm.weight": name}}
@@ -97,7 +97,7 @@ def test_an_index_that_leads_out_of_its_folder(broken, tmp_path):
         refused(broken)
 
 
-def test_tensors_of_other_shapes(broken):
+def test_tensors_of_wrong_shape_are_refused(broken):
     from safetensors.torch import load_file
 
     state = load_file(broken / "model.safetensors")
@@ -112,13 +112,13 @@ def test_tensors_of_other_shapes(broken):
     refused(broken)
 
 
-def test_tokenizers_that_are_none(broken):
+def test_invalid_tokenizer_is_refused(broken):
     for text in (DEEP, "", "[]", "{}", '{"decoder": "ByteLevel"}'):
         (broken / "tokenizer.json").write_text(text)
         refused(broken)
 
 
-def test_a_manifest_that_leads_out_of_its_checkpoint(tmp_path):
+def test_manifest_with_path_traversal_is_refused(tmp_path):
     run = tmp_path / "run"
     (tmp_path / "secret.json").write_text("{}")
     write_checkpoint(run, 3, {"state.json": {}}, {"tokenizer": "t"})
@@ -186,7 +186,7 @@ def small_gguf(path):
     writer.close()
 
 
-def test_a_gguf_file_damaged_anywhere_loads_or_is_refused_in_one_line(tmp_path, limit):
+def test_damaged_gguf_file_loads_or_is_refused_in_one_line(tmp_path, limit):
     path = tmp_path / "a.gguf"
     small_gguf(path)
     load_model(path)
@@ -202,10 +202,10 @@ def test_a_gguf_file_damaged_anywhere_loads_or_is_refused_in_one_line(tmp_path, 
         if generator.random() < 0.3:
             del data[generator.randrange(len(data)) :]
         path.write_bytes(data)
-        said = said_of(path)
+        said = error_message(path)
         assert "\n" not in said
         seen.add(said.replace(str(path), "")[:24])
-    assert len(seen) > 8  # it was refused in many places
+    assert len(seen) > 8  # refused for many different reasons
 
 
 TEMPLATES = {
@@ -222,7 +222,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=range(len(TEMPLATES)))
-def test_a_hostile_chat_template_is_one_line(folder, template, limit, monkeypatch):
+def test_hostile_chat_template_gives_a_one_line_error(folder, template, limit, monkeypatch):
     monkeypatch.setattr("tokenizer.chat.TEMPLATE_SECONDS", 0.5)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     tokenizer.chat = ChatTemplate(template)
@@ -233,7 +233,7 @@ def test_a_hostile_chat_template_is_one_line(folder, template, limit, monkeypatc
     assert "\n" not in str(caught.value)
 
 
-def test_an_escape_sequence_in_a_model_never_reaches_a_terminal(command, folder, broken, tmp_path):
+def test_escape_sequences_never_reach_the_terminal(command, folder, broken, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "\x1b]0;owned\x07lama\nsecond line"
     (broken / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Packed weights give the same model."""
+"""Packed weights against the plain model."""
 
 import copy
 
@@ -12,7 +12,7 @@ from model.packed import PackedLinear, pack
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_logits_are_those_of_the_plain_model(foundation, dtype, bound, rows):
+def test_packed_model_gives_the_same_logits(foundation, dtype, bound, rows):
     plain = copy.deepcopy(foundation[0]).to(dtype)
     packed = pack(copy.deepcopy(plain), rows)
     assert isinstance(packed.output, PackedLinear)

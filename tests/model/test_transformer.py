@@ -39,7 +39,7 @@ VARIANTS = [
 def build(**changes):
     model = build_model(ModelConfig(**BASE | changes), 67).init_weights(0)
     draw = torch.Generator().manual_seed(2)
-    for p in model.parameters():  # what starts at 0 would hide mistakes
+    for p in model.parameters():  # zero weights would hide mistakes
         if not p.any():
             p.data.normal_(0, 0.1, generator=draw)
     return model
@@ -109,7 +109,7 @@ def test_loss_is_the_sum_of_cross_entropies_of_scored_targets(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_the_future_does_not_change_the_past(variant):
+def test_attention_is_causal(variant):
     model, x = build(**variant), tokens()
     changed = x.clone()
     changed[:, 25:] = (changed[:, 25:] + 1) % 67
@@ -121,7 +121,7 @@ def test_the_future_does_not_change_the_past(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("chunks", [[1] * 40, [40], [7, 1, 12, 20], [39, 1]], ids=str)
-def test_cached_chunks_give_the_logits_of_the_whole(variant, chunks):
+def test_cached_chunks_give_the_same_logits(variant, chunks):
     model, x = build(**variant), tokens()
     cache = KVCache(40)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_cached_chunks_give_the_logits_of_the_whole(variant, chunks):
 
 
 @pytest.mark.parametrize("variant", [{}, VARIANTS[-1]], ids=str)
-def test_an_expanded_cache_serves_several_continuations(variant):
+def test_expanded_cache_continues_several_rows(variant):
     model, x = build(**variant), tokens(batch=1, length=20)
     rest = tokens(batch=5, length=8)
     cache = KVCache(20)
@@ -155,9 +155,9 @@ def test_attention_equals_softmax_in_float64(T, S, kv_heads):
     torch.testing.assert_close(attend(q, k, v).double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_pairs_are_mixed_into_every_block():
+def test_bigram_embeddings_are_mixed_into_every_block():
     model, x = build(**VARIANTS[-1]), tokens()
-    for layer in model.layers:  # nothing but the pairs is left
+    for layer in model.layers:  # only the bigram embeddings remain
         layer.attention.wo.weight.data.zero_()
         layer.feed_forward.w2.weight.data.zero_()
         layer.mix.data.normal_()
@@ -172,7 +172,7 @@ def test_pairs_are_mixed_into_every_block():
     torch.testing.assert_close(model(x).double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_half_of_the_key_heads_are_shifted():
+def test_key_shift_shifts_half_of_the_key_heads():
     model, x = build(key_shift=True, n_layers=1, n_kv_heads=4), torch.randn(2, 40, 32)
     attention, table = model.layers[0].attention, model.rope[:, :40]
     q, k, v = (y.view(2, 40, 4, 10) for y in attention.project(x))
@@ -184,7 +184,7 @@ def test_half_of_the_key_heads_are_shifted():
     torch.testing.assert_close(attention(x, table), expected)
 
 
-def test_value_embeddings_join_the_values():
+def test_value_embeddings_are_added_to_the_values():
     model, x = build(value_embeddings=True, n_layers=1, n_kv_heads=4), tokens()
     attention = model.layers[0].attention
     attention.wq.weight.data.zero_()  # every key then has the same weight
@@ -203,7 +203,7 @@ def test_rmsnorm_computes_in_float32():
     torch.testing.assert_close(norm(x), exact.bfloat16(), atol=0, rtol=0.005)
 
 
-def test_converting_to_bfloat16_leaves_the_angles_alone():
+def test_converting_to_bfloat16_keeps_the_rope_angles():
     model = build()
     before = model.rope.clone()
     assert (model.bfloat16().rope == before).all()
@@ -211,7 +211,7 @@ def test_converting_to_bfloat16_leaves_the_angles_alone():
 
 
 @pytest.mark.parametrize("variant", [{}, VARIANTS[-1]], ids=str)
-def test_flops_agree_with_a_count_of_the_operations(variant):
+def test_flops_equal_torch_flop_counter(variant):
     from torch.utils.flop_counter import FlopCounterMode
 
     model, x = build(**variant | {"n_kv_heads": 4}), tokens(batch=2, length=64)
@@ -221,8 +221,8 @@ def test_flops_agree_with_a_count_of_the_operations(variant):
         model(x, targets=targets)
     with FlopCounterMode(display=False) as both:
         model(x, targets=targets).backward()
-    # We count half of T x T pairs for attention and twice that backward, its kernel the exact
-    # pairs and the five products that it does: compare what is left.
+    # We count half of the T x T pairs for attention and twice that backward; the kernel counts the
+    # exact pairs and its five backward products. Compare all other FLOPs.
     c = model.config
     attention = x.numel() * 2 * c.n_layers * c.n_heads * c.head_dim * 64
     kernel = attention * 65 // 64
@@ -232,7 +232,7 @@ def test_flops_agree_with_a_count_of_the_operations(variant):
     assert training_flops(model, x.numel(), scored, 64) - 3 * attention == counted
 
 
-def test_init_is_seeded_and_near_the_uniform_loss():
+def test_init_is_seeded_and_gives_uniform_loss():
     a, b = build(), build()
     assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
     x = tokens(8, 90)

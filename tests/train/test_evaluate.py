@@ -10,7 +10,7 @@ import train.evaluate as module
 from cli.recipes import load
 from configs.schema import Recipe, TrainConfig
 from model.build import build_model
-from model.export import _training
+from model.export import _training_facts
 from model.formats.native import checkpoints, read_manifest
 from train.distributed import Ranks
 from train.evaluate import FORWARD_TIME_SHARE, MAX_TIME_SHARE, MIN_TOKENS, evaluate, evaluation_subset
@@ -72,7 +72,7 @@ def test_the_whole_split_is_scored_once_at_the_end(small_subset, fit, recipe):
     # Checkpoints have the score of the subset, the model card that of the whole split.
     scores = [read_manifest(path)["bits_per_byte"] for path in checkpoints(run)]
     assert scores == [row["bits_per_byte"] for row in periodic[1:]]
-    card = dict(_training(run))
+    card = dict(_training_facts(run))
     assert card["Validation bits per byte"] == f"{whole['whole_bits_per_byte']:.4f}"
 
 

@@ -29,8 +29,8 @@ def test_a_resumed_run_keeps_its_commit(given, saved, used):
 
 @pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe, StudyRecipe])
 def test_hub_names_of_a_recipe_are_pinned_and_kept(kind, monkeypatch):
-    monkeypatch.setattr("train.run_directory.pin_revision", lambda name: name if "@" in name else f"{name}@{B}")
-    monkeypatch.setattr("train.run_directory.pinned", lambda name: name if "@" in name else f"{name}@{B}")
+    monkeypatch.setattr("train.run_directory.pin_dataset", lambda name: name if "@" in name else f"{name}@{B}")
+    monkeypatch.setattr("train.run_directory.pin_model", lambda name: name if "@" in name else f"{name}@{B}")
     data = {"corpus": "own/ds"}
     names = {"base": "own/model", "foundation": "own/model", "general": "own/other"}
     names = {key: name for key, name in names.items() if key in kind.model_fields}

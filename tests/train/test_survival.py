@@ -86,7 +86,7 @@ def test_resume_skips_a_corrupted_newest_checkpoint(command, recipe, whole, tmp_
     assert done.returncode == 0, done.stderr
     assert "WARNING: " in done.stderr
     assert "corrupted checkpoint: model.safetensors does not match its checksum" in done.stderr
-    assert "trying the checkpoint before it" in done.stderr
+    assert "trying the previous checkpoint" in done.stderr
     assert_same_run(run, whole)
 
 
