@@ -1,1 +1,1 @@
-"""Making a domain model of a pretrained one."""
+"""Fine-tuning of pretrained models: full, top layers, LoRA, soft prompts, features."""

@@ -1,7 +1,8 @@
-"""Adapters alone, in the format of `peft`: a few MB of safetensors beside adapter_config.json.
+"""Save and load adapters (LoRA, soft prompts) in the format of `peft`.
 
-`peft` loads them upon the Hugging Face form of the base model. The file of weights also says which
-base it was trained upon, by the SHA-256 of its weights, so that it is never put on another.
+An adapter is adapter_config.json and a few MB of safetensors; `peft` loads it on the Hugging Face
+form of the base model. The safetensors metadata holds the SHA-256 of the base model's weights, so
+that the adapter is never loaded on another base.
 """
 
 import json
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from adapt.lora import add_lora, lora_layers
-from adapt.soft_prompt import with_soft_prompt
+from adapt.soft_prompt import attach_soft_prompt
 from cli.atomic import to_json, write_atomically
 from cli.errors import UserError
 from cli.revisions import is_commit
@@ -24,14 +25,14 @@ from model.transformer import Transformer
 from train.preflight import frozen_hash
 
 _PREFIX = "base_model.model.model.layers"
-_OURS = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+_OUR_NAMES = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
 
 
 def save_adapter(model: Transformer, folder: Path, base: str) -> None:
-    """Write what was trained upon the frozen model that is named `base`.
+    """Write the adapter of `model`, which was trained on the frozen base model named `base`.
 
-    LoRA in peft's LORA format; vectors before the text as PROMPT_TUNING, those of a prompt encoder
-    as what it gives. Raises UserError for a model that `peft` has no names for.
+    LoRA is written in peft's LORA format, a soft prompt as PROMPT_TUNING, a prompt encoder as the
+    vectors that it computes. Raises UserError for a model whose layers have no names in `peft`.
     """
     name, _, revision = base.partition("@")
     if not is_commit(revision):
@@ -44,21 +45,21 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
     }
     if layers := lora_layers(model):
         if model.config.biases == "all":
-            raise UserError("adapters of GPT-2 have no names in peft's format; use merged/")
+            raise UserError("GPT-2: its layers have no names in peft's adapter format; use merged/")
         tensors = {
-            f"{_theirs(name)}.lora_{side}.weight": getattr(layer, f"lora_{side}").detach()
+            f"{_peft_name(name)}.lora_{side}.weight": getattr(layer, f"lora_{side}").detach()
             for name, layer in layers.items()
             for side in "AB"
         }
-        one = next(iter(layers.values()))
-        rank = len(one.lora_A)
+        first = next(iter(layers.values()))
+        rank = len(first.lora_A)
         config |= {
             "peft_type": "LORA",
             "r": rank,
-            "lora_alpha": one.scale * rank,
-            "lora_dropout": one.dropout,
-            "use_rslora": False,  # alpha says what it comes to
-            "target_modules": sorted({_theirs(name).rpartition(".")[2] for name in layers}),
+            "lora_alpha": first.scale * rank,
+            "lora_dropout": first.dropout,
+            "use_rslora": False,  # lora_alpha includes the rank-stabilised scale
+            "target_modules": sorted({_peft_name(name).rpartition(".")[2] for name in layers}),
             "bias": "none",
         }
     else:
@@ -80,10 +81,11 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
 
 
 def load_adapter(model: Transformer, folder: Path) -> Transformer:
-    """Put a saved adapter on its base model, frozen; returns the model.
+    """Attach a saved adapter to its base model, frozen, in place; returns the model.
 
-    Those that `peft` has written say nothing of the base's weights and are taken at their word.
-    Raises UserError if it was trained upon another base, does not fit, or is of another kind.
+    Adapters written by `peft` have no hash of the base weights, so only their shapes are checked.
+    Raises UserError if the adapter was trained on another base, does not fit, or has an
+    unsupported type.
     """
     path = folder / "adapter_model.safetensors"
     try:
@@ -94,25 +96,25 @@ def load_adapter(model: Transformer, folder: Path) -> Transformer:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: not an adapter: {error}") from None
     try:
-        return _put_on(model, folder, config, tensors, about)
+        return _attach_adapter(model, folder, config, tensors, about)
     except UserError:
         raise
     except KeyError as error:
-        raise UserError(f"{folder}: not a whole adapter: no {error}") from None
+        raise UserError(f"{folder}: incomplete adapter: no {error}") from None
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: no adapter of a kind that is known: {reason}") from None
+        raise UserError(f"{folder}: malformed adapter: {reason}") from None
 
 
-def _put_on(
+def _attach_adapter(
     model: Transformer, folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], about: dict[str, str]
 ) -> Transformer:
     model.requires_grad_(False)
-    trained_upon = about.get("base_sha256")
-    if trained_upon and trained_upon != frozen_hash(model):
+    base_hash = about.get("base_sha256")
+    if base_hash and base_hash != frozen_hash(model):
         raise UserError(
-            f"{folder}: was trained upon another base model ({about.get('base', 'unnamed')}, whose "
-            f"weights have the hash {trained_upon[:12]}); load that one"
+            f"{folder}: was trained on another base model ({about.get('base', 'unnamed')}, whose "
+            f"weights have the hash {base_hash[:12]}); load that one"
         )
     kind = config.get("peft_type")
     if kind in ("PROMPT_TUNING", "P_TUNING"):
@@ -121,15 +123,15 @@ def _put_on(
             raise UserError(f"{folder}: vectors of width {vectors.shape[1]}; this model's is {model.config.dim}")
         prompt = SoftPrompt(*vectors.shape)
         prompt.vectors = torch.nn.Parameter(vectors)
-        return with_soft_prompt(model, prompt)
+        return attach_soft_prompt(model, prompt)
     if kind != "LORA":
-        raise UserError(f"{folder}: adapters of the kind {kind} are not supported")
+        raise UserError(f"{folder}: peft_type {kind} is not supported; only LORA, PROMPT_TUNING and P_TUNING are")
     for option in ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out"):
         if config.get(option):
             raise UserError(f"{folder}: {option} = {config[option]} is not supported")
     if isinstance(config["target_modules"], str):
         pattern = config["target_modules"]
-        raise UserError(f'{folder}: target_modules = "{pattern}" is a pattern; only lists are read')
+        raise UserError(f'{folder}: target_modules = "{pattern}" is a pattern; only lists are supported')
     settings = LoraConfig(
         rank=config["r"],
         alpha=config["lora_alpha"],
@@ -141,25 +143,25 @@ def _put_on(
     own = dict(model.named_parameters())
     for name, layer in lora_layers(model).items():
         for side in "AB":
-            tensor = tensors.pop(f"{_theirs(name)}.lora_{side}.weight", None)
+            tensor = tensors.pop(f"{_peft_name(name)}.lora_{side}.weight", None)
             parameter = own[f"{name}.lora_{side}"]
             if tensor is None or tensor.shape != parameter.shape:
-                raise UserError(f"{folder}: has no fitting lora_{side} for {name}: another base?")
+                raise UserError(f"{folder}: no lora_{side} of the right shape for {name}; load its own base")
             with torch.no_grad():
                 parameter.copy_(tensor)
         layer.requires_grad_(False)
     if tensors:
-        raise UserError(f'{folder}: "{next(iter(tensors))}" belongs to no layer of this model')
+        raise UserError(f'{folder}: "{next(iter(tensors))}" matches no layer of this model')
     return model
 
 
-def _theirs(name: str) -> str:
+def _peft_name(name: str) -> str:
     _, number, inside = name.split(".", 2)
     return f"{_PREFIX}.{number}.{LAYER_NAMES[inside]}"
 
 
 def _target(name: str, folder: Path) -> str:
-    for theirs, ours in _OURS.items():
+    for theirs, ours in _OUR_NAMES.items():
         if theirs.rpartition(".")[2] == name.rpartition(".")[2]:
             return ours.rpartition(".")[2]
-    raise UserError(f'{folder}: adapts "{name}", which no layer of ours is')
+    raise UserError(f'{folder}: target module "{name}" is not supported')

@@ -1,15 +1,15 @@
-"""Label texts with a classifier that `method = "features"` has fitted.
+"""Label texts with a classifier that was trained with `method = "features"`.
 
     python -m adapt.classify RUN TEXT …
     python -m adapt.classify RUN
 
-Prints the label and its probability for each text; without a text, the accuracy on the test items
-of the task.
+Prints the label and its probability for each text; without texts, the accuracy on the test split of
+the task.
 """
 
 from pathlib import Path
 
-from adapt.features import Classifier, extract
+from adapt.features import Classifier, extract_features
 from cli.console import show
 from cli.errors import run_command
 from cli.recipes import Parser, load
@@ -28,21 +28,21 @@ def main() -> None:
     args = parser.parse_args()
     head = Classifier.load(args.run)
     recipe = load(FinetuneRecipe, args.run / "config.toml")
-    assert recipe.task is not None  # the schema sees to it
+    assert recipe.task is not None  # checked by the schema
     items = [] if args.texts else load_task(recipe.task, recipe.data).test
     model, tokenizer = load_model(recipe.base)
-    if uses_bfloat16("auto", model, model.device):  # as when it was fitted
+    if uses_bfloat16("auto", model, model.device):  # as in training
         model.bfloat16()
     texts = args.texts or [item.text for item in items]
-    shares = head.probabilities(extract(model, tokenizer, texts, head.pooling))
-    found = [(head.labels[row.argmax()], row.max()) for row in shares]
+    probabilities = head.probabilities(extract_features(model, tokenizer, texts, head.pooling))
+    predictions = [(head.labels[row.argmax()], row.max()) for row in probabilities]
     if args.texts:
-        for label, share in found:
-            show(f"{label}\t{share:.3f}")
+        for label, probability in predictions:
+            show(f"{label}\t{probability:.3f}")
         return
-    right = [float(label == item.label) for (label, _), item in zip(found, items, strict=True)]
-    value, low, high = mean_with_interval(right)
-    show(f"{value:.3f} [{low:.3f}, {high:.3f}] right, {len(items)} test items")
+    correct = [float(label == item.label) for (label, _), item in zip(predictions, items, strict=True)]
+    accuracy, low, high = mean_with_interval(correct)
+    show(f"{accuracy:.3f} [{low:.3f}, {high:.3f}] accuracy, {len(items)} test items")
 
 
 if __name__ == "__main__":

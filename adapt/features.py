@@ -1,7 +1,7 @@
-"""Frozen features and a classifier on them: the model reads every text once.
+"""A linear probe: logistic regression on frozen features; the model runs once per text.
 
-Each layer's hidden states are pooled over the tokens of a text; logistic regression is fitted on the
-layer that is best on the validation split, on the last layer, or on all layers concatenated.
+Each layer's hidden states are pooled over the tokens of a text. The classifier uses the layer that
+is best on the validation split, the last layer, or all layers concatenated.
 """
 
 import json
@@ -25,32 +25,32 @@ from tokenizer.bpe import Tokenizer
 from train.preflight import uses_bfloat16
 from train.run_directory import start_run
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse of the regularisation, chosen on validation
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse L2 regularisation, chosen on validation
 BATCH = 8
 
 
 class Classifier(NamedTuple):
-    """Standardised features of some layers -> the likeliest label."""
+    """Logistic regression on the standardised features of some layers."""
 
     labels: list[str]
     pooling: str
     layers: list[int]
-    """0 is the embedding."""
+    """Layer indices; 0 is the embedding."""
     mean: np.ndarray
     scale: np.ndarray
     weight: np.ndarray  # (labels, features)
     bias: np.ndarray
 
     def predict(self, features: np.ndarray) -> list[str]:
-        """Labels of (N, layers, C) features."""
+        """The likeliest label of each row of (N, layers, C) features."""
         return [self.labels[i] for i in self.probabilities(features).argmax(1)]
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """(N, labels) of (N, layers, C) features."""
+        """(N, layers, C) features -> (N, labels) probabilities."""
         x = (_flat(features, self.layers) - self.mean) / self.scale
         logits = x @ self.weight.T + self.bias
-        shares = np.exp(logits - logits.max(1, keepdims=True))
-        return shares / shares.sum(1, keepdims=True)
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))
+        return exponentials / exponentials.sum(1, keepdims=True)
 
     def save(self, folder: Path) -> None:
         """Write classifier.safetensors and classifier.json."""
@@ -61,10 +61,10 @@ class Classifier(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """What `save` wrote. Raises UserError if it is not there."""
+        """Read the files of `save`. Raises UserError if there are none."""
         path = folder / "classifier.json"
         if not path.exists():
-            raise UserError(f"{folder}: holds no classifier; train one with method = features")
+            raise UserError(f"{folder}: no classifier; train one with method = features")
         about = json.loads(path.read_text())
         arrays = load_file(folder / "classifier.safetensors")
         return cls(
@@ -76,56 +76,56 @@ class Classifier(NamedTuple):
 
 
 @torch.no_grad()
-def extract(
+def extract_features(
     model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], pooling: str, batch: int = BATCH
 ) -> np.ndarray:
-    """(N, layers + 1, C) float32: each text's features after the embedding and after every block.
+    """Pooled features of each text after the embedding and every block, (N, layers + 1, C) float32.
 
-    `batch` texts are read at a time.
-
-    Raises UserError if a text does not fit the context.
+    `batch` texts run at a time. Raises UserError if a text does not fit the context.
     """
     encoded = [[tokenizer.separator_id, *ids] for ids in tokenizer.encode_batch(texts)]
     longest = max(map(len, encoded))
     if longest > model.config.context:
         raise UserError(f"a text of {longest} tokens is above the context; lower task.max_chars")
-    kept: list[torch.Tensor] = []
-    hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: kept.append(x[0]))]
-    hooks += [layer.register_forward_hook(lambda _, __, x: kept.append(x)) for layer in model.layers]
-    found = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))  # alike ones need no padding
+    states: list[torch.Tensor] = []
+    hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: states.append(x[0]))]
+    hooks += [layer.register_forward_hook(lambda _, __, x: states.append(x)) for layer in model.layers]
+    features = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
+    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))  # similar lengths need little padding
     try:
-        for start in track(range(0, len(order), batch), "reading texts", -(-len(order) // batch)):
+        for start in track(range(0, len(order), batch), "extracting features", -(-len(order) // batch)):
             rows = order[start : start + batch]
             lengths = torch.tensor([len(encoded[i]) for i in rows], device=model.device)
             inputs = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-            for at, i in enumerate(rows):
-                inputs[at, : len(encoded[i])] = torch.tensor(encoded[i])
-            kept.clear()
+            for row, i in enumerate(rows):
+                inputs[row, : len(encoded[i])] = torch.tensor(encoded[i])
+            states.clear()
             model.features(inputs.to(model.device))
-            x = torch.stack(kept, 1)[:, :, model.config.soft_tokens :].float()
+            x = torch.stack(states, 1)[:, :, model.config.soft_tokens :].float()
             # (B, layers + 1, T, C)
             positions = torch.arange(x.shape[2], device=x.device)
             if pooling == "last":
-                wanted = positions == lengths[:, None] - 1
+                pooled = positions == lengths[:, None] - 1
             else:
-                wanted = (positions < lengths[:, None]) & (positions > 0)
-            weights = wanted / wanted.sum(1, keepdim=True).clamp(min=1)  # (B, T)
-            found[rows] = torch.einsum("bltc,bt->blc", x, weights.to(x.dtype)).cpu().numpy()
+                pooled = (positions < lengths[:, None]) & (positions > 0)
+            weights = pooled / pooled.sum(1, keepdim=True).clamp(min=1)  # (B, T)
+            features[rows] = torch.einsum("bltc,bt->blc", x, weights.to(x.dtype)).cpu().numpy()
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return features
 
 
-def fit(task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesConfig) -> tuple[Classifier, float]:
-    """The classifier of (N, layers, C) features of the task's items, and its validation accuracy.
+def fit_classifier(
+    task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesConfig
+) -> tuple[Classifier, float]:
+    """Fit on the (N, layers, C) features of the task's items; returns also the validation accuracy.
 
-    Layer and strength of regularisation are chosen on the validation split. Raises UserError if
-    all training items have one label.
+    The layer and the regularisation strength are chosen on the validation split. Raises UserError
+    if all training items have the same label.
     """
-    if len(found := {item.label for item in task.train}) < 2:
-        raise UserError(f"all {len(task.train)} training items are labelled {found}: no choice")
+    if len(labels := {item.label for item in task.train}) < 2:
+        raise UserError(f"all {len(task.train)} training items are labelled {labels}; add items of another label")
     count = train.shape[1]
     choices = {"last": [[count - 1]], "all": [list(range(count))], "best": [[layer] for layer in range(count)]}[
         config.layers
@@ -134,8 +134,8 @@ def fit(task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesC
     for layers in track(choices, "fitting heads", len(choices)):
         for strength in STRENGTHS:
             head = fit_head(task, train, layers, strength, config.pooling)
-            right = zip(head.predict(validation), task.validation, strict=True)
-            score = float(np.mean([label == item.label for label, item in right]))
+            pairs = zip(head.predict(validation), task.validation, strict=True)
+            score = float(np.mean([label == item.label for label, item in pairs]))
             if best is None or score > best[0]:
                 best = score, head
     assert best is not None
@@ -145,22 +145,23 @@ def fit(task: Task, train: np.ndarray, validation: np.ndarray, config: FeaturesC
 def train_classifier(
     recipe: FinetuneRecipe, run: Path, model: Transformer, tokenizer: Tokenizer, overwrite: bool
 ) -> None:
-    """Fit a classifier on frozen features and save it in `run`. Raises UserError for an open task."""
-    assert recipe.task is not None  # the schema sees to it
+    """Fit a classifier on frozen features and save it in `run`; UserError for a task without labels."""
+    assert recipe.task is not None  # checked by the schema
     task = load_task(recipe.task, recipe.data)
     if not task.labels:
-        raise UserError(f"task {recipe.task.name}: its answers are open; features choose a label")
+        raise UserError(f"task {recipe.task.name}: has open answers; method = features needs a task with labels")
     if uses_bfloat16("auto", model, model.device):
         model.bfloat16()
     pooling = recipe.features.pooling
     train_features, validation_features = (
-        extract(model, tokenizer, [item.text for item in items], pooling) for items in (task.train, task.validation)
+        extract_features(model, tokenizer, [item.text for item in items], pooling)
+        for items in (task.train, task.validation)
     )
-    head, score = fit(task, train_features, validation_features, recipe.features)
+    head, score = fit_classifier(task, train_features, validation_features, recipe.features)
     with start_run(run, recipe, tokenizer, overwrite=overwrite):
         head.save(run)
     layers = f"layer {head.layers[0]}" if len(head.layers) == 1 else f"{len(head.layers)} layers"
-    common, count = Counter(item.label for item in task.validation).most_common(1)[0]
+    majority, count = Counter(item.label for item in task.validation).most_common(1)[0]
     summary = {
         "trained_parameters": head.weight.size + head.bias.size,
         "frozen_parameters": model.num_parameters(),
@@ -171,20 +172,20 @@ def train_classifier(
     write_atomically(run / "summary.json", to_json(summary, 2) + "\n")
     say(
         f"{summary['trained_parameters']:,} parameters trained, {model.num_parameters():,} frozen; "
-        f'"{common}" alone would be {summary["validation_majority"]:.3f} of the validation items'
+        f'majority class "{majority}": {summary["validation_majority"]:.3f} validation accuracy'
     )
     say(
-        f"done: {layers}, {score:.3f} of {len(task.validation)} validation items right (layer and "
-        f"regularisation are chosen on them); the classifier is in {run}"
+        f"done: {layers}, {score:.3f} validation accuracy on {len(task.validation)} items (layer and "
+        f"regularisation are chosen on them); classifier saved in {run}"
     )
-    say(f"test items: python -m adapt.classify {run}; or give it texts")
+    say(f"test accuracy: python -m adapt.classify {run}; add texts to label them")
 
 
 def fit_head(task: Task, train: np.ndarray, layers: list[int], strength: float, pooling: str) -> Classifier:
     """Logistic regression on some layers of (N, layers, C) features of the training items.
 
-    `strength` is the inverse of the regularisation. Where all items have one label, that one is
-    always chosen. Raises UserError without scikit-learn.
+    `strength` is the inverse L2 regularisation. If all items have the same label, the classifier
+    always predicts it. Raises UserError without scikit-learn.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -196,11 +197,11 @@ def fit_head(task: Task, train: np.ndarray, layers: list[int], strength: float, 
     if len(set(labels)) == 1:
         zero = np.zeros((1, x.shape[1]), np.float32)
         return Classifier(labels[:1], pooling, layers, mean, scale, zero, zero[:, 0])
-    # In proportion to what is summed, so that a strength means the same for one layer and for all.
+    # Scaled by the number of features: a strength means the same for one layer and for all.
     head = LogisticRegression(C=strength / x.shape[1], max_iter=300)
     head.fit((x - mean) / scale, labels)
     weight, bias = head.coef_, head.intercept_
-    if len(head.classes_) == 2:  # one row says how much the second class is likelier
+    if len(head.classes_) == 2:  # scikit-learn stores one row, the log-odds of the second class
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     labels = list(map(str, head.classes_))
     arrays = (array.astype(np.float32) for array in (mean, scale, weight, bias))

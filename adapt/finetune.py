@@ -2,13 +2,13 @@
 
     python -m adapt.finetune RECIPE [--run-dir DIR] [--resume | --overwrite] [--method full …]
 
-The method says what is trained: full, top_layers, lora, soft_prompt, or features (a classifier on
+The method selects the trained weights: full, top_layers, lora, soft_prompt, or features (a classifier on
 frozen features); see adapt/methods.py. The first four use the loop of pretraining. At the end the
 run directory also holds
 
-    adapter/       of lora and soft_prompt: the trained weights alone, in peft's format
-    merged/        a run directory of the whole model, best by validation, for model.sample
-    summary.json   loss before and after, a sample before and after, forgetting, memory
+    adapter/       for lora and soft_prompt: only the trained weights, in peft's format
+    merged/        a run directory with the best model by validation loss, for model.sample
+    summary.json   loss, sample and forgetting before and after; memory, tokens, FLOPs
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ from data.prepare import prepare
 from data.tasks import load_task
 from model.formats.native import best_checkpoint, read_file, read_manifest, weights_file
 from model.load import load_model
-from model.sample import prompt_ids
+from model.sample import encode_prompt
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
@@ -53,7 +53,7 @@ def main() -> int:
         with ranks.main_process_first():
             recipe = resolve_recipe(recipe, run, ranks, resume, own.overwrite)
             model, tokenizer = load_model(recipe.base)
-            if recipe.method == "features":  # one process does it all
+            if recipe.method == "features":  # runs on the main rank only
                 if ranks.is_main:
                     train_classifier(recipe, run, model, tokenizer, own.overwrite)
                 return 0
@@ -90,19 +90,19 @@ def main() -> int:
 
 
 def load_data(recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer) -> tuple[DataSet, DataSet, list[int]]:
-    """Training and validation data, and the ids of a prompt that shows what changes."""
+    """Training data, validation data, and prompt ids for the sample before and after."""
     pack = recipe.seq_len if recipe.pack else 0
     if recipe.task is not None:
         task = load_task(recipe.task, recipe.data)
         sets = task_sets(task, model, tokenizer, pack)
         first = task.opening + task.prompt(task.validation[0].text)
-        return *sets, prompt_ids(model.config, tokenizer, first)
+        return *sets, encode_prompt(model.config, tokenizer, first)
     if recipe.examples:
         rows = read_examples(Path(recipe.examples), recipe.data, tokenizer)
         shown = rows[1][0]
         sets = example_sets(*rows, model, tokenizer, pack)
         return *sets, shown.ids[: shown.scored.index(True)]
-    prompt = prompt_ids(model.config, tokenizer, recipe.sample.prompt)
+    prompt = encode_prompt(model.config, tokenizer, recipe.sample.prompt)
     return *text_sets(prepare(recipe.data), model, tokenizer, recipe.seq_len), prompt
 
 

@@ -1,7 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685, section 4.1).
 
-A frozen weight W (out, in) acts as W + (alpha / rank) B A, with A (rank, in) drawn at random and
-B (out, rank) zero, so that training starts at the pretrained model. Only A and B are trained.
+A frozen weight W (out, in) becomes W + (alpha / rank) B A. A (rank, in) starts random and B
+(out, rank) at zero, so training starts at the pretrained model. Only A and B are trained.
 """
 
 import math
@@ -16,7 +16,7 @@ from model.transformer import Transformer
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer that keeps its weight, under its own name, and adds a trained update."""
+    """A linear layer with a frozen weight, under its usual name, and a trained low-rank update."""
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -25,8 +25,8 @@ class LoraLinear(nn.Linear):
     is_merged = False
 
     @classmethod
-    def around(cls, linear: nn.Linear, config: LoraConfig, generator: torch.Generator):
-        """An adapted layer that shares `linear`'s weight; A as in `nn.Linear`, B zero."""
+    def from_linear(cls, linear: nn.Linear, config: LoraConfig, generator: torch.Generator):
+        """An adapted layer that shares the weight of `linear`; A starts as in `nn.Linear`, B at zero."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         layer.weight, layer.bias = linear.weight, linear.bias
@@ -46,19 +46,19 @@ class LoraLinear(nn.Linear):
         return y + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
 
     def update(self) -> torch.Tensor:
-        """(out, in), what the adapter adds to the weight."""
+        """The update scale * B A, (out, in), in the dtype of the weight."""
         return (self.scale * self.lora_B @ self.lora_A).to(self.weight)
 
     @torch.no_grad()
     def merge(self, merged: bool) -> None:
-        """Add the update to the weight itself, or take it out again (to rounding)."""
+        """LoRA merge: add the update to the weight; False subtracts it again (up to rounding)."""
         if merged != self.is_merged:
             self.weight.add_(self.update(), alpha=1 if merged else -1)
             self.is_merged = merged
 
     @torch.no_grad()
-    def plain(self) -> nn.Linear:
-        """A linear layer without adapter that computes the same; the weight is a copy."""
+    def to_linear(self) -> nn.Linear:
+        """A plain linear layer with the update merged into a copy of the weight."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         weight = self.weight if self.is_merged else self.weight + self.update()
@@ -67,27 +67,30 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(model: Transformer, config: LoraConfig, seed: int) -> Transformer:
-    """Freeze `model` and put adapters on the target layers of every block; returns the model.
+    """Freeze `model` and add adapters to the target layers of every block, in place; returns it.
 
-    Raises UserError for a rank above the smallest adapted dimension, and for a target that the
-    model does not have.
+    Raises UserError for a rank above a dimension of a target layer, and for a target that the model
+    does not have.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for block in model.layers:
         for target in config.targets:
-            room, linear = _find(block, target)
+            parent, linear = _find_target(block, target)
             smallest = min(linear.in_features, linear.out_features)
             if config.rank > smallest:
-                raise UserError(f"lora.rank = {config.rank} is above {target}'s {smallest}")
-            setattr(room, target, LoraLinear.around(linear, config, generator))
+                raise UserError(f"lora.rank = {config.rank} is above {smallest}, the smaller dimension of {target}")
+            setattr(parent, target, LoraLinear.from_linear(linear, config, generator))
     return model
 
 
-def _find(block: nn.Module, target: str) -> tuple[nn.Module, nn.Linear]:
-    rooms = (block.get_submodule("attention"), block.get_submodule("feed_forward"))
+def _find_target(block: nn.Module, target: str) -> tuple[nn.Module, nn.Linear]:
+    parents = (block.get_submodule("attention"), block.get_submodule("feed_forward"))
     known = {
-        name: (room, layer) for room in rooms for name, layer in room.named_children() if isinstance(layer, nn.Linear)
+        name: (parent, layer)
+        for parent in parents
+        for name, layer in parent.named_children()
+        if isinstance(layer, nn.Linear)
     }
     if target not in known:
         hint = nearest(target, list(known))
@@ -96,14 +99,14 @@ def _find(block: nn.Module, target: str) -> tuple[nn.Module, nn.Linear]:
 
 
 def lora_layers(model: Transformer) -> dict[str, LoraLinear]:
-    """The adapted layers by name."""
+    """The adapted layers of `model` by name."""
     return {n: layer for n, layer in model.named_modules() if isinstance(layer, LoraLinear)}
 
 
 def merge_lora(model: Transformer) -> Transformer:
-    """Replace every adapted layer by a plain one that computes the same; returns the model."""
-    for room in list(model.modules()):
-        for name, layer in list(room.named_children()):
+    """LoRA merge: replace every adapted layer by a plain one with merged weights; returns the model."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
             if isinstance(layer, LoraLinear):
-                setattr(room, name, layer.plain())
+                setattr(parent, name, layer.to_linear())
     return model

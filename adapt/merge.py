@@ -1,8 +1,8 @@
-"""Merge a saved adapter into its base model: a run directory that model.sample takes.
+"""Merge a saved adapter into its base model, as a run directory for model.sample.
 
     python -m adapt.merge BASE ADAPTER RUN [--overwrite]
 
-BASE is the model that the adapter was trained on, as `base` in a recipe; ADAPTER is a folder
+BASE is the model that the adapter was trained on, as in `base` of a recipe; ADAPTER is a folder
 written by adapt.finetune or `peft`.
 """
 
@@ -31,7 +31,7 @@ def save_merged(
     step: int = 0,
     score: float | None = None,
 ) -> None:
-    """Write the whole model as a run directory of its own, in place of any that is there."""
+    """Merge adapters into `model` and write it as a run directory; replaces an existing one."""
     merge_model(model)
     recipe = MergedModel(base=base, trained_on=trained_on, model=model.config)
     with start_run(run, recipe, tokenizer, overwrite=True):
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("base", metavar="BASE")
     parser.add_argument("adapter", type=Path, metavar="ADAPTER")
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
     args = parser.parse_args()
     check_run(args.run, Section(), False, args.overwrite)
     model, tokenizer = load_model(args.base)

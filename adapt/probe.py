@@ -1,4 +1,4 @@
-"""What fine-tuning changes: validation loss, forgetting and a sample, before and after it."""
+"""Validation loss, forgetting and a sample, measured before and after fine-tuning."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from train.evaluate import evaluate
 from train.loop import DataSet
 from train.preflight import uses_bfloat16
 
-GENERAL_DOCUMENTS, GENERAL_TOKENS = 32, 256  # general text that forgetting is measured on
+GENERAL_DOCUMENTS, GENERAL_TOKENS = 32, 256  # size of the general text that measures forgetting
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Probe:
     ranks: Ranks
     validation_set: DataSet
     prompt: list[int]
-    """Token ids that the sample continues."""
+    """Token ids of the prompt of the sample."""
 
     def measure(self, model: Transformer, tokenizer: Tokenizer) -> dict:
         """Validation loss (nats per token), bits per byte of general text, and a sample."""
@@ -50,7 +50,7 @@ class Probe:
         }
 
     def general_set(self, model: Transformer, tokenizer: Tokenizer) -> Examples:
-        """Held-out documents of the recipe's general corpus, cut to GENERAL_TOKENS."""
+        """Held-out documents of the recipe's general corpus, truncated to GENERAL_TOKENS."""
         data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
         texts = [row["text"] for row in read_shuffled(prepare(data), "test")[:GENERAL_DOCUMENTS]]
         length = min(GENERAL_TOKENS, model.config.context)

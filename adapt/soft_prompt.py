@@ -1,7 +1,7 @@
-"""Soft prompts: vectors before every text are trained; the model is frozen.
+"""Soft prompts: trained vectors before every text of a frozen model.
 
 Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains the vectors. P-tuning trains a prompt
-encoder, a network that computes them (Liu et al. 2021, arXiv:2103.10385, section 3.2; the MLP of
+encoder, an MLP that computes them (Liu et al. 2021, arXiv:2103.10385, section 3.2; the same MLP as
 `peft`).
 """
 
@@ -16,7 +16,7 @@ from tokenizer.bpe import Tokenizer
 
 
 class PromptEncoder(SoftPrompt):
-    """Vectors computed by a network of two hidden layers from trained embeddings."""
+    """Vectors computed from trained embeddings by an MLP with two hidden layers."""
 
     def __init__(self, tokens: int, dim: int, hidden_dim: int):
         super().__init__(tokens, dim)
@@ -35,16 +35,16 @@ class PromptEncoder(SoftPrompt):
 
 @torch.no_grad()
 def add_soft_prompt(model: Transformer, tokenizer: Tokenizer, config: SoftPromptConfig, seed: int) -> Transformer:
-    """Freeze `model` and put trained vectors before every text; returns it.
+    """Freeze `model` and add a trained soft prompt, in place; returns it.
 
-    The vectors (with a prompt encoder: its inputs) start as embeddings of `init_text`, or of random
-    tokens. Raises UserError if they fill the context, if `init_text` is longer than they are, or if
-    the model has a soft prompt already.
+    The vectors (or the inputs of a prompt encoder) start as embeddings of `init_text`, or of random
+    tokens. Raises UserError if they fill the context, if `init_text` has more tokens, or if the
+    model already has a soft prompt.
     """
     if model.config.soft_tokens:
         raise UserError(
-            f"this model has a soft prompt of {model.config.soft_tokens} vectors already; adapt it "
-            "another way, or start from its base"
+            f"this model already has a soft prompt of {model.config.soft_tokens} vectors; use another "
+            "method, or start from its base"
         )
     if config.tokens >= model.config.max_seq_len:
         raise UserError(f"soft_prompt.tokens = {config.tokens} fills the context of {model.config.max_seq_len}")
@@ -64,19 +64,19 @@ def add_soft_prompt(model: Transformer, tokenizer: Tokenizer, config: SoftPrompt
     else:
         prompt = SoftPrompt(config.tokens, model.config.dim)
     prompt.vectors.copy_(model.tok_embeddings.weight[ids])
-    return with_soft_prompt(model, prompt)
+    return attach_soft_prompt(model, prompt)
 
 
-def with_soft_prompt(model: Transformer, prompt: SoftPrompt) -> Transformer:
-    """Put these vectors before every text of `model`, in place; returns it."""
+def attach_soft_prompt(model: Transformer, prompt: SoftPrompt) -> Transformer:
+    """Put the vectors of `prompt` before every text of `model`, in place; returns it."""
     model.soft_prompt = prompt
     model.config = model.config.model_copy(update={"soft_tokens": len(prompt.vectors)})
     return model
 
 
 @torch.no_grad()
-def fix_soft_prompt(model: Transformer) -> Transformer:
-    """Replace a prompt encoder by the vectors that it computes; returns the model."""
+def merge_prompt_encoder(model: Transformer) -> Transformer:
+    """Replace a prompt encoder by the vectors that it computes, in place; returns the model."""
     prompt = SoftPrompt(model.config.soft_tokens, model.config.dim)
     prompt.vectors.copy_(model.soft_prompt())
-    return with_soft_prompt(model, prompt)
+    return attach_soft_prompt(model, prompt)

@@ -1,4 +1,4 @@
-"""The last blocks, the last norm and the output projection are trained; the rest is frozen.
+"""Train only the last blocks, the final norm and the output projection.
 
 The backward pass stops at the first trained block.
 """
@@ -13,11 +13,11 @@ from model.transformer import Transformer
 def tune_top_layers(model: Transformer, config: TopLayersConfig) -> Transformer:
     """Freeze `model` except its top layers, in place; returns it.
 
-    A tied output projection becomes a copy, so that the embedding stays frozen. Raises UserError if
-    the model has fewer blocks than `config.layers`.
+    A tied output projection is untied, so that the embedding stays frozen. Raises UserError if the
+    model has fewer blocks than `config.layers`.
     """
     if config.layers > len(model.layers):
-        raise UserError(f"top_layers.layers = {config.layers}: this model has {len(model.layers)} layers")
+        raise UserError(f"top_layers.layers = {config.layers}: this model has {len(model.layers)} layers; use fewer")
     model.requires_grad_(False)
     if model.config.tie_embeddings:
         model.output.weight = nn.Parameter(model.output.weight.detach().clone())

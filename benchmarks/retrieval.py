@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.record import record
 from configs.schema import DataConfig
 from data.prepare import prepare, read_shuffled
-from prompting.store import WAYS, Store
+from prompting.store import SEARCH_METHODS, Store
 
 DEPTH = 5
 QUESTIONS = 200
@@ -55,7 +55,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             store = Store(Path(place), encoder, 600)
             store.update(texts.items())
-            for method in WAYS:
+            for method in SEARCH_METHODS:
                 if method == "bm25" and encoder != args.encoders[0]:
                     continue  # BM25 does not depend on the encoder
                 hits = np.array(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from adapt.datasets import task_sets
-from adapt.features import extract, fit
+from adapt.features import extract_features, fit_classifier
 from adapt.methods import merge_model, prepare_model
 from benchmarks.record import record, results_folder
 from cli.console import say
@@ -31,8 +31,8 @@ from compare.analysis.bootstrap import Resampled, resample
 from configs.finetune_recipe import FinetuneRecipe
 from data.tasks import load_task
 from model.load import load_model
-from prompting.answers import task_answers
-from prompting.shots import no_shots
+from prompting.answers import answer_task
+from prompting.shots import zero_shot
 from train.distributed import Ranks
 from train.loop import train
 from train.metrics import peak_memory
@@ -68,14 +68,15 @@ def measure(method: str, seed: int) -> dict:
         pooling = recipe.features.pooling
         half = task._replace(train=task.train[: len(task.train) // 2])  # each seed uses another half
         features = [
-            extract(model, tokenizer, [item.text for item in items], pooling) for items in (half.train, half.validation)
+            extract_features(model, tokenizer, [item.text for item in items], pooling)
+            for items in (half.train, half.validation)
         ]
-        head, _ = fit(half, *features, recipe.features)
+        head, _ = fit_classifier(half, *features, recipe.features)
         row |= {
             "training_cpu_seconds": cpu_seconds() - started,
             "trained_parameters": head.weight.size + head.bias.size,
         }
-        predictions = head.predict(extract(model, tokenizer, [i.text for i in task.test], pooling))
+        predictions = head.predict(extract_features(model, tokenizer, [i.text for i in task.test], pooling))
         correct = [float(a == item.label) for a, item in zip(predictions, task.test, strict=True)]
         return row | {"correct": correct, "peak_bytes": peak_memory(model.device)}
     if method != "zero-shot":
@@ -94,7 +95,7 @@ def measure(method: str, seed: int) -> dict:
     model.eval()
     if uses_bfloat16("auto", model, model.device):
         model.bfloat16()
-    row["correct"] = task_answers(model, tokenizer, task, no_shots)["correct"]
+    row["correct"] = answer_task(model, tokenizer, task, zero_shot)["correct"]
     majority_class, _ = Counter(item.label for item in task.train).most_common(1)[0]
     return row | {"majority": [float(item.label == majority_class) for item in task.test]}
 

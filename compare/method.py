@@ -17,7 +17,7 @@ class Learned:
     saw: Sequence[str]
     """All texts that it learnt from, retrieves or shows, for the overlap with what is held out."""
     answers: Callable[[str], dict] | None = None
-    """Of a split's items: "correct", and what else `prompting.answers.task_answers` tells."""
+    """Of a split's items: "correct", and what else `prompting.answers.answer_task` tells."""
     bits: Callable[[Sequence[str]], list[float]] | None = None
     """Bits of each text."""
     general: Callable[[Sequence[str]], list[float]] | None = None

@@ -1,1 +1,1 @@
-"""What changes only the input of a model."""
+"""Prompting without training: zero-shot, few-shot and retrieval-augmented prompts."""

@@ -1,4 +1,4 @@
-"""Texts as vectors of length 1: from a packaged sentence encoder, or from a model of ours."""
+"""Text embeddings of norm 1, from a packaged sentence encoder or from one of our models."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -10,61 +10,61 @@ import torch
 from cli.errors import UserError
 from model.load import load_model
 
-Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (N, width) float32
-WORDS = "wordllama"
+Encoder = Callable[[Sequence[str]], np.ndarray]  # texts -> (N, width) float32
+WORDLLAMA = "wordllama"
 BATCH = 8
 
 
-def open_encoder(name: str) -> Encode:
-    """`wordllama`, whose weights are in its package, or any model that `load_model` opens.
+def load_encoder(name: str) -> Encoder:
+    """`wordllama`, whose package contains its weights, or any model that `load_model` loads.
 
-    Raises UserError if it is not installed or cannot be opened, and later for a text that is longer
-    than the model's context.
+    Raises UserError if it is not installed or cannot be loaded. The encoder raises UserError for a
+    text longer than the model's context.
     """
-    return _wordllama() if name == WORDS else _features(name)
+    return _load_wordllama() if name == WORDLLAMA else _model_encoder(name)
 
 
-def _wordllama() -> Encode:
+def _load_wordllama() -> Encoder:
     spec = importlib.util.find_spec("wordllama")
     if spec is None or spec.origin is None:
         raise UserError("the sentence encoder needs: pip install -e '.[retrieval]'")
     from wordllama import WordLlama
 
-    # Its weights and tokenizer lie in the package, where it looks only if it is told to.
+    # The package contains weights and tokenizer, but looks there only with this cache_dir.
     model = WordLlama.load(cache_dir=Path(spec.origin).parent, disable_download=True)
     return lambda texts: np.asarray(model.embed(list(texts), norm=True), np.float32)
 
 
-def _features(name: str) -> Encode:
-    # The mean of the last layer's features, without the part that all texts share: in a model of
-    # language it is most of every vector (Mu & Viswanath 2018, arXiv:1702.01417).
+def _model_encoder(name: str) -> Encoder:
+    # The mean of the last layer's features, minus the part common to all texts, which dominates
+    # the vectors of a language model (Mu & Viswanath 2018, arXiv:1702.01417).
     model, tokenizer = load_model(name)
     sample = ["The cat sat.", "def f(x):", "Returns a list of all items.", "1, 2, 3", "Why?"]
 
     @torch.no_grad()
-    def read(texts: Sequence[str]) -> np.ndarray:
+    def mean_features(texts: Sequence[str]) -> np.ndarray:
         ids = [[tokenizer.separator_id, *i] for i in tokenizer.encode_batch(texts)]
         if (longest := max(map(len, ids))) > model.config.context:
             raise UserError(
-                f"a passage of {longest} tokens does not fit the {model.config.context} that "
-                f"{name} reads; lower chunk_chars"
+                f"a passage of {longest} tokens does not fit the context of {model.config.context} of "
+                f"{name}; lower chunk_chars"
             )
-        found = np.zeros((len(texts), model.config.dim), np.float32)
+        pooled = np.zeros((len(texts), model.config.dim), np.float32)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             inputs = torch.zeros(len(rows), max(len(ids[i]) for i in rows), dtype=torch.int64)
-            for at, i in enumerate(rows):
-                inputs[at, : len(ids[i])] = torch.tensor(ids[i])
+            for row, i in enumerate(rows):
+                inputs[row, : len(ids[i])] = torch.tensor(ids[i])
             features = model.features(inputs)
-            for at, i in enumerate(rows):
-                found[i] = features[at, 1 : max(2, len(ids[i]))].mean(0)
-        return found
+            for row, i in enumerate(rows):
+                pooled[i] = features[row, 1 : max(2, len(ids[i]))].mean(0)
+        return pooled
 
-    common = read(sample).mean(0)
+    common = mean_features(sample).mean(0)
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        x = read(texts) - common
+        x = mean_features(texts) - common
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
 
     return encode

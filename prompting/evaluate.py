@@ -1,9 +1,9 @@
-"""Put a task to a model by prompt, and say how many of its test items are answered right.
+"""Evaluate a model on the test items of a task, zero-shot or few-shot.
 
     python -m prompting.evaluate RECIPE [--shots 4 --choose nearest --task.instruction TEXT …]
     python -m prompting.evaluate RECIPE --model runs/tuned/merged --shots 0
 
-No weight is changed. Shots that do not fit the context are left out, the first ones first.
+No weights are trained. Shots that do not fit the context are left out, from the first on.
 """
 
 from collections import Counter
@@ -19,13 +19,13 @@ from data.items import Task
 from data.metrics import mean_with_interval
 from data.tasks import load_task
 from model.load import load_model
-from prompting.answers import task_answers
-from prompting.shots import Choose, chosen_shots, fixed_shots, neighbour_shots
+from prompting.answers import answer_task
+from prompting.shots import ShotSelector, chosen_shots, fixed_shots, neighbour_shots
 from prompting.templates import few_shot
 
 
-def shots_of(recipe: PromptRecipe, task: Task) -> Choose:
-    """Which examples stand before an input. Raises UserError for an id that is not there."""
+def select_shots(recipe: PromptRecipe, task: Task) -> ShotSelector:
+    """The shot selector of a recipe. Raises UserError for an unknown id in `chosen`."""
     if recipe.chosen:
         return chosen_shots(task, recipe.chosen)
     if recipe.choose == "nearest":
@@ -36,30 +36,30 @@ def shots_of(recipe: PromptRecipe, task: Task) -> Choose:
 def main() -> None:
     """Entry point of `python -m prompting.evaluate`."""
     parser = Parser(__doc__, add_help=False)
-    parser.add_argument("--json", action="store_true", help="one object: what was measured")
+    parser.add_argument("--json", action="store_true", help="one JSON object with all results")
     recipe, own = parse(PromptRecipe, parser)
     task = load_task(recipe.task, recipe.data)
-    shots = shots_of(recipe, task)
+    shots = select_shots(recipe, task)
     model, tokenizer = load_model(recipe.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     first = task.test[0]
-    say(f"the first prompt, whose answer is {first.label!r}:")
+    say(f"the first prompt, with the label {first.label!r}:")
     say(few_shot(task, first.text, shots(first.text)))
-    found = task_answers(
+    results = answer_task(
         model, tokenizer, task, shots, calibrate=recipe.calibrate, per_token=recipe.per_token, write=recipe.write
     )
-    value, low, high = mean_with_interval(found["correct"])
-    common, count = Counter(item.label for item in task.test).most_common(1)[0]
+    score, low, high = mean_with_interval(results["correct"])
+    majority, count = Counter(item.label for item in task.test).most_common(1)[0]
     if own.json:
-        show(to_json({"score": value, "low": low, "high": high, **found}))
+        show(to_json({"score": score, "low": low, "high": high, **results}))
         return
-    kind = "mean F1 of the words" if task.kind == "completion" else "right"
-    show(f"{value:.3f} [{low:.3f}, {high:.3f}] {kind}, {len(task.test)} test items")
+    metric = "mean word F1" if task.kind == "completion" else "accuracy"
+    show(f"{score:.3f} [{low:.3f}, {high:.3f}] {metric}, {len(task.test)} test items")
     if task.labels:
-        show(f'{count / len(task.test):.3f} have the commonest label, "{common}"')
+        show(f'{count / len(task.test):.3f} majority class, "{majority}"')
     show(
-        f"{found['prompt_tokens']:.0f} tokens and {found['seconds_per_request']:.3f} s per "
-        f"request; {found['shots_left_out']} shots left out"
+        f"{results['prompt_tokens']:.0f} tokens and {results['seconds_per_request']:.3f} s per "
+        f"request; {results['shots_left_out']} shots left out"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which labelled items to show in a prompt: the same few for all, or each input's neighbours."""
+"""Select the shots (labelled items) of a prompt: zero-shot, fixed, chosen, or nearest neighbours."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -6,27 +6,27 @@ from collections.abc import Callable, Sequence
 from cli.errors import UserError, nearest
 from data.items import Item, Task
 
-Choose = Callable[[str], Sequence[Item]]
+ShotSelector = Callable[[str], Sequence[Item]]  # input text -> shots in prompt order
 
 
-def no_shots(text: str) -> Sequence[Item]:
-    """Zero-shot."""
+def zero_shot(text: str) -> Sequence[Item]:
+    """A selector of no shots."""
     return ()
 
 
-def fixed_shots(task: Task, count: int, seed: int) -> Choose:
-    """The same `count` training items for every input, drawn at random.
+def fixed_shots(task: Task, count: int, seed: int) -> ShotSelector:
+    """Few-shot: the same `count` random training items for every input.
 
-    A draw that balances the labels would hide how common each is.
+    The draw does not balance labels, which would hide their frequencies.
     """
     chosen = random.Random(seed).sample(task.train, min(count, len(task.train)))
     return lambda text: chosen
 
 
-def chosen_shots(task: Task, ids: Sequence[str]) -> Choose:
-    """The training items of these ids for every input, in this order.
+def chosen_shots(task: Task, ids: Sequence[str]) -> ShotSelector:
+    """The training items with these ids for every input, in this order.
 
-    Raises UserError for an id that no training item has.
+    Raises UserError for an unknown id.
     """
     known = {item.id: item for item in task.train}
     for name in ids:
@@ -37,13 +37,13 @@ def chosen_shots(task: Task, ids: Sequence[str]) -> Choose:
     return lambda text: items
 
 
-def neighbour_shots(task: Task, count: int) -> Choose:
-    """The `count` training items most like the input by tf-idf of character n-grams, nearest last.
+def neighbour_shots(task: Task, count: int) -> ShotSelector:
+    """The `count` training items nearest to the input by tf-idf of character n-grams, nearest last.
 
-    Only training items can be retrieved. Raises UserError without scikit-learn.
+    Only training items are retrieved. Raises UserError without scikit-learn.
     """
     if not count:
-        return no_shots
+        return zero_shot
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:

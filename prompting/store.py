@@ -1,9 +1,9 @@
-"""A store of passages to retrieve from: vectors and BM25 in LanceDB, kept up to date.
+"""A passage store for retrieval: vector search and BM25 in LanceDB, with incremental updates.
 
     python -m prompting.store RECIPE [--store DIR] [--data.corpus my-notes/ …]
 
-puts the training documents of a corpus into a store; run again, it adds what is new, replaces what
-has changed and removes what is gone. Held-out documents are never put in.
+stores the training documents of a corpus. Run again, it adds new documents, replaces changed ones
+and removes deleted ones. Held-out documents are never stored.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from cli.errors import UserError, nearest, run_command
 from cli.recipes import Parser, parse
 from configs.prompt_recipe import StoreRecipe
 from data.prepare import prepare, read_documents
-from prompting.encoders import open_encoder
+from prompting.encoders import load_encoder
 
-WAYS = ("hybrid", "vector", "bm25")
-FUSION = 60  # of reciprocal rank fusion (Cormack et al. 2009)
-DEPTH = 50  # passages of each way that are fused
-BATCH = 256
+SEARCH_METHODS = ("hybrid", "vector", "bm25")
+RRF_CONSTANT = 60  # of reciprocal rank fusion (Cormack et al. 2009)
+DEPTH = 50  # passages of each search method that are fused
+BATCH = 256  # documents per write
 
 
 class Passage(NamedTuple):
-    """A piece of a document that was found."""
+    """A retrieved piece of a document."""
 
     document: str
     text: str
@@ -36,12 +36,13 @@ class Passage(NamedTuple):
 
 
 class Store:
-    """Passages of documents, found by meaning (cosine), by words (BM25), or by both."""
+    """Passages of documents, searched by vectors (cosine), by words (BM25), or by both (hybrid)."""
 
     def __init__(self, folder: Path, encoder: str = "", chunk_chars: int = 0):
-        """Open `folder`, or with an `encoder` and `chunk_chars` make it.
+        """Open the store in `folder`, or create it with `encoder` and `chunk_chars`.
 
-        Raises UserError if there is no store and no encoder, or it was made with another one.
+        Raises UserError if there is no store and no encoder is given, or if the store was created
+        with other settings.
         """
         try:
             import lancedb
@@ -53,18 +54,18 @@ class Store:
                 known = json.loads(about.read_text())
                 known["encoder"], known["chunk_chars"]
             except (KeyError, TypeError, ValueError):
-                raise UserError(f"{about}: is damaged; delete {folder} and fill it again") from None
+                raise UserError(f"{about}: is damaged; delete {folder} and create the store again") from None
             for name, given in (("encoder", encoder), ("chunk_chars", chunk_chars)):
                 if given and given != known[name]:
                     raise UserError(
-                        f"{folder}: was made with {name} = {known[name]!r}, not {given!r}; use that, or another folder"
+                        f"{folder}: was created with {name} = {known[name]!r}, not {given!r}; use another folder"
                     )
         elif encoder and chunk_chars:
             known = {"encoder": encoder, "chunk_chars": chunk_chars}
         else:
-            raise UserError(f"{folder}: no store; make one with python -m prompting.store")
+            raise UserError(f"{folder}: no store; create one with python -m prompting.store")
         self.chunk_chars: int = known["chunk_chars"]
-        self.encode = open_encoder(known["encoder"])
+        self.encode = load_encoder(known["encoder"])
         if not about.exists():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(about, to_json(known) + "\n")
@@ -74,84 +75,84 @@ class Store:
             self.table = self.base.open_table("passages")
 
     def update(self, texts: Iterable[tuple[str, str]]) -> dict[str, int]:
-        """Make the store hold exactly these (id, text) documents; returns what was done.
+        """Make the store hold exactly these (id, text) documents; returns counts by action.
 
-        What has not changed is not encoded again.
+        Unchanged documents are not encoded again.
         """
-        known, wanted = self._known(), {}
+        stored, wanted = self._stored_hashes(), {}
         fresh: list[tuple[str, str, str]] = []
         for name, text in texts:
             wanted[name] = hashlib.sha256(text.encode()).hexdigest()
-            if known.get(name) != wanted[name]:
+            if stored.get(name) != wanted[name]:
                 fresh.append((name, text, wanted[name]))
-        gone = [name for name in known if name not in wanted]
-        changed = [name for name, *_ in fresh if name in known]
-        self._drop([*gone, *changed])
-        self._put(fresh)
+        removed = [name for name in stored if name not in wanted]
+        changed = [name for name, *_ in fresh if name in stored]
+        self._delete([*removed, *changed])
+        self._insert(fresh)
         return {
             "added": len(fresh) - len(changed),
             "changed": len(changed),
-            "removed": len(gone),
+            "removed": len(removed),
             "kept": len(wanted) - len(fresh),
         }
 
     def add(self, name: str, text: str) -> None:
-        """Put one document in, in place of one of the same name."""
-        self._drop([name])
-        self._put([(name, text, hashlib.sha256(text.encode()).hexdigest())])
+        """Add one document, or replace the one with the same name."""
+        self._delete([name])
+        self._insert([(name, text, hashlib.sha256(text.encode()).hexdigest())])
 
     def remove(self, name: str) -> None:
-        """Take one document out. Raises UserError if it is not there."""
-        known = self._known()
-        if name not in known:
-            raise UserError(f'{self.folder}: no document "{name}"{nearest(name, list(known))}')
-        self._drop([name])
+        """Remove one document. Raises UserError if it is not in the store."""
+        stored = self._stored_hashes()
+        if name not in stored:
+            raise UserError(f'{self.folder}: no document "{name}"{nearest(name, list(stored))}')
+        self._delete([name])
 
-    def search(self, question: str, count: int, way: str = "hybrid") -> list[Passage]:
-        """The `count` best passages, best first. Raises UserError if the store is empty."""
+    def search(self, question: str, count: int, method: str = "hybrid") -> list[Passage]:
+        """The `count` best passages, best first, by one of SEARCH_METHODS; UserError if the store is empty."""
         if self.table is None or not self.table.count_rows():
-            raise UserError(f"{self.folder}: the store is empty; put documents in first")
-        depth = count if way != "hybrid" else max(count, DEPTH)
+            raise UserError(f"{self.folder}: the store is empty; add documents first")
+        depth = count if method != "hybrid" else max(count, DEPTH)
         ranked = []
-        if way != "bm25":
+        if method != "bm25":
             (vector,) = self.encode([question])
             found = self.table.search(vector).distance_type("cosine").limit(depth).to_list()
             ranked.append([(row, 1 - row["_distance"]) for row in found])
-        if way != "vector":
-            words = " ".join(re.findall(r"\w+", question))  # what else a query may say is syntax
+        if method != "vector":
+            words = " ".join(re.findall(r"\w+", question))  # punctuation would be query syntax
             found = self.table.search(words, query_type="fts").limit(depth).to_list()
             ranked.append([(row, row["_score"]) for row in found])
-        if way != "hybrid":
+        if method != "hybrid":
             return [Passage(row["document"], row["text"], score) for row, score in ranked[0]]
         scores: dict[tuple[str, str], float] = {}
         for rows in ranked:
             for rank, (row, _) in enumerate(rows, 1):
                 key = row["document"], row["text"]
-                scores[key] = scores.get(key, 0.0) + 1 / (FUSION + rank)
+                scores[key] = scores.get(key, 0.0) + 1 / (RRF_CONSTANT + rank)
         best = sorted(scores, key=lambda key: -scores[key])[:count]
         return [Passage(*key, scores[key]) for key in best]
 
-    def _known(self) -> dict[str, str]:
+    def _stored_hashes(self) -> dict[str, str]:
         if self.table is None:
             return {}
         rows = self.table.search().select(["document", "hash"]).limit(None).to_list()
         return {row["document"]: row["hash"] for row in rows}
 
-    def _drop(self, names: Sequence[str]) -> None:
+    def _delete(self, names: Sequence[str]) -> None:
         if self.table is None:
             return
         for start in range(0, len(names), BATCH):
             quoted = (name.replace("'", "''") for name in names[start : start + BATCH])
             self.table.delete("document IN (" + ", ".join(f"'{name}'" for name in quoted) + ")")
 
-    def _put(self, fresh: Sequence[tuple[str, str, str]]) -> None:
-        # Whole documents at a time: what is cut off leaves none of which a part is there.
+    def _insert(self, fresh: Sequence[tuple[str, str, str]]) -> None:
+        # A batch holds whole documents, so an interrupted update stores no partial document.
         starts = range(0, len(fresh), BATCH)
         for start in track(starts, "encoding passages", len(starts)):
             part = [
                 (name, piece, digest)
                 for name, text, digest in fresh[start : start + BATCH]
-                for piece in chunks(text, self.chunk_chars)
+                for piece in split_passages(text, self.chunk_chars)
             ]
             if not part:
                 continue
@@ -170,8 +171,8 @@ class Store:
             self.table.create_index("text", config=FTS(), replace=True)
 
 
-def chunks(text: str, size: int) -> list[str]:
-    """Pieces of at most `size` characters, cut at the last line end, sentence end or space."""
+def split_passages(text: str, size: int) -> list[str]:
+    """Passages of at most `size` characters, split at the last line end, sentence end or space."""
     pieces, rest = [], text.strip()
     while len(rest) > size:
         cuts = [rest.rfind("\n", 0, size), *(m.end() for m in re.finditer(r"[.!?]\s", rest[:size]))]
@@ -185,14 +186,14 @@ def chunks(text: str, size: int) -> list[str]:
 def main() -> None:
     """Entry point of `python -m prompting.store`."""
     parser = Parser(__doc__, add_help=False)
-    parser.add_argument("--store", type=Path, help="its folder; stores/RECIPE if not given")
+    parser.add_argument("--store", type=Path, help="folder of the store (default: stores/RECIPE)")
     recipe, own = parse(StoreRecipe, parser)
     folder = own.store or Path("stores") / Path(own.config).stem
     prepared = prepare(recipe.data)
     store = Store(folder, recipe.encoder, recipe.chunk_chars)
-    rows = read_documents(prepared, "train")  # only these: what is held out is never retrieved
-    done = store.update((row["id"], row["text"]) for row in rows)
-    say(f"{folder}: documents " + ", ".join(f"{name} {count:,}" for name, count in done.items()))
+    rows = read_documents(prepared, "train")  # held-out documents must not be retrievable
+    counts = store.update((row["id"], row["text"]) for row in rows)
+    say(f"{folder}: documents " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from configs.study_recipe import StudyRecipe
 from data.items import Task
 from model.likelihood import document_bits
 from model.transformer import Transformer
-from prompting.answers import task_answers, write_prompts
-from prompting.likelihood import write_answer
-from prompting.shots import Choose, fixed_shots, neighbour_shots, no_shots
+from prompting.answers import answer_task, build_prompts
+from prompting.likelihood import generate_answer
+from prompting.shots import ShotSelector, fixed_shots, neighbour_shots, zero_shot
 from tokenizer.bpe import Tokenizer
 
 HOW: tuple[Setting, ...] = (
@@ -34,7 +34,7 @@ def asked(
     model: Transformer,
     tokenizer: Tokenizer,
     task: Task,
-    shots: Choose,
+    shots: ShotSelector,
     setting: Setting,
     saw: Sequence[str],
     costs: dict[str, float] | None = None,
@@ -44,13 +44,13 @@ def asked(
     how = {key: setting.get(key, False) for key in ("calibrate", "per_token")}
 
     def prompts(texts: Sequence[str]) -> list[str]:
-        return write_prompts(model, tokenizer, task, shots, texts, context)[0]
+        return build_prompts(model, tokenizer, task, shots, texts, context)[0]
 
     return Learned(
         saw,
-        answers=lambda split: task_answers(model, tokenizer, task, shots, split, context=context, **how),
+        answers=lambda split: answer_task(model, tokenizer, task, shots, split, context=context, **how),
         general=lambda texts: document_bits(model, tokenizer, texts),
-        write=lambda prompt: write_answer(model, tokenizer, prompt, task.stop, WRITTEN),
+        write=lambda prompt: generate_answer(model, tokenizer, prompt, task.stop, WRITTEN),
         prompts=prompts,
         costs=costs or {},
     )
@@ -107,7 +107,7 @@ def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
         found = store.search(text, 2, "hybrid")
         return "".join(f"Passage: {passage.text}\n\n" for passage in reversed(found))
 
-    learned = asked(inference(model), tokenizer, task, no_shots, setting, texts, costs, context)
+    learned = asked(inference(model), tokenizer, task, zero_shot, setting, texts, costs, context)
     learned.reused = {"seconds": seconds} if again else {}
     return learned
 
@@ -146,6 +146,6 @@ def _few(study: Study, cell: Cell, setting: Setting, count: int) -> Learned:
         bits=bits,
         costs=costs,
         general=lambda documents: document_bits(model, tokenizer, documents),
-        write=lambda prompt: write_answer(model, tokenizer, "\n\n".join([*prefix, prompt]), "\n\n", WRITTEN),
+        write=lambda prompt: generate_answer(model, tokenizer, "\n\n".join([*prefix, prompt]), "\n\n", WRITTEN),
         prompts=list,
     )

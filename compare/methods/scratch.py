@@ -16,7 +16,7 @@ from model.build import build_model
 from model.likelihood import document_bits
 from model.load import load_model
 from model.transformer import Transformer
-from prompting.likelihood import write_answer
+from prompting.likelihood import generate_answer
 from tokenizer.bpe import Tokenizer
 from tokenizer.train import train_tokenizer
 
@@ -54,7 +54,7 @@ def learn_scratch(study: Study, cell: Cell, setting: Setting) -> Learned:
         costs=costs,
         prompts=list,
         keep=keep,
-        write=lambda prompt: write_answer(scored, tokenizer, prompt, "\n\n", WRITTEN),
+        write=lambda prompt: generate_answer(scored, tokenizer, prompt, "\n\n", WRITTEN),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adapt.adapter import load_adapter, save_adapter
 from adapt.datasets import task_sets, text_sets
-from adapt.features import extract, fit_head
+from adapt.features import extract_features, fit_head
 from adapt.methods import merge_model, prepare_model
 from compare.context import Cell, Study, inference
 from compare.method import Learned, Setting
@@ -18,8 +18,8 @@ from model.flops import forward_flops
 from model.formats.native import best_checkpoint, read_file, read_manifest
 from model.likelihood import document_bits
 from model.transformer import Transformer
-from prompting.likelihood import write_answer
-from prompting.shots import Choose, fixed_shots, neighbour_shots, no_shots
+from prompting.likelihood import generate_answer
+from prompting.shots import ShotSelector, fixed_shots, neighbour_shots, zero_shot
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.loop import DataSet, train
@@ -81,7 +81,7 @@ def tuned(
     model: Transformer,
     tokenizer: Tokenizer,
     method: TunedMethod,
-    shots: Choose = no_shots,
+    shots: ShotSelector = zero_shot,
 ) -> Learned:
     """Train what of `model` requires gradients on the cell's text or items."""
     seq_len = min(study.recipe.seq_len, model.config.context)
@@ -111,7 +111,7 @@ def tuned(
         learned.answers = None
         learned.bits = lambda texts: document_bits(scored, tokenizer, texts)
         learned.prompts = list
-        learned.write = lambda prompt: write_answer(scored, tokenizer, prompt, "\n\n", WRITTEN)
+        learned.write = lambda prompt: generate_answer(scored, tokenizer, prompt, "\n\n", WRITTEN)
     return learned
 
 
@@ -167,7 +167,7 @@ def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
     def read():
         model, tokenizer = study.foundation()
         model, started = inference(model), time.perf_counter()
-        features = extract(model, tokenizer, texts, "mean")
+        features = extract_features(model, tokenizer, texts, "mean")
         return model, tokenizer, features, time.perf_counter() - started
 
     (model, tokenizer, features, reading), again = study.once(("features", cell.size), read)
@@ -187,7 +187,7 @@ def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
         items, started = getattr(task, split), time.perf_counter()
         asked_texts = [item.text for item in items]
         # One request at a time, as prompts are answered.
-        p = head.probabilities(extract(model, tokenizer, asked_texts, "mean", batch=1))
+        p = head.probabilities(extract_features(model, tokenizer, asked_texts, "mean", batch=1))
         chosen = [head.labels[i] for i in p.argmax(1)]
         read = sum(1 + len(ids) for ids in tokenizer.encode_batch(asked_texts)) / len(items)
         return {

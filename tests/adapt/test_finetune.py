@@ -1,4 +1,4 @@
-"""Every method to adapt, as a command on a small run: what trains, what is kept, what is refused."""
+"""Every fine-tuning method as a command on a small run: trained weights, written files, errors."""
 
 import json
 
@@ -9,7 +9,7 @@ from texts import words
 
 from adapt.adapter import load_adapter
 from adapt.datasets import task_sets
-from adapt.features import Classifier, extract, fit
+from adapt.features import Classifier, extract_features, fit_classifier
 from adapt.methods import prepare_model
 from cli.errors import UserError
 from cli.recipes import load
@@ -21,7 +21,7 @@ from data.tasks import load_task
 from model.formats.native import checkpoints, load_run, read_file
 from model.likelihood import document_bits
 from model.load import load_model
-from prompting.answers import task_answers
+from prompting.answers import answer_task
 from prompting.shots import fixed_shots
 from train.metrics import read_metrics
 from train.optim import build_optimizers
@@ -39,7 +39,7 @@ def base(command, recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Which word comes first: learnt in a few steps."""
+    """A task that depends on the first word: learned in a few steps."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     lines = []
     for n in range(120):
@@ -88,7 +88,7 @@ max_new_tokens = 5
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_frozen_gets_no_gradient_and_no_optimiser_state(method, base):
+def test_frozen_weights_get_no_gradient_and_no_optimiser_state(method, base):
     model, tokenizer = load_model(base)
     settings = FinetuneRecipe(method=method, top_layers={"layers": 1}, lora={"rank": 2})
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -115,7 +115,7 @@ def test_what_is_frozen_gets_no_gradient_and_no_optimiser_state(method, base):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_a_task_and_leaves_a_whole_model(method, tune, rows):
+def test_every_method_learns_a_task_and_writes_a_merged_model(method, tune, rows):
     done, run = tune("--method", method, "--task.name", rows)
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "summary.json").read_text())
@@ -126,7 +126,7 @@ def test_every_method_learns_a_task_and_leaves_a_whole_model(method, tune, rows)
     assert (run / "adapter").exists() == (method in ("lora", "soft_prompt"))
     model, tokenizer = load_run(run / "merged")
     assert not any("lora" in name for name, _ in model.named_parameters())
-    # What is kept is what was measured: the merged model has the loss of the tuned one.
+    # The merged model has the loss that was measured before the merge.
     task = load_task(TaskConfig(name=str(rows)), DataConfig())
     _, held_out = task_sets(task, model, tokenizer)
     x, y = held_out.batch(np.arange(len(held_out)))
@@ -135,7 +135,7 @@ def test_every_method_learns_a_task_and_leaves_a_whole_model(method, tune, rows)
     assert loss == pytest.approx(summary["loss_after"], rel=1e-3)
 
 
-def test_a_tuned_model_is_exported_with_what_it_was_tuned_on(command, tune, rows, base, tmp_path):
+def test_model_card_of_a_tuned_model_names_its_data(command, tune, rows, base, tmp_path):
     from transformers import AutoModelForCausalLM
 
     done, run = tune("--method", "lora", "--task.name", rows)
@@ -158,33 +158,33 @@ def test_a_tuned_model_is_exported_with_what_it_was_tuned_on(command, tune, rows
         torch.testing.assert_close(theirs(x).logits, ours(x), atol=1e-5, rtol=1e-4)
 
 
-def test_features_classify_with_a_frozen_model(tune, rows, base, command):
+def test_features_train_a_classifier(tune, rows, base, command):
     done, run = tune("--method", "features", "--task.name", rows)
     assert done.returncode == 0, done.stderr
-    assert "validation items right" in done.stderr
+    assert "validation accuracy" in done.stderr
     head = Classifier.load(run)
     model, tokenizer = load_model(base)
-    x = extract(model, tokenizer, ["red a b", "blue a b"], head.pooling)
+    x = extract_features(model, tokenizer, ["red a b", "blue a b"], head.pooling)
     assert x.shape == (2, 3, 32)
     assert head.predict(x) == ["warm", "cold"]
     said = command("adapt.classify", run, "red a b", "blue a b").stdout.split()
     assert said[::2] == ["warm", "cold"]
     assert all(0.5 < float(share) <= 1 for share in said[1::2])
-    assert command("adapt.classify", run).stdout.startswith("1.000 [1.000, 1.000] right")
+    assert command("adapt.classify", run).stdout.startswith("1.000 [1.000, 1.000] accuracy")
     nothing = command("adapt.classify", run.parent, "red")
     assert nothing.returncode == 2
-    assert "holds no classifier; train one with method = features" in nothing.stderr
+    assert "no classifier; train one with method = features" in nothing.stderr
     again, _ = tune("--method", "features", "--task.name", rows)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
 
 
-def test_features_are_the_models_own_and_padding_changes_nothing(base):
+def test_features_equal_the_hidden_states_without_padding(base):
     model, tokenizer = load_model(base)
     texts = ["a", "some longer text than that one", "b c"]
     for pooling in ("mean", "last"):
-        together = extract(model, tokenizer, texts, pooling)
-        alone = np.concatenate([extract(model, tokenizer, [text], pooling) for text in texts])
+        together = extract_features(model, tokenizer, texts, pooling)
+        alone = np.concatenate([extract_features(model, tokenizer, [text], pooling) for text in texts])
         np.testing.assert_allclose(together, alone, atol=1e-5)
     ids = torch.tensor([[tokenizer.separator_id, *tokenizer.encode(texts[1])]])
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_features_are_the_models_own_and_padding_changes_nothing(base):
 
 
 @pytest.mark.parametrize("layers", ["best", "last", "all"])
-def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
+def test_classifier_equals_scikit_learn(layers, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
     draw = np.random.default_rng(0)
@@ -201,7 +201,7 @@ def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
     labels = ["abc"[i] for i in (x[:, 1, :3] + 0.1 * draw.normal(size=(90, 3))).argmax(1)]
     items = [Item(str(i), "", label) for i, label in enumerate(labels)]
     task = Task("", "", ["a", "b", "c"], items[:60], items[60:75], items[75:])
-    head, score = fit(task, x[:60], x[60:75], FeaturesConfig(layers=layers))
+    head, score = fit_classifier(task, x[:60], x[60:75], FeaturesConfig(layers=layers))
     assert head.layers == {"best": [1], "last": [1], "all": [0, 1]}[layers]
     assert score > 0.8
     head.save(tmp_path)
@@ -214,10 +214,10 @@ def test_a_head_equals_that_of_scikit_learn(layers, tmp_path):
     assert min(sizes) < 1e-3
     same = task._replace(train=[item._replace(label="a") for item in task.train])
     with pytest.raises(UserError, match="60 training items are labelled"):
-        fit(same, x[:60], x[60:75], FeaturesConfig(layers=layers))
+        fit_classifier(same, x[:60], x[60:75], FeaturesConfig(layers=layers))
 
 
-def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, rows):
+def test_early_stopping_keeps_the_best_checkpoint(tune, rows):
     done, run = tune(
         "--method",
         "full",
@@ -250,7 +250,7 @@ def test_a_run_ends_when_validation_no_longer_improves_and_keeps_the_best(tune, 
 
 
 @pytest.mark.parametrize("rate", ["30", "1e-3"])
-def test_the_best_is_kept_without_patience(tune, rows, rate):
+def test_best_checkpoint_is_kept_without_patience(tune, rows, rate):
     done, run = tune(
         "--method",
         "full",
@@ -272,7 +272,7 @@ def test_the_best_is_kept_without_patience(tune, rows, rate):
     assert json.loads((run / "summary.json").read_text())["best_step"] == best
 
 
-def test_examples_of_ones_own_are_learnt(tune, tmp_path):
+def test_own_examples_are_learned(tune, tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"word {n}:", "completion": " yes"}) + "\n" for n in range(80)))
     done, run = tune("--examples", path, "--pack", "true", "--seq-len", "60")
@@ -291,7 +291,7 @@ def test_examples_of_ones_own_are_learnt(tune, tmp_path):
         ('{"messages": [{"role": "user"}]}', 'message 1 has no "role" and "content"'),
     ],
 )
-def test_a_malformed_example_is_named_by_its_line(line, message, foundation, tmp_path):
+def test_malformed_example_is_named_by_its_line(line, message, foundation, tmp_path):
     from configs.schema import DataConfig
 
     path = tmp_path / "mine.jsonl"
@@ -301,7 +301,7 @@ def test_a_malformed_example_is_named_by_its_line(line, message, foundation, tmp
         read_examples(path, DataConfig(), foundation[1])
 
 
-def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
+def test_invalid_settings_are_refused_in_one_line(tune, tmp_path, rows):
     long = tmp_path / "long.jsonl"
     long.write_text("".join(json.dumps({"prompt": f"{n}", "completion": "words " * 200}) + "\n" for n in range(200)))
     bad = tmp_path / "bad.jsonl"
@@ -313,7 +313,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
         (("--method", "features"), 'method = "features" classifies: it needs a [task]'),
         (("--method", "top_layers", "--top-layers.layers", "9"), "this model has 2 layers"),
         (("--lora.targets", "w_q"), 'no layer "w_q"; did you mean "wq"'),
-        (("--lora.rank", "99"), "lora.rank = 99 is above wq's 32"),
+        (("--lora.rank", "99"), "lora.rank = 99 is above 32, the smaller dimension of wq"),
         (("--general", "folk-tunes"), "is the training corpus: name another corpus"),
         (("--examples", long, "--task.name", rows), "give examples or a [task], not both"),
     ):
@@ -323,7 +323,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(tune, tmp_path, rows):
         assert not (run / "merged").exists()
 
 
-def test_an_adapter_is_merged_by_a_command_upon_its_own_base_only(command, base, tune, rows, recipe, tmp_path):
+def test_merge_command_accepts_only_the_base_of_the_adapter(command, base, tune, rows, recipe, tmp_path):
     for method in ("lora", "soft_prompt"):
         done, run = tune("--method", method, "--task.name", rows, name=method)
         assert done.returncode == 0, done.stderr
@@ -342,13 +342,13 @@ def test_an_adapter_is_merged_by_a_command_upon_its_own_base_only(command, base,
     )
     refused = command("adapt.merge", other, run / "adapter", tmp_path / "wrong")
     assert refused.returncode == 2
-    assert "was trained upon another base model" in refused.stderr.strip().splitlines()[-1]
+    assert "was trained on another base model" in refused.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "wrong").exists()
 
 
-def test_methods_are_combined_text_then_task_then_prompts(tune, rows, tmp_path):
+def test_methods_combine_text_then_task_then_prompts(tune, rows, tmp_path):
     done, text = tune("--method", "full", "--data.corpus", tmp_path / "tunes.txt", name="text")
-    assert done.returncode == 2  # there is no such file
+    assert done.returncode == 2  # the file does not exist
     (tmp_path / "tunes.txt").write_text(words(3, 8000))
     done, text = tune("--method", "full", "--data.corpus", tmp_path / "tunes.txt", name="text")
     assert done.returncode == 0, done.stderr
@@ -358,7 +358,7 @@ def test_methods_are_combined_text_then_task_then_prompts(tune, rows, tmp_path):
     prompt = ("--method", "soft_prompt", "--task.name", rows, "--base", text / "merged")
     done, soft = tune(*prompt, name="soft")
     assert done.returncode == 0, done.stderr
-    # An adapter on a model that has a soft prompt: both are in what is merged.
+    # An adapter on a model with a soft prompt: the merged model has both.
     done, both = tune("--method", "lora", "--task.name", rows, "--base", soft / "merged", name="both")
     assert done.returncode == 0, done.stderr
     saved = json.loads((both / "adapter" / "adapter_config.json").read_text())
@@ -371,15 +371,15 @@ def test_methods_are_combined_text_then_task_then_prompts(tune, rows, tmp_path):
         torch.testing.assert_close(merged(x), again(x))
     items = [Item(str(n), f"{c} x", {"red": "warm", "blue": "cold"}[c]) for n, c in enumerate(["red", "blue"] * 3)]
     task = Task("Text", "Label", ["cold", "warm"], items, [], items)
-    answers = task_answers(merged, tokenizer, task, fixed_shots(task, 2, 0))
+    answers = answer_task(merged, tokenizer, task, fixed_shots(task, 2, 0))
     assert len(answers["correct"]) == 6
-    texts = [words(5, 60)]  # longer than the context that the vectors leave
+    texts = [words(5, 60)]  # longer than the context without the soft prompt
     assert document_bits(merged, tokenizer, texts)[0] > 0
-    shapes = extract(merged, tokenizer, ["red a b"], "mean").shape
+    shapes = extract_features(merged, tokenizer, ["red a b"], "mean").shape
     assert shapes == (1, 3, 32)
     refused, _ = tune(*prompt[:4], "--base", soft / "merged", name="twice")
     assert refused.returncode == 2
-    assert "has a soft prompt of 3 vectors already" in refused.stderr
+    assert "already has a soft prompt of 3 vectors" in refused.stderr
 
 
 def test_the_shipped_recipes_name_every_method():

@@ -1,4 +1,4 @@
-"""Soft prompts against `peft`: prompt tuning and the prompt encoder, on the real model."""
+"""Soft prompts against `peft`: prompt tuning and the prompt encoder, on the foundation model."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapt.adapter import load_adapter, save_adapter
-from adapt.soft_prompt import add_soft_prompt, fix_soft_prompt
+from adapt.soft_prompt import add_soft_prompt, merge_prompt_encoder
 from cli.errors import UserError
 from configs.finetune_recipe import SoftPromptConfig
 from configs.schema import ModelConfig
@@ -20,7 +20,7 @@ def small(**changes):
 
 
 class Letters:
-    """Ids of letters, for a prompt's first vectors."""
+    """A tokenizer stub: one id per letter."""
 
     @staticmethod
     def encode(text):
@@ -41,7 +41,7 @@ ENCODER = SoftPromptConfig(tokens=5, hidden_dim=16)
     ],
     ids=["plain", "learned", "recipe"],
 )
-def test_only_the_prompt_is_trained_and_a_cache_changes_nothing(config, changes):
+def test_only_the_prompt_is_trained_and_the_kv_cache_gives_the_same_tokens(config, changes):
     model = add_soft_prompt(small(**changes), Letters, config, seed=0)
     x = torch.arange(12)[None]
     model(x, targets=x).backward()
@@ -53,21 +53,21 @@ def test_only_the_prompt_is_trained_and_a_cache_changes_nothing(config, changes)
     two = list(generate(model, x, max_new_tokens=9, temperature=0, num_samples=2))
     assert [int(t[1]) for t in two] == whole
     before = model(x)
-    torch.testing.assert_close(fix_soft_prompt(model)(x), before)
+    torch.testing.assert_close(merge_prompt_encoder(model)(x), before)
 
 
-def test_vectors_take_their_room_from_the_context():
+def test_soft_prompt_shortens_the_context():
     model = add_soft_prompt(small(max_seq_len=16), Letters, PLAIN, seed=0)
     assert model.config.context == 11
     x = torch.arange(6)[None]
     assert len(list(generate(model, x, max_new_tokens=99, temperature=0))) == 5
-    with pytest.raises(UserError, match="has a soft prompt of 5 vectors already"):
+    with pytest.raises(UserError, match="already has a soft prompt of 5 vectors"):
         add_soft_prompt(model, Letters, PLAIN, seed=0)
     with pytest.raises(UserError, match="init_text has 9 tokens, more than"):
         add_soft_prompt(small(), Letters, SoftPromptConfig(tokens=5, init_text="too long."), 0)
 
 
-def test_vectors_equal_to_embeddings_are_those_tokens():
+def test_init_text_equals_its_tokens():
     model = small()
     text = torch.tensor([Letters.encode("hello")])
     x = torch.arange(12)[None]
@@ -91,7 +91,7 @@ def theirs(foundation_path):
 
 
 @pytest.mark.parametrize("hidden", [0, 64], ids=["plain", "encoder"])
-def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(foundation, theirs, hidden, tmp_path):
+def test_training_gives_the_losses_of_peft_and_adapters_load_both_ways(foundation, theirs, hidden, tmp_path):
     from peft import PeftModel, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
     base, tokenizer = foundation
@@ -131,9 +131,9 @@ def test_training_gives_the_losses_of_peft_and_it_loads_what_was_trained(foundat
     assert results[0][-1] < results[0][0] - 0.1
 
     save_adapter(ours, tmp_path / "mine", "smollm2-135m")
-    settled = fix_soft_prompt(ours)
+    merged = merge_prompt_encoder(ours)
     with torch.no_grad():
-        expected = settled(ids)
+        expected = merged(ids)
         again = load_adapter(copy.deepcopy(base), tmp_path / "mine")
         torch.testing.assert_close(again(ids), expected)
         plain = peft.get_base_model()

