@@ -1,7 +1,8 @@
 """Read and write Hugging Face folders: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3 and GPT-2.
 
-A folder holds config.json, model.safetensors (or shards with an index) and tokenizer.json. The
-options of a model determine its family; errors name an option that no family has.
+A folder holds config.json, model.safetensors (or shards with an index), tokenizer.json and
+perhaps a chat template. The options of a model determine its family; errors name an option that no
+family has.
 """
 
 import json
