@@ -1,1 +1,1 @@
-"""The study: methods, ledger, table, verdict."""
+"""The study: methods, ledger, report with table, curves and verdict."""

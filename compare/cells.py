@@ -1,10 +1,10 @@
-"""Measures one cell of a study, in a process of its own, so that its peak memory is its own.
+"""Measure one cell of a study, in a process of its own, so that its peak memory is measured alone.
 
-    python -m compare.cells STUDY-DIR ARM AXIS SIZE SEED RESULT
+    python -m compare.cells STUDY-DIR METHOD AXIS SIZE SEED RESULT
 
-reads STUDY-DIR/config.toml and writes what it measured to the file RESULT; `compare.run` calls it.
-On the first seed every setting of the method is tried and validation chooses; other seeds take what
-was chosen. The test split is read once, with the choice made.
+Reads STUDY-DIR/config.toml and writes a row to the file RESULT; `compare.run` calls it. The first
+seed tries every setting of the method and the validation split chooses (hyperparameter search);
+other seeds use the chosen setting. The test split is read once, after this choice.
 """
 
 import os
@@ -23,22 +23,23 @@ from compare.methods import BASELINES, METHODS
 from data.prepare import read_shuffled
 from train.metrics import peak_memory, reset_peak_memory
 
-SHOWN = 2  # held-out prompts that every method continues, side by side in the report
-SHOWN_CHARS = 60
-VALIDATED = 30  # documents that choose between settings
+SAMPLES = 2  # held-out prompts that every method continues, for the report
+PROMPT_CHARS = 60
+EXPECTED_CHARS = 300  # of a document, with the prompt
+VALIDATION_DOCUMENTS = 30
 
 
 def measure(study: Study, cell: Cell) -> dict:
-    """The row of a cell, without what tells where it comes from."""
+    """The measurements of a cell, as a ledger row without its key and provenance."""
     method = METHODS[cell.method]
     settings, search = method.settings(study.recipe, cell.axis), []
     if cell.seed != study.recipe.seeds[0]:
         first = study.folder / "cells" / f"{cell._replace(seed=study.recipe.seeds[0]).name}.json"
         if not first.exists():
-            raise UserError(f"{first.name} is missing: its first seed chooses an method's setting")
+            raise UserError(f"{first} is missing: the first seed chooses the setting; run that cell first")
         chosen = read_json(first)
         if chosen is None:
-            raise UserError(f"{first}: is damaged; delete it and run the study with --resume")
+            raise UserError(f"{first}: the file is damaged; delete it and run the study with --resume")
         settings = [chosen["setting"]]
     device = torch.device("cpu") if cell.method in BASELINES else study.device
     best: tuple[float, Setting, Learned] | None = None
@@ -50,17 +51,17 @@ def measure(study: Study, cell: Cell) -> dict:
         score = 0.0
         if len(settings) > 1:
             started = time.perf_counter()
-            score, flops = validation(study, cell, learned)
+            score, flops = validate(study, cell, learned)
             seconds = time.perf_counter() - started
-            took = {
-                unit: learned.costs.get(f"training_{unit}", 0.0) - learned.reused.get(unit, 0.0) + asking
-                for unit, asking in (("seconds", seconds), ("flops", flops))
+            costs = {
+                unit: learned.costs.get(f"training_{unit}", 0.0) - learned.reused_costs.get(unit, 0.0) + validating
+                for unit, validating in (("seconds", seconds), ("flops", flops))
             }
-            search.append({"setting": setting, "validation": score, **took})
+            search.append({"setting": setting, "validation": score, **costs})
         if best is None or score > best[0]:
             best = score, setting, learned
-            if learned.keep:
-                learned.keep()
+            if learned.save:
+                learned.save()
     assert best is not None
     _, setting, learned = best
     row: dict = {"setting": setting, "search": search, **learned.costs}
@@ -74,39 +75,39 @@ def measure(study: Study, cell: Cell) -> dict:
         row |= learned.answers("test")
         row["items"] = [item.id for item in study.task.test]
         chooses = len(method.settings(study.recipe, cell.axis)) > 1 or "training_steps" in row
-        given = study.labelled(int(cell.size), cell.method)
-        row["labels"] = len(given.train) + chooses * len(given.validation)
-    if learned.general:
-        row["general_bits"] = sum(learned.general(study.general))
-        row["general_bytes"] = sum(len(text.encode()) for text in study.general)
+        task = study.labelled_task(int(cell.size), cell.method)
+        row["labels"] = len(task.train) + chooses * len(task.validation)
+    if learned.general_bits:
+        row["general_bits"] = sum(learned.general_bits(study.general_texts))
+        row["general_bytes"] = sum(len(text.encode()) for text in study.general_texts)
     row["peak_bytes"] = max(row["peak_bytes"], peak_memory(device))
-    row["overlap"] = study.held_out.overlap(learned.saw)
+    row["overlap"] = study.held_out.overlap(learned.seen_texts)
     if learned.write and learned.prompts and cell.seed == study.recipe.seeds[0]:
-        row["written"] = written(study, cell, learned)
+        row["written"] = write_samples(study, cell, learned)
     return row
 
 
-def validation(study: Study, cell: Cell, learned: Learned) -> tuple[float, float]:
-    """What chooses between settings, more is better: items right, or minus bits per byte; FLOPs.
+def validate(study: Study, cell: Cell, learned: Learned) -> tuple[float, float]:
+    """The validation score (higher is better) and the FLOPs of measuring it.
 
-    Those of bits are not counted.
+    On "task" the share of items right, on "text" minus bits per byte, whose FLOPs are not counted.
     """
     if cell.axis == "task":
         assert learned.answers is not None
-        found = learned.answers("validation")
-        count = len(found["correct"])
-        return sum(found["correct"]) / count, count * found.get("flops_per_request", 0.0)
-    texts = [row["text"] for row in read_shuffled(study.documents, "validation")][:VALIDATED]
+        answers = learned.answers("validation")
+        count = len(answers["correct"])
+        return sum(answers["correct"]) / count, count * answers.get("flops_per_request", 0.0)
+    texts = [row["text"] for row in read_shuffled(study.documents, "validation")][:VALIDATION_DOCUMENTS]
     assert learned.bits is not None
     return -sum(learned.bits(texts)) / sum(len(text.encode()) for text in texts), 0.0
 
 
-def written(study: Study, cell: Cell, learned: Learned) -> list[dict]:
-    """What an method writes after the first held-out prompts."""
+def write_samples(study: Study, cell: Cell, learned: Learned) -> list[dict]:
+    """Samples of the method for the first held-out prompts: "prompt", "expected", "text"."""
     assert learned.write is not None
     assert learned.prompts is not None
     if cell.axis == "task":
-        items = study.task.test[:SHOWN]
+        items = study.task.test[:SAMPLES]
         prompts = learned.prompts([item.text for item in items])
         return [
             {"prompt": item.text, "expected": item.label, "text": learned.write(prompt)}
@@ -114,18 +115,18 @@ def written(study: Study, cell: Cell, learned: Learned) -> list[dict]:
         ]
     return [
         {
-            "prompt": text[:SHOWN_CHARS],
-            "expected": text[SHOWN_CHARS:300],
-            "text": learned.write(learned.prompts([text[:SHOWN_CHARS]])[0]),
+            "prompt": text[:PROMPT_CHARS],
+            "expected": text[PROMPT_CHARS:EXPECTED_CHARS],
+            "text": learned.write(learned.prompts([text[:PROMPT_CHARS]])[0]),
         }
-        for text in study.test[:SHOWN]
+        for text in study.test[:SAMPLES]
     ]
 
 
-def end_with_parent() -> None:
-    """End this process when the one that holds its standard input ends, however that happened.
+def exit_with_parent() -> None:
+    """Exit this process when the parent exits, even by SIGKILL: then standard input is closed.
 
-    A cell that outlives a killed study would still train in the folder that --resume goes on in.
+    Otherwise the cell of a killed study would still write to the folder that --resume uses.
     """
 
     def wait() -> None:
@@ -144,7 +145,7 @@ def main() -> None:
     cell = Cell(method, axis, float(size), int(seed))
     started = time.perf_counter()
     if not sys.stdin.isatty():
-        end_with_parent()
+        exit_with_parent()
     study = Study(Path(folder), cell.seed)
     row = measure(study, cell)
     load = None

@@ -1,4 +1,4 @@
-"""What every method of a study is given: the same held-out text and items, budget and seed."""
+"""The data and budget that all methods of a study share: splits, leak check, seed and budget."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -22,109 +22,113 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.preflight import uses_bfloat16
 
-GENERAL = 32  # documents of general text, of at most so many characters:
-GENERAL_CHARS = 1000
-LEAST = 16  # labelled items that choose settings and checkpoint, or as many as are learnt from
+GENERAL_DOCUMENTS = 32
+GENERAL_CHARS = 1000  # at most, of each
+MIN_VALIDATION = 16  # labelled items for validation, also where fewer are used for training
 
 
 T = TypeVar("T")
 
 
 class Cell(NamedTuple):
-    """One measurement: an method that learns from `size` of the text or of the task, once per seed."""
+    """One measurement: a method on an axis, at one size, with one seed."""
 
     method: str
     axis: str
-    """"text" (size: a share of the training documents) or "task" (a number of labelled items)."""
+    """"text" or "task"."""
     size: float
+    """On "text" a share of the training documents, on "task" a number of labelled items."""
     seed: int
 
     @property
     def name(self) -> str:
-        """The stem of its files."""
+        """The stem of the cell's file names."""
         return f"{self.method}-{self.axis}-{self.size:g}-{self.seed}"
 
     def as_row(self) -> dict:
-        """The keys of a ledger row; the format of the ledger calls the method "arm"."""
+        """The keys of a ledger row, whose format names the method "arm"."""
         return {"arm": self.method, "axis": self.axis, "size": self.size, "seed": self.seed}
 
 
-def task_of(recipe: StudyRecipe) -> Task:
-    """The task of a study; one without items if it names none and measures text alone."""
+def load_study_task(recipe: StudyRecipe) -> Task:
+    """The task of a study; a task without items if the study measures text only."""
     if not recipe.task.name:
         return Task(recipe.task.field, recipe.task.answer, [], [], [], [])
     return load_task(recipe.task, recipe.data)
 
 
 class Study:
-    """Splits, items and budget, as every method sees them.
+    """The splits, items and budget of a study for one seed.
 
-    Held-out items and documents that also stand in the training split are left out before anything
-    is measured; whatever an method learns from, retrieves or shows goes through `allow`, which refuses
-    a copy of what is left.
+    Held-out items and documents that also occur in the training split are removed first. All data
+    for training, retrieval or prompts then passes a leak check (`check_leaks`), which refuses copies
+    of the remaining held-out texts. Raises UserError if no held-out data remains.
     """
 
     def __init__(self, folder: Path, seed: int = 0):
         self.folder, self.seed = folder, seed
-        self._made: dict = {}
+        self._cache: dict = {}
         self.recipe = load(StudyRecipe, folder / "config.toml")
         self.documents = prepare(self.recipe.data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        task = task_of(self.recipe)
+        task = load_study_task(self.recipe)
         texts = [row["text"] for row in read_shuffled(self.documents, "test")]
         texts = texts[: self.recipe.test_documents]
         asked = [item.text for item in (*task.test, *task.validation)]
-        every = HeldOut([*texts, *asked])
+        all_held_out = HeldOut([*texts, *asked])
         self.all_texts = [row["text"] for row in read_documents(self.documents, "train")]
-        learnable = [item.text for item in task.train]
-        dropped = every.copies([*self.all_texts, *learnable])
-        self.left_out = len(dropped)
-        gone = {every.texts[number] for number in dropped}
-        self.test = [text for text in texts if text not in gone]
+        train_items = [item.text for item in task.train]
+        copied = all_held_out.find_copies([*self.all_texts, *train_items])
+        self.left_out = len(copied)
+        removed = {all_held_out.texts[number] for number in copied}
+        self.test = [text for text in texts if text not in removed]
         self.task: Task = task._replace(
-            test=[item for item in task.test if item.text not in gone],
-            validation=[item for item in task.validation if item.text not in gone],
+            test=[item for item in task.test if item.text not in removed],
+            validation=[item for item in task.validation if item.text not in removed],
         )
         if not self.test or (task.test and not (self.task.test and self.task.validation)):
-            raise UserError("nothing is left to measure on: all that is held out is also trained on")
-        self.held_out = HeldOut([text for text in every.texts if text not in gone])
-        if dropped:
-            say(f"{len(dropped)} held-out texts stand in the training split: left out")
+            raise UserError(
+                f"{folder}: no held-out data remains, all of it also occurs in the training split; "
+                "remove duplicates between the splits"
+            )
+        self.held_out = HeldOut([text for text in all_held_out.texts if text not in removed])
+        if copied:
+            say(f"leak check: {len(copied)} held-out texts occur in the training split and are removed")
 
-    def once(self, key: tuple, make: Callable[[], T]) -> tuple[T, bool]:
-        """What `make` gives, made for the first setting that is tried; whether that was before."""
-        known = key in self._made
-        if not known:
-            self._made[key] = make()
-        return self._made[key], known
+    def make_once(self, key: tuple, make: Callable[[], T]) -> tuple[T, bool]:
+        """The cached result of `make`, shared by all tried settings; and whether it was cached before."""
+        was_cached = key in self._cache
+        if not was_cached:
+            self._cache[key] = make()
+        return self._cache[key], was_cached
 
-    def allow(self, place: str, texts: Sequence[str]) -> list[str]:
-        """`texts`, which an method is about to see. Raises UserError if one holds what is held out."""
-        self.held_out.refuse(place, texts)
+    def check_leaks(self, place: str, texts: Sequence[str]) -> list[str]:
+        """`texts`, after the leak check. Raises UserError, naming `place`, if one holds a held-out text."""
+        self.held_out.refuse_copies(place, texts)
         return list(texts)
 
-    def part(self, share: float) -> Path:
-        """The prepared folder whose training split is a share of the documents, by this seed."""
+    def share_folder(self, share: float) -> Path:
+        """The prepared folder with a share of the training documents, sampled by this seed."""
         return subsample(self.documents, share, self.seed)
 
-    def texts(self, share: float, place: str) -> list[str]:
-        """The training documents of a share, which `place` is about to see."""
-        return self.allow(place, [row["text"] for row in read_documents(self.part(share), "train")])
+    def training_texts(self, share: float, place: str) -> list[str]:
+        """A share of the training documents, after the leak check for `place`."""
+        return self.check_leaks(place, [row["text"] for row in read_documents(self.share_folder(share), "train")])
 
-    def labelled(self, count: int, place: str) -> Task:
-        """The task with `count` training items, drawn by this seed, which `place` is to see.
+    def labelled_task(self, count: int, place: str) -> Task:
+        """The task with `count` training items, sampled by this seed, after the leak check for `place`.
 
-        It has as many to validate on (Perez et al. 2021, arXiv:2105.11447: more would be labels
-        that the size does not count), 16 at least.
+        It has as many validation items, at least 16. More would be labels that the size does not
+        count (Perez et al. 2021, arXiv:2105.11447).
         """
         items: list[Item] = list(self.task.train)
         random.Random(self.seed).shuffle(items)
-        self.allow(place, [item.text for item in items[:count]])
-        validation = self.task.validation[: max(count, LEAST)]
+        self.check_leaks(place, [item.text for item in items[:count]])
+        validation = self.task.validation[: max(count, MIN_VALIDATION)]
         return self.task._replace(train=items[:count], validation=validation)
 
-    def budget(self, settings: TrainConfig, rate: float) -> TrainConfig:
-        """`settings` with this seed, a rate, and the budget in seconds or in FLOPs."""
+    def with_budget(self, settings: TrainConfig, rate: float) -> TrainConfig:
+        """`settings` with this seed, a learning rate, and the budget in seconds or FLOPs."""
         changes: dict = {"seed": self.seed, "learning_rate": rate}
         if self.recipe.budget_flops:
             changes["max_flops"] = self.recipe.budget_flops
@@ -132,20 +136,20 @@ class Study:
             changes["max_seconds"] = self.recipe.budget_seconds
         return settings.model_copy(update=changes)
 
-    def foundation(self) -> tuple[Transformer, Tokenizer]:
-        """The pretrained model in float32, and its tokenizer."""
+    def load_foundation(self) -> tuple[Transformer, Tokenizer]:
+        """The foundation model in float32, and its tokenizer."""
         model, tokenizer = load_model(self.recipe.foundation)
         return model.to(self.device), tokenizer
 
     @cached_property
-    def general(self) -> list[str]:
-        """Held-out documents of general text."""
+    def general_texts(self) -> list[str]:
+        """Held-out documents of the general corpus, to measure forgetting."""
         data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
-        rows = read_shuffled(prepare(data), "test")[:GENERAL]
+        rows = read_shuffled(prepare(data), "test")[:GENERAL_DOCUMENTS]
         return [row["text"][:GENERAL_CHARS] for row in rows]
 
 
-def inference(model: Transformer) -> Transformer:
-    """`model` itself, ready to score: in bfloat16 where that is what pays."""
+def prepare_inference(model: Transformer) -> Transformer:
+    """`model` itself in evaluation mode, in bfloat16 where that is faster."""
     model.eval()
     return model.bfloat16() if uses_bfloat16("auto", model, model.device) else model

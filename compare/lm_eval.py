@@ -1,11 +1,11 @@
-"""Run tasks of `lm-eval` on any of our models.
+"""Run tasks of `lm-eval` on a model of this project.
 
     python -m compare.lm_eval MODEL --tasks NAME [NAME …] [--include DIR] [--num-fewshot 4]
 
-MODEL is a run, a foundation model, a .gguf file or a Hugging Face folder or name; DIR holds task
-files of your own. Every text follows the document separator, as in training. A request that does
-not fit the context is an error: nothing is cut off silently, and an answer that the context
-leaves less room for than its task allows is told.
+MODEL is a run, a foundation model, a .gguf file or a Hugging Face folder or name; DIR contains your
+own task files. Every text follows the document separator, as in training. A request that does not
+fit the context is an error, never truncated; a warning counts the answers for which the context
+leaves fewer tokens than their task allows.
 """
 
 import json
@@ -27,11 +27,11 @@ from model.transformer import IGNORE, Transformer
 from tokenizer.bpe import Tokenizer
 
 BATCH = 8
-WRITTEN = 256  # tokens of an answer, where a task sets no limit
+MAX_NEW_TOKENS = 256  # where a task sets no limit
 
 
 def as_lm(model: Transformer, tokenizer: Tokenizer) -> Any:
-    """The model as `lm-eval` wants it: an `lm_eval.api.model.LM`.
+    """The model as an `lm_eval.api.model.LM`.
 
     Raises UserError if `lm-eval` is not installed.
     """
@@ -41,40 +41,40 @@ def as_lm(model: Transformer, tokenizer: Tokenizer) -> Any:
         raise UserError("this needs: pip install -e '.[eval]'") from None
 
     class Homegrown(LM):
-        """Scores and writes text; the prefix of every request is the document separator."""
+        """Scores and generates text; every request starts with the document separator."""
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-            """Of each (context, continuation): log-probability, and whether it is the likeliest."""
+            """For each (context, continuation): log-likelihood in nats, and whether it is greedy."""
             return loglikelihoods(model, tokenizer, [request.args for request in requests])
 
         def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-            """Log-probability of whole texts, in windows that overlap by half."""
+            """Log-likelihood of whole texts in nats, in windows that overlap by half."""
             texts = [request.args[0] for request in requests]
             return [-bits * math.log(2) for bits in document_bits(model, tokenizer, texts)]
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
-            """What follows each context, up to a stop string."""
-            found, short = [], 0
+            """The generated text after each context, up to a stop string."""
+            texts, shortened = [], 0
             for request in track(requests, "writing", len(requests)):
-                context, how = request.args
-                until = how.get("until") or []
+                context, settings = request.args
+                until = settings.get("until") or []
                 *_, (stream,) = sample(
                     model,
                     tokenizer,
                     context,
-                    max_new_tokens=how.get("max_gen_toks", WRITTEN),
-                    temperature=how.get("temperature", 0.0) if how.get("do_sample") else 0.0,
+                    max_new_tokens=settings.get("max_gen_toks", MAX_NEW_TOKENS),
+                    temperature=settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0,
                     stop=[until] if isinstance(until, str) else list(until),
                 )
-                found.append(stream.text)
+                texts.append(stream.text)
                 room = model.config.context - 1 - len(tokenizer.encode(context))
-                short += room < how.get("max_gen_toks", WRITTEN)
-            if short:
+                shortened += room < settings.get("max_gen_toks", MAX_NEW_TOKENS)
+            if shortened:
                 say(
-                    f"WARNING: {short} answers had less room than their task allows: the context "
+                    f"WARNING: {shortened} answers had fewer tokens than their task allows: the context "
                     f"is {model.config.context} tokens"
                 )
-            return found
+            return texts
 
     return Homegrown()
 
@@ -83,13 +83,14 @@ def as_lm(model: Transformer, tokenizer: Tokenizer) -> Any:
 def loglikelihoods(
     model: Transformer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[float, bool]]:
-    """Log-probability (nats) of each continuation after its context, and whether every token of it
+    """Log-likelihood (nats) of each continuation after its context, and whether it is greedy.
 
-    is the likeliest. Both are tokenised as one text. Raises UserError for what does not fit.
+    Greedy means that every token is the most likely one. Context and continuation are tokenised as
+    one text. Raises UserError for a pair that does not fit the context.
     """
     rows = []
     for context, continuation in pairs:
-        spaces = len(context) - len(context.rstrip())  # which begin a word, not end one
+        spaces = len(context) - len(context.rstrip())  # tokens have the space before a word, not after
         context, continuation = (context[: len(context) - spaces], (context[len(context) - spaces :] + continuation))
         known = 1 + len(tokenizer.encode(context))
         ids = [tokenizer.separator_id, *tokenizer.encode(context + continuation)]
@@ -99,7 +100,7 @@ def loglikelihoods(
                 f"{model.config.context}; use fewer shots: {context[:60]!r}…"
             )
         rows.append((ids, min(known, len(ids) - 1)))
-    found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+    results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     for batch in track(batches, "scoring", len(batches)):
@@ -113,12 +114,12 @@ def loglikelihoods(
         targets = targets.to(model.device)
         scored = targets != IGNORE
         logits = model.output(model.features(inputs.to(model.device))[scored]).float()
-        wanted = targets[scored][:, None]
-        logs = logits.log_softmax(-1).gather(1, wanted)[:, 0].split(scored.sum(1).tolist())
-        likeliest = (logits.argmax(-1) == wanted[:, 0]).split(scored.sum(1).tolist())
-        for i, nats, best in zip(batch, logs, likeliest, strict=True):
-            found[i] = nats.sum().item(), bool(best.all())
-    return found
+        expected = targets[scored][:, None]
+        logs = logits.log_softmax(-1).gather(1, expected)[:, 0].split(scored.sum(1).tolist())
+        is_greedy = (logits.argmax(-1) == expected[:, 0]).split(scored.sum(1).tolist())
+        for i, nats, greedy in zip(batch, logs, is_greedy, strict=True):
+            results[i] = nats.sum().item(), bool(greedy.all())
+    return results
 
 
 def main() -> None:
@@ -126,9 +127,9 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME")
-    parser.add_argument("--include", type=Path, help="a folder with task files of your own")
+    parser.add_argument("--include", type=Path, help="a folder with your own task files")
     parser.add_argument("--num-fewshot", type=int, help="solved examples in every prompt")
-    parser.add_argument("--limit", type=int, help="items of each task")
+    parser.add_argument("--limit", type=int, help="number of items per task")
     parser.add_argument("--out", type=Path, help="write all results here, as JSON")
     args = parser.parse_args()
     model, tokenizer = load_model(args.model)
@@ -153,8 +154,8 @@ def main() -> None:
     assert results is not None
     show(make_table(results))
     if args.out:
-        shown = {key: results[key] for key in ("results", "n-shot", "versions", "n-samples")}
-        write_atomically(args.out, json.dumps(shown, indent=2, default=str) + "\n")
+        written = {key: results[key] for key in ("results", "n-shot", "versions", "n-samples")}
+        write_atomically(args.out, json.dumps(written, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an method is, and what it has become once it has learnt."""
+"""The definition of a method, and its result after training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,55 +8,56 @@ from compare.context import Cell, Study
 from configs.study_recipe import StudyRecipe
 
 Setting = dict[str, Any]
+"""Hyperparameters of one try."""
 
 
 @dataclass
 class Learned:
-    """How an method answers after it has learnt, and what that took."""
+    """A method after training: how to score it, and its costs."""
 
-    saw: Sequence[str]
-    """All texts that it learnt from, retrieves or shows, for the overlap with what is held out."""
+    seen_texts: Sequence[str]
+    """All texts for training, retrieval or prompts, for the overlap with the held-out texts."""
     answers: Callable[[str], dict] | None = None
-    """Of a split's items: "correct", and what else `prompting.answers.answer_task` tells."""
+    """For the name of a split: "correct" per item and the other keys of `prompting.answers.answer_task`."""
     bits: Callable[[Sequence[str]], list[float]] | None = None
     """Bits of each text."""
-    general: Callable[[Sequence[str]], list[float]] | None = None
-    """Bits of each text of another kind."""
+    general_bits: Callable[[Sequence[str]], list[float]] | None = None
+    """Bits of each general text, to measure forgetting."""
     write: Callable[[str], str] | None = None
-    """What follows a prompt."""
+    """The continuation of a prompt."""
     prompts: Callable[[Sequence[str]], list[str]] | None = None
-    """What is put to the model for each input text."""
+    """The prompt for each input text."""
     costs: dict[str, float] = field(default_factory=dict)
     """training_seconds, training_flops, trained_parameters, stored_bytes, training_tokens."""
-    reused: dict[str, float] = field(default_factory=dict)
-    """What of the costs, as seconds and flops, an earlier try of the same cell has paid."""
-    keep: Callable[[], object] | None = None
-    """Makes it what others go on from: called if no earlier try was better."""
+    reused_costs: dict[str, float] = field(default_factory=dict)
+    """The part of the costs, as "seconds" and "flops", that an earlier try of this cell has counted."""
+    save: Callable[[], object] | None = None
+    """Saves the model for the methods that start from it; called if no earlier try was better."""
 
 
 class Method(NamedTuple):
-    """A way to a domain model."""
+    """One approach to a domain model."""
 
     learn: Callable[[Study, Cell, Setting], Learned]
     settings: Callable[[StudyRecipe, str], list[Setting]]
-    """What it may try on an axis: as many as every other method, or one if there is nothing to set."""
+    """The settings to try on an axis: as many as every other method, or one without hyperparameters."""
     sizes: dict[str, str]
-    """For "text" and "task", if it is measured there: what its size is, "share" or "labels" (those
-    of the study), "shots" (as many as a prompt shows), "one" (of them), or "none"."""
-    sees: str
-    """What it may see, in words, for the report."""
-    reads: tuple[str, ...] = ()
-    """The tables of the recipe that set it, what it needs included."""
-    needs: str = ""
-    """The method whose model, of the whole text and the same seed, it goes on from."""
-    looks_up: bool = False
-    """Whether it reads the training text at every request."""
-    seeded: bool = True
-    """Whether anything is drawn: else one seed says it all."""
+    """The kind of size for "text" and "task", if it is measured there: "share" or "labels" (those of
+    the study), "shots" (items in a prompt), "one" (one item), or "none"."""
+    data: str
+    """The data that it uses, in words, for the report."""
+    recipe_tables: tuple[str, ...] = ()
+    """The tables of the recipe with its settings and those of its base method."""
+    base_method: str = ""
+    """The method whose model (all of the text, same seed) it starts from."""
+    retrieves: bool = False
+    """Whether it searches the training text at every request."""
+    is_seeded: bool = True
+    """Whether its result depends on the seed; otherwise it is measured with one seed."""
 
 
 def sizes_of(method: Method, axis: str, recipe: StudyRecipe) -> list[float]:
-    """The sizes at which an method is measured on an axis; none if it is not."""
+    """The sizes at which a method is measured on an axis; empty if it is not measured there."""
     known = {
         "share": sorted(recipe.shares),
         "labels": sorted(map(float, recipe.labels)),
@@ -67,6 +68,6 @@ def sizes_of(method: Method, axis: str, recipe: StudyRecipe) -> list[float]:
     return known[method.sizes[axis]] if axis in method.sizes else []
 
 
-def nothing(recipe: StudyRecipe, axis: str) -> list[Setting]:
-    """Of an method that has nothing to set."""
+def no_settings(recipe: StudyRecipe, axis: str) -> list[Setting]:
+    """The settings of a method without hyperparameters: one, empty."""
     return [{}]

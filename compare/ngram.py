@@ -1,8 +1,9 @@
-"""A byte-level n-gram model with Witten-Bell smoothing: the simplest predictor of text.
+"""A byte-level n-gram model with Witten-Bell smoothing, a simple baseline for text.
 
-The estimate of order n mixes the counts after n - 1 bytes with the estimate of order n - 1, which
-weighs as much as there are different bytes after that context (Bell, Witten & Cleary 1990, chapter
-6; method C). Counts are sorted arrays of hashed contexts, so tens of megabytes take seconds.
+The estimate of order n interpolates the counts after n - 1 bytes with the estimate of order n - 1.
+The weight of the lower order is the number of different bytes after that context (Bell, Witten &
+Cleary 1990, chapter 6; method C). Counts are sorted arrays of hashed contexts, so tens of megabytes
+take seconds.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ _BASE = np.uint64(0x100000001B3)  # FNV's prime: a context's hash is a polynomia
 
 
 class NGram:
-    """Counts of all orders from 1 to `order` in texts, each of which begins with a zero byte."""
+    """Counts of all orders from 1 to `order`, in texts with a zero byte before each."""
 
     def __init__(self, texts: Sequence[str], order: int):
         data = _joined(texts)
@@ -22,7 +23,7 @@ class NGram:
         for n in range(order):
             contexts, following = _contexts(data, n)
             keys, counts = np.unique(contexts * _BASE + following, return_counts=True)
-            # How often a context was seen, and how many different bytes followed it.
+            # `totals`: how often a context occurs. `kinds`: how many different bytes follow it.
             seen, totals = np.unique(contexts, return_counts=True)
             first = np.unique(contexts * _BASE + following, return_index=True)[1]
             kinds = np.zeros(len(seen), np.int64)
@@ -30,7 +31,7 @@ class NGram:
             self.tables.append((keys, counts, seen, totals, kinds))
 
     def bits(self, texts: Sequence[str]) -> list[float]:
-        """Bits that each text takes, its bytes one after another."""
+        """Bits of each text."""
         found = []
         for text in texts:
             data = _joined([text])
@@ -45,13 +46,13 @@ class NGram:
 
 
 def _joined(texts: Sequence[str]) -> np.ndarray:
-    # Every text after a zero byte, which none holds (data.prepare takes them out).
+    # A zero byte before each text; texts contain none, since data.prepare removes them.
     return np.frombuffer(b"".join(b"\0" + text.encode() for text in texts), np.uint8)
 
 
 def _contexts(data: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    # Hash of the n bytes before each byte but the first, and that byte plus 1; bytes before the
-    # beginning count as zero.
+    # For each byte except the first: the hash of the n bytes before it (zero before the beginning),
+    # and the byte plus 1.
     padded = np.concatenate([np.zeros(n, np.uint8), data]).astype(np.uint64)
     contexts = np.zeros(len(data) - 1, np.uint64)
     for back in range(n, 0, -1):

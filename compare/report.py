@@ -1,9 +1,9 @@
-"""Table, curves, verdict and a page for any browser, drawn from a study's ledger alone.
+"""Report of a study from its ledger alone: table, learning curves, verdict and an HTML page.
 
     python -m compare.report STUDY-DIR
 
-Reads STUDY-DIR/ledger.jsonl (which may also be named itself) and config.toml; writes beside them
-report.html (one file, works without a network), table.md, verdict.md and plots/curves.png.
+Reads STUDY-DIR/ledger.jsonl (its path may be given instead) and config.toml; writes to the same
+folder report.html (one file, works without a network), table.md, verdict.md and plots/curves.png.
 """
 
 import json
@@ -20,65 +20,65 @@ from cli.console import printable, show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, load
 from compare.analysis.bootstrap import calibration_error
-from compare.analysis.costs import needed
+from compare.analysis.costs import base_rows
 from compare.analysis.ledger import Ledger, Sentence, cost_of
-from compare.analysis.verdict import general_bits, is_level, size_text, verdict
-from compare.context import LEAST
-from compare.leaks import RUN, SAME
+from compare.analysis.verdict import describe_size, general_bits, is_constant, verdict
+from compare.context import MIN_VALIDATION
+from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import BASELINES, METHODS
 from configs.study_recipe import StudyRecipe
 
 COLUMNS = (
     "method",
-    "learns from",
+    "data",
     "bits/byte",
     "task score",
-    "ECE",
-    "training s",
-    "training FLOPs",
+    "calibration error",
+    "training and search s",
+    "training and search FLOPs",
     "stored MiB",
-    "tokens/request",
+    "prompt tokens/request",
     "s/request",
     "peak memory",
-    "general bits",
-    "overlap",
+    "general bits/byte",
+    "held-out overlap",
 )
 CAPTIONS = {
     "text": "Held-out text: bits per byte, comparable across tokenizers.",
-    "task": "Held-out items: labels ranked by likelihood, or answers met exactly.",
+    "task": "Held-out items: share answered correctly, by label likelihood or exact match.",
 }
 
 
-def learns_from(axis: str, method: str, size: float) -> str:
-    """What an method learnt from, in words."""
-    first = "the text, then " if METHODS[method].needs else ""
-    if not size and METHODS[method].looks_up:
-        return "the text, looked up"
+def describe_data(axis: str, method: str, size: float) -> str:
+    """The data of a method at a size, in words, such as "the text, then 64 items"."""
+    base = "the text, then " if METHODS[method].base_method else ""
+    if not size and METHODS[method].retrieves:
+        return "passages of the text"
     if not size and method != "zero-shot":
-        return "documents shown"
-    return first + size_text(axis, size)
+        return "documents in the prompt"
+    return base + describe_size(axis, size)
 
 
 def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
-    """One row of COLUMNS per method, axis and size; the mean over seeds, quality with intervals."""
+    """One row of COLUMNS per method, axis and size: means over seeds, scores with intervals."""
 
     def show(value: float | None, form: str, empty: float | None = None) -> str:
         return "–" if value is None or value == empty else format(value, form)
 
-    found: list[tuple[str, ...]] = []
+    table: list[tuple[str, ...]] = []
     for axis, method, size in ledger.groups:
         rows = ledger.at(axis, method, size)
         score = str(ledger.score(axis, method, size).estimate)
-        cost, general = cost_of(rows, needed(ledger, method)), general_bits(rows)
-        found.append(
+        cost, general = cost_of(rows, base_rows(ledger, method)), general_bits(rows)
+        table.append(
             (
                 method,
-                learns_from(axis, method, size),
+                describe_data(axis, method, size),
                 score if axis == "text" else "–",
                 score if axis == "task" else "–",
                 show(calibration_error(rows), ".2f"),
-                show(cost.once_seconds, ".0f", 0.0),
-                show(cost.once_flops, ".2g", 0.0),
+                show(cost.fixed_seconds, ".0f", 0.0),
+                show(cost.fixed_flops, ".2g", 0.0),
                 show(cost.stored_bytes / 2**20, ".1f", 0.0),
                 show(cost.prompt_tokens, ",.0f"),
                 show(cost.request_seconds, ".3f"),
@@ -87,18 +87,18 @@ def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
                 show(max(row.get("overlap", 0.0) for row in rows), ".2%"),
             )
         )
-    return found
+    return table
 
 
 def markdown(ledger: Ledger) -> str:
-    """The table as Markdown, with what it was measured on."""
+    """The table as Markdown, with a line that describes the study."""
     rule = ["---", "---"] + ["---:"] * (len(COLUMNS) - 2)
     lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, rule, *table_rows(ledger))]
-    return "\n".join([*lines, "", about(ledger)]) + "\n"
+    return "\n".join([*lines, "", describe_study(ledger)]) + "\n"
 
 
-def about(ledger: Ledger) -> str:
-    """What was measured, where and how, in a line."""
+def describe_study(ledger: Ledger) -> str:
+    """Corpus, task, held-out data, seeds, device, commits and command, in one line."""
     row = ledger.rows[0]
     documents = max((len(r["document_bytes"]) for r in ledger.rows if "document_bytes" in r), default=0)
     items = max((len(r["correct"]) for r in ledger.rows if "correct" in r), default=0)
@@ -112,56 +112,55 @@ def about(ledger: Ledger) -> str:
 
 
 def protocol(recipe: StudyRecipe) -> list[str]:
-    """The rules of the experiment, in sentences."""
+    """The protocol of the experiment, in sentences."""
     budget = f"{recipe.budget_seconds:g} s"
     if recipe.budget_flops:
         budget = f"{recipe.budget_flops:.3g} FLOPs"
     return [
-        "Every method answers the same held-out documents and items, drawn once, one request at a time.",
-        f"Training gets {budget} on the text and as much on the task, per size, seed and try.",
-        f"Every method with something to set tries {recipe.tries} settings on the first seed; the "
-        "validation split chooses (also the checkpoint), and the test split is read once.",
-        f"An method with so many labelled items has as many to validate on, {LEAST} at least, as far "
-        "as there are; they are paid for as labels.",
-        f"Whatever an method learns, retrieves or shows is refused if a held-out text stands in it: "
-        f"{SAME:.0%} of its runs of {RUN} characters. Overlap is the share of all held-out runs "
-        "that stand anywhere in what an method saw.",
-        "Intervals: 95 %, bootstrapped over held-out documents or items, the same for every method, "
-        "with Student's t over seeds.",
-        "Seconds are the machine's, one cell at a time: steps of training, and of the search also "
-        "the answers that chose. Loading, checkpoints, the evaluations that choose one, and the "
-        "test's answers are not training.",
-        "FLOPs are those of products of matrices, the optimiser's included; on text, those of "
-        "the validation that chooses a setting are not in them.",
-        "The same seeds give the same numbers again on the same kind of CPU where the budget is in "
-        "FLOPs; seconds end a training where the machine is by then.",
-        "Tokens, FLOPs and seconds of a request hold its share of what is read once for all.",
-        *(f"{name} sees {method.sees}." for name, method in METHODS.items()),
+        "All methods are scored on the same held-out documents and items, sampled once, one request at a time.",
+        f"Training budget: {budget} on the text and the same on the task, for every size, seed and tried setting.",
+        f"Hyperparameter search: a method with hyperparameters tries {recipe.tries} settings on the first seed. "
+        "The validation split chooses the setting, and the checkpoint; the test split is read once.",
+        "A method that trains on some labelled items validates on as many others, at least "
+        f"{MIN_VALIDATION}, as far as there are enough; their labels are paid for too.",
+        "Leak check: data for training, retrieval or prompts is refused if it contains a held-out text, that is at "
+        f"least {COPY_SHARE:.0%} of its {NGRAM}-character n-grams. Overlap is the share of all held-out n-grams "
+        "that occur anywhere in a method's data.",
+        "Confidence intervals: 95 %, by bootstrap over held-out documents or items with the same resamples for "
+        "every method, and Student's t over seeds. They are not corrected for multiple comparisons.",
+        "Seconds are measured on this machine with one cell at a time. They count training steps and, in the "
+        "search, also the validation that chooses a setting. They do not count loading, checkpoints, the "
+        "evaluations that choose a checkpoint, or the test.",
+        "FLOPs count matrix products, those of the optimiser included. On text they do not count the "
+        "validation that chooses a setting.",
+        "With a budget in FLOPs the same seeds give the same numbers on the same kind of CPU. With a budget in "
+        "seconds the number of steps depends on the speed of the machine.",
+        "Tokens, FLOPs and seconds per request include the request's share of the work that is done once for all.",
+        *(f"{name} uses {method.data}." for name, method in METHODS.items()),
     ]
 
 
-def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
+def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) -> str:
     """The report as one HTML file."""
     row = ledger.rows[0]
     curves: dict[str, dict] = {"text": {}, "task": {}}
     for axis, method, size in ledger.groups:
         value, low, high = ledger.score(axis, method, size).estimate
-        alone = is_level(axis, method)
         curves[axis].setdefault(method, []).append(
-            {"size": size, "value": value, "low": low, "high": high, "level": alone}
+            {"size": size, "value": value, "low": low, "high": high, "constant": is_constant(axis, method)}
         )
-    for its in curves.values():
-        for points in its.values():
+    for by_method in curves.values():
+        for points in by_method.values():
             points.sort(key=lambda point: point["size"])
     content = {
         "corpus": row["corpus"],
-        "about": about(ledger).replace("`", ""),
+        "about": describe_study(ledger).replace("`", ""),
         "methods": [{"name": name} for name in METHODS if any(key[1] == name for key in ledger.groups)],
-        "verdict": [sentence._asdict() for sentence in said],
+        "verdict": [sentence._asdict() for sentence in sentences],
         "curves": curves,
         "captions": CAPTIONS,
-        "decision": decisions(ledger),
-        "written": {axis: written(ledger, axis) for axis in ("text", "task")},
+        "decision": decision_rows(ledger),
+        "samples": {axis: collect_samples(ledger, axis) for axis in ("text", "task")},
         "protocol": protocol(recipe),
         "environment": f"{row['device']}; "
         + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
@@ -169,29 +168,29 @@ def page(ledger: Ledger, recipe: StudyRecipe, said: list[Sentence]) -> str:
         "price": recipe.price_per_hour,
         "labelPrice": recipe.price_per_label,
         "requests": recipe.requests,
-        "rows": flat([shown(row) for row in ledger.rows]),
+        "rows": with_same_keys([plain_values(row) for row in ledger.rows]),
     }
     template = files("compare").joinpath("report.html").read_text(encoding="utf-8")
     text = to_json(content).replace("<", "\\u003c")
     return template.replace("__DATA__", text)
 
 
-def flat(rows: list[dict]) -> list[dict]:
-    """Rows that all have the same keys."""
+def with_same_keys(rows: list[dict]) -> list[dict]:
+    """The rows with the keys of all rows except "command"; missing values are None."""
     keys = list(dict.fromkeys(key for row in rows for key in row if key != "command"))
     return [{key: row.get(key) for key in keys} for row in rows]
 
 
-def shown(row: dict) -> dict:
-    """What of a row fits into a table: no lists of single items, but how the setting was found."""
+def plain_values(row: dict) -> dict:
+    """The values of a row that fit into a table cell: no per-item lists, search and setting as JSON."""
     plain = {key: value for key, value in row.items() if isinstance(value, str | int | float)}
     return plain | {key: json.dumps(row[key]) for key in ("setting", "search") if row.get(key)}
 
 
-def decisions(ledger: Ledger) -> list[dict]:
-    """What the decision table needs: every method on the task, with every number of labelled items.
+def decision_rows(ledger: Ledger) -> list[dict]:
+    """The rows of the decision table: every method on the task, at every number of labelled items.
 
-    "beaten" names those that are measurably better than it.
+    "better" has the indices of the rows that are significantly better.
     """
     groups = [(method, size) for axis, method, size in ledger.groups if axis == "task"]
     scores = [ledger.score("task", method, size) for method, size in groups]
@@ -207,31 +206,31 @@ def decisions(ledger: Ledger) -> list[dict]:
                 "score": value,
                 "low": low,
                 "high": high,
-                "beaten": better,
-                "ece": calibration_error(rows),
-                **cost_of(rows, needed(ledger, method))._asdict(),
+                "better": better,
+                "calibration_error": calibration_error(rows),
+                **cost_of(rows, base_rows(ledger, method))._asdict(),
             }
         )
     return found
 
 
-def written(ledger: Ledger, axis: str) -> list[dict]:
-    """What every method wrote after the same held-out prompts, side by side."""
-    found: dict[str, dict] = {}
+def collect_samples(ledger: Ledger, axis: str) -> list[dict]:
+    """The held-out prompts, each with the samples of all methods under "by_method"."""
+    prompts: dict[str, dict] = {}
     for method in ledger.methods(axis):
-        for each in ledger.largest(axis, method)[0].get("written", []):
-            prompt = found.setdefault(each["prompt"], {**each, "by": []})
-            prompt["by"].append({"method": method, "text": each["text"]})
-    return list(found.values())
+        for sample in ledger.largest(axis, method)[0].get("written", []):
+            prompt = prompts.setdefault(sample["prompt"], {**sample, "by_method": []})
+            prompt["by_method"].append({"method": method, "text": sample["text"]})
+    return list(prompts.values())
 
 
-def plot(ledger: Ledger, path: Path) -> None:
-    """Curves of both axes with intervals; what learns nothing of that size as level lines."""
+def plot_curves(ledger: Ledger, path: Path) -> None:
+    """Plot the learning curves of both axes with intervals; constant scores as horizontal lines."""
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("drawing needs: pip install -e '.[compare]'") from None
+        raise UserError("plotting needs: pip install -e '.[compare]'") from None
     dark_and_pale = colormaps["tab20"].colors  # type: ignore[attr-defined]
     colours = dict(zip(reversed(METHODS), dark_and_pale[::2] + dark_and_pale[1::2], strict=True))
     figure = Figure(figsize=(12, 6), layout="constrained")
@@ -242,15 +241,16 @@ def plot(ledger: Ledger, path: Path) -> None:
             sizes = ledger.sizes(axis, method)
             scores = [ledger.score(axis, method, size).estimate for size in sizes]
             colour, style = colours[method], "--" if method in BASELINES else "-"
-            if is_level(axis, method):
+            if is_constant(axis, method):
                 panel.axhline(scores[0].value, color=colour, linestyle=":", label=method)
                 continue
-            reach = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
-            beside = [size * 1.03 ** (number - len(methods) / 2) for size in sizes]  # not on another
+            errors = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
+            # Shifted a little per method, so that error bars do not overlap.
+            shifted = [size * 1.03 ** (number - len(methods) / 2) for size in sizes]
             panel.errorbar(
-                beside,
+                shifted,
                 [s.value for s in scores],
-                reach,
+                errors,
                 color=colour,
                 linestyle=style,
                 elinewidth=1,
@@ -259,10 +259,10 @@ def plot(ledger: Ledger, path: Path) -> None:
                 label=method,
             )
         panel.set_xscale("log")
-        known = sorted(
-            {size for method in methods if not is_level(axis, method) for size in ledger.sizes(axis, method)}
+        ticks = sorted(
+            {size for method in methods if not is_constant(axis, method) for size in ledger.sizes(axis, method)}
         )
-        panel.set_xticks(known, [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in known])
+        panel.set_xticks(ticks, [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in ticks])
         panel.minorticks_off()
         panel.set_title(CAPTIONS[axis], fontsize=10)
         panel.set_xlabel({"text": "share of the training documents", "task": "labelled items"}[axis])
@@ -273,16 +273,16 @@ def plot(ledger: Ledger, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def report(folder: Path) -> None:
+def write_report(folder: Path) -> None:
     """Write report.html, table.md, verdict.md and plots/curves.png; print table and verdict."""
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
-    said = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label)
+    sentences = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label)
     write_atomically(folder / "table.md", markdown(ledger))
-    text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(said, 1))
+    text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(sentences, 1))
     write_atomically(folder / "verdict.md", text)
-    write_atomically(folder / "report.html", page(ledger, recipe, said))
-    plot(ledger, folder / "plots" / "curves.png")
+    write_atomically(folder / "report.html", render_html(ledger, recipe, sentences))
+    plot_curves(ledger, folder / "plots" / "curves.png")
     row = ledger.rows[0]
     table = Table(title=f"{escape(printable(row['corpus']))}: from scratch, fine-tune or prompt?")
     for number, column in enumerate(COLUMNS):
@@ -300,9 +300,9 @@ def main() -> None:
     """Entry point of `python -m compare.report`."""
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="STUDY-DIR")
-    named = parser.parse_args().folder
-    folder = named.parent if named.is_file() else named
-    report(folder)
+    path = parser.parse_args().folder
+    folder = path.parent if path.is_file() else path
+    write_report(folder)
     show(f"written: {folder / 'report.html'}, table.md, verdict.md, plots/curves.png")
 
 

@@ -1,20 +1,21 @@
-"""Run a study: every method on the same held-out text and items, with the same budget, per size, seed.
+"""Run a study: every method on the same held-out data, with the same budget, for each size and seed.
 
     python -m compare.run STUDY.toml [--run-dir DIR] [--resume | --overwrite] [--dry-run]
         [--methods scratch lora …] [--quick] [--ray]
 
-Says first what will be measured and about how long it takes. Cells run one after another, each in a
-process of its own (two at a time would spoil each other's seconds). What has finished with the same
-settings and data is not run again by --resume, so that sizes, seeds, methods and prices may change; a
-finished study run again only draws its report. Fills the run directory:
+First prints the plan and an estimate of the time. A cell is one method at one size with one seed.
+Cells run one after another, each in its own process, since parallel cells would distort the measured
+seconds. --resume keeps cells that were measured with the same settings and data, so sizes, seeds,
+methods and prices may change; for a finished study it only draws the report. Writes to the run
+directory:
 
-    ledger.jsonl     a row per cell: everything measured, per document and item
+    ledger.jsonl     one row per cell: all measurements, per document and item
     cells/           the same rows, one file each
-    report.html      curves, costs, verdict: one file, for any browser
-    table.md         the same for a README; verdict.md, plots/
+    report.html      curves, costs and verdict in one file, for any browser
+    table.md         the table for a README; verdict.md, plots/
 
-`--quick` keeps the largest sizes, the first seed and a fifth of the budget. `--ray` runs cells on a
-Ray cluster, each with cores of its own (pip install -e '.[cluster]').
+`--quick` uses the largest sizes, the first seed and a fifth of the budget. `--ray` runs cells on a Ray
+cluster, each on its own core or device (pip install -e '.[cluster]').
 """
 
 import hashlib
@@ -37,10 +38,10 @@ from cli.atomic import read_json, to_json, write_atomically
 from cli.console import say, show
 from cli.errors import UserError, nearest, run_command
 from cli.recipes import Parser, parse
-from compare.context import Cell, task_of
+from compare.context import Cell, load_study_task
 from compare.method import sizes_of
 from compare.methods import METHODS
-from compare.report import report
+from compare.report import write_report
 from configs.study_recipe import StudyRecipe
 from data.prepare import load_manifest, prepare
 from model.load import model_version
@@ -55,16 +56,18 @@ from train.run_directory import (
 )
 
 AXES = ("text", "task")
-ASIDE = 25.0  # seconds that a cell takes beside training, before any has been measured
-SPEED = 2e11  # FLOPs per second, where the budget is in FLOPs, before any has been measured
-EVERY = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents", "seq_len")
-About = dict[Cell, dict]
+OVERHEAD_SECONDS = 25.0  # estimate for a cell beside training, before any is measured
+FLOPS_PER_SECOND = 2e11  # estimate for a budget in FLOPs, before any cell is measured
+SHARED_SETTINGS = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents", "seq_len")
+Provenance = dict[Cell, dict]
+"""The keys that a row has besides its measurements."""
 
 
 def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
-    """The cells in the order in which they run: what others need first, one seed after another.
+    """The cells in their running order: by axis, seed and method; base methods run first.
 
-    Raises UserError for an method that there is none of.
+    `methods` restricts the study to some methods and their base methods. Raises UserError for an
+    unknown method.
     """
     for name in (*(methods or ()), *study.text_methods, *study.task_methods):
         if name not in METHODS:
@@ -76,19 +79,19 @@ def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
             if name not in listed or (methods and name not in methods):
                 continue
             for size in sizes_of(method, axis, study):
-                seeds = study.seeds if method.seeded else study.seeds[:1]
+                seeds = study.seeds if method.is_seeded else study.seeds[:1]
                 found += [Cell(name, axis, size, seed) for seed in seeds]
-    needed = {(METHODS[c.method].needs, c.seed) for c in found if METHODS[c.method].needs}
+    needed = {(METHODS[c.method].base_method, c.seed) for c in found if METHODS[c.method].base_method}
     for name, seed in sorted(needed):
-        first = Cell(name, "text", 1.0, study.seeds[0])
-        for cell in {first, first._replace(seed=seed)} - set(found):
+        base = Cell(name, "text", 1.0, study.seeds[0])
+        for cell in {base, base._replace(seed=seed)} - set(found):
             found.insert(0, cell)
     order = {name: at for at, name in enumerate(METHODS)}
     return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.method], c.size))
 
 
-def expected_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
-    """About how long a cell takes, by those of its method in `rows` if there are any."""
+def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
+    """Estimated seconds of a cell: from the rows of its method on the axis, or from the budget."""
     settings = METHODS[cell.method].settings(study, cell.axis)
     tries = len(settings) if cell.seed == study.seeds[0] else 1
     known = [
@@ -98,16 +101,16 @@ def expected_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) 
     ]
     if known:
         return statistics.mean(known) * tries
-    budget = study.budget_flops / SPEED or study.budget_seconds
-    return (ASIDE + budget * ("rate" in settings[0])) * tries
+    budget = study.budget_flops / FLOPS_PER_SECOND or study.budget_seconds
+    return (OVERHEAD_SECONDS + budget * ("rate" in settings[0])) * tries
 
 
-def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
-    """A hash of all that each cell's numbers follow from: settings, documents, items, foundation.
+def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
+    """A hash of everything that determines a cell's numbers: settings, documents, items, foundation.
 
-    Not of prices, nor of what else is measured, so that these may change.
+    Prices and the other cells of the study are not included, so that they may change.
     """
-    task = task_of(study)
+    task = load_study_task(study)
     items = [(part, [(i.text, i.label) for i in getattr(task, part)]) for part in ("train", "validation", "test")]
     general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
     model = Path(study.foundation)
@@ -121,24 +124,24 @@ def contents(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
 
     def digest(cell: Cell) -> str:
         method = METHODS[cell.method]
-        settings = study.model_dump(mode="json", include={*EVERY, *method.reads})
-        for axis in set(AXES) - {cell.axis, "text" if method.needs else cell.axis}:
-            for table in method.reads:  # how it is trained on the other axis does not matter
+        settings = study.model_dump(mode="json", include={*SHARED_SETTINGS, *method.recipe_tables})
+        for axis in set(AXES) - {cell.axis, "text" if method.base_method else cell.axis}:
+            for table in method.recipe_tables:  # training settings of the other axis do not matter
                 settings[table].pop(axis, None)
                 settings[table].pop(f"{axis}_rates", None)
-        every = [cell, study.seeds[0], settings, data]
-        return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
+        hashed = [cell, study.seeds[0], settings, data]
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
     return {cell: digest(cell) for cell in cells}
 
 
-def provenance(study: StudyRecipe, cells: Sequence[Cell]) -> About:
-    """What the row of each cell carries besides its measurements."""
+def collect_provenance(study: StudyRecipe, cells: Sequence[Cell]) -> Provenance:
+    """The provenance of each cell: corpus, task, commit, device, versions, command, config_hash."""
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True
     )
-    every = {
+    shared = {
         "corpus": study.data.corpus,
         "task": study.task.name,
         "commit": commit.stdout.strip() or "unknown",
@@ -147,54 +150,54 @@ def provenance(study: StudyRecipe, cells: Sequence[Cell]) -> About:
         | {"python": platform.python_version(), "foundation": model_version(study.foundation)},
         "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
     }
-    return {cell: every | {"config_hash": what} for cell, what in contents(study, cells).items()}
+    return {cell: shared | {"config_hash": digest} for cell, digest in hash_cells(study, cells).items()}
 
 
-def measured(folder: Path, cell: Cell, about: About) -> dict | None:
-    """The row of a cell that has been measured with the same settings and data."""
+def read_measured(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
+    """The row of a cell if it was measured with the same settings and data, else None."""
     row = read_json(folder / "cells" / f"{cell.name}.json")
-    if not isinstance(row, dict) or row.get("id") != cell.name:  # none, or cut off
+    if not isinstance(row, dict) or row.get("id") != cell.name:  # missing or damaged
         return None
-    return row if row.get("config_hash") == about[cell]["config_hash"] else None
+    return row if row.get("config_hash") == provenance[cell]["config_hash"] else None
 
 
-def run_cell(folder: Path, cell: Cell, about: About) -> dict | None:
-    """Run one cell in its own process, unless its row is there; `about` goes into a new row.
+def run_cell(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
+    """The row of a cell; runs it in its own process and adds its provenance if there is no valid row.
 
-    None if the process fails: what does not need it goes on.
+    None if the process fails; the study continues. Raises KeyboardInterrupt if it was interrupted.
     """
-    if row := measured(folder, cell, about):
+    if row := read_measured(folder, cell, provenance):
         return row
     path = folder / "cells" / f"{cell.name}.json"
     say(f"=== {cell.name}")
     result = path.with_suffix(".measured")
     command = [sys.executable, "-m", "compare.cells", *map(str, (folder, *cell, result))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # which ends it with us
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # see exit_with_parent
         status = process.wait()
     if status in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if status:
-        say(f"=== {cell.name} failed with status {status} (see above); the others go on")
+        say(f"=== {cell.name} failed with status {status} (see above); the other cells continue")
         return None
-    row = {"id": cell.name, **cell.as_row(), **about[cell], **json.loads(result.read_text())}
+    row = {"id": cell.name, **cell.as_row(), **provenance[cell], **json.loads(result.read_text())}
     write_atomically(path, to_json(row))
     result.unlink()
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
     return row
 
 
-def in_turn(folder: Path, cells: list[Cell], about: About) -> Iterator[dict]:
-    """Rows of the cells, one after another."""
+def run_sequentially(folder: Path, cells: list[Cell], provenance: Provenance) -> Iterator[dict]:
+    """Run the cells one after another; yields their rows."""
     for number, cell in enumerate(cells, 1):
-        if row := run_cell(folder, cell, about):
+        if row := run_cell(folder, cell, provenance):
             yield row
-        say(f"{number} of {len(cells)} cells are done")
+        say(f"{number} of {len(cells)} cells done")
 
 
-def on_ray(folder: Path, cells: list[Cell], about: About) -> Iterator[dict]:
-    """Rows of the cells, as many at a time as a Ray cluster has cores or devices for.
+def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Iterator[dict]:
+    """Run the cells on a Ray cluster, one per core or device at a time; yields their rows.
 
-    All nodes must see `folder`. Raises UserError if Ray is not installed.
+    All nodes need access to `folder`. Raises UserError if Ray is not installed.
     """
     try:
         import ray
@@ -204,72 +207,72 @@ def on_ray(folder: Path, cells: list[Cell], about: About) -> Iterator[dict]:
     devices = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
     remote = ray.remote(_pinned).options(**devices)
     first = cells[0].seed if cells else 0
-    # What others go on from, and the seed that chooses a setting, come first.
+    # Base methods and the seed that chooses the setting run before the cells that depend on them.
     stages = [
         [c for c in cells if c.axis == axis and (c.seed == first) == chooses]
         for axis in AXES
         for chooses in (True, False)
     ]
     for stage in stages:
-        waiting = [remote.remote(folder.resolve(), cell, about) for cell in stage]
+        waiting = [remote.remote(folder.resolve(), cell, provenance) for cell in stage]
         while waiting:
             (ready,), waiting = ray.wait(waiting)
             if row := ray.get(ready):
                 yield row
 
 
-def _pinned(folder: Path, cell: Cell, about: About) -> dict | None:
-    # Ray counts cores without saying which: the first one of this machine that no cell has taken.
+def _pinned(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
+    # Ray counts cores but does not assign them: take the first core that no other cell uses.
     os.environ["OMP_NUM_THREADS"] = "1"
     if sys.platform != "linux":
-        return run_cell(folder, cell, about)
+        return run_cell(folder, cell, provenance)
     cores = os.sched_getaffinity(0)
     for core in sorted(cores):
-        # An abstract socket: freed when the process ends, and no file that a link could replace.
+        # An abstract socket as a lock: the kernel frees it on exit, and no symlink can replace it.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
             try:
                 taken.bind(f"\0homegrown-core-{core}")
                 os.sched_setaffinity(0, {core})
-            except OSError:  # in use, or not ours
+            except OSError:  # in use, or not permitted
                 continue
             try:
-                return run_cell(folder, cell, about)
+                return run_cell(folder, cell, provenance)
             finally:
-                os.sched_setaffinity(0, cores)  # the worker serves other cells too
-    return run_cell(folder, cell, about)
+                os.sched_setaffinity(0, cores)  # Ray reuses the worker
+    return run_cell(folder, cell, provenance)
 
 
 def write_ledger(folder: Path, rows: list[dict]) -> None:
-    """One JSON object per line, replaced as a whole."""
+    """Write ledger.jsonl atomically, one JSON object per line."""
     write_atomically(folder / "ledger.jsonl", "".join(to_json(row) + "\n" for row in rows))
 
 
-def make_folder(folder: Path, study: StudyRecipe, about: About, resume: bool, overwrite: bool) -> None:
-    """Make a study's folder, or check that `resume` may go on in it, before anything runs.
+def prepare_folder(folder: Path, study: StudyRecipe, provenance: Provenance, resume: bool, overwrite: bool) -> None:
+    """Create a study's folder, or check before anything runs that `resume` may use it.
 
     Raises UserError if it may not, or if cells in it were measured with other settings or data.
     """
     if resume and (folder / "config.toml").exists():
         stale = [
             cell.name
-            for cell in about
-            if read_json(folder / "cells" / f"{cell.name}.json") and not measured(folder, cell, about)
+            for cell in provenance
+            if read_json(folder / "cells" / f"{cell.name}.json") and not read_measured(folder, cell, provenance)
         ]
         if stale:
             raise UserError(
                 f"{folder}: {len(stale)} cells were measured with other settings or data "
                 f"({', '.join(stale[:3])}…); delete their files in {folder}/cells to measure them "
-                "again, or start anew with --overwrite"
+                "again, or start over with --overwrite"
             )
         return
     check_run(folder, study, resume, overwrite)
-    with new_run_folder(folder, overwrite) as aside:
-        (aside / "cells").mkdir()
-        write_config(aside, study)
+    with new_run_folder(folder, overwrite) as new_folder:
+        (new_folder / "cells").mkdir()
+        write_config(new_folder, study)
 
 
-def quick(study: StudyRecipe) -> StudyRecipe:
-    """A fifth of the budget, the largest sizes, the first seed."""
+def shrink(study: StudyRecipe) -> StudyRecipe:
+    """The study of `--quick`: a fifth of the budget, the largest sizes, the first seed."""
     return study.model_copy(
         update={
             "budget_seconds": study.budget_seconds / 5,
@@ -281,12 +284,12 @@ def quick(study: StudyRecipe) -> StudyRecipe:
     )
 
 
-def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) -> None:
-    """The grid and about how long it takes."""
-    task = task_of(study)
-    found = {cell: measured(folder, cell, about) for cell in cells}
+def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, provenance: Provenance) -> None:
+    """Print the sizes and seeds of every method, and the estimated time."""
+    task = load_study_task(study)
+    found = {cell: read_measured(folder, cell, provenance) for cell in cells}
     left, rows = [c for c in cells if not found[c]], [row for row in found.values() if row]
-    minutes = sum(expected_seconds(study, cell, rows) for cell in left) / 60
+    minutes = sum(estimate_seconds(study, cell, rows) for cell in left) / 60
     show(
         f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; about {minutes:.0f} minutes"
     )
@@ -303,41 +306,41 @@ def say_plan(study: StudyRecipe, cells: list[Cell], folder: Path, about: About) 
 def main() -> int:
     """Entry point of `python -m compare.run`."""
     parser: Parser = run_directory_arguments()
-    parser.add_argument("--dry-run", action="store_true", help="say what would run and stop")
-    parser.add_argument("--methods", nargs="+", help="only these")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the budget, one seed")
-    parser.add_argument("--ray", action="store_true", help="on a Ray cluster")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--methods", nargs="+", help="only these methods")
+    parser.add_argument("--quick", action="store_true", help="the largest sizes, one seed, a fifth of the budget")
+    parser.add_argument("--ray", action="store_true", help="run cells on a Ray cluster")
     study, own = parse(StudyRecipe, parser)
     if own.quick:
-        study = quick(study)
+        study = shrink(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
     study = pin_recipe(study, load_saved_recipe(folder, StudyRecipe, not own.overwrite))
-    cells, every = plan(study, own.methods), plan(study)
-    about = provenance(study, [*cells, *every])
-    say_plan(study, cells, folder, about)
+    cells, all_cells = plan(study, own.methods), plan(study)
+    provenance = collect_provenance(study, [*cells, *all_cells])
+    print_plan(study, cells, folder, provenance)
     if own.dry_run:
         return 0
-    done = not own.overwrite and all(measured(folder, cell, about) for cell in cells)
+    done = not own.overwrite and all(read_measured(folder, cell, provenance) for cell in cells)
     if done:
-        say(f"{folder}: all of it has been measured; the report is drawn again")
-    make_folder(folder, study, about, own.resume or done, own.overwrite)
+        say(f"{folder}: all cells have been measured; only the report is drawn again")
+    prepare_folder(folder, study, provenance, own.resume or done, own.overwrite)
     with lock_run(folder):
         write_config(folder, study)
-        rows = {cell.name: row for cell in every if (row := measured(folder, cell, about))}
-        write_ledger(folder, [rows[c.name] for c in every if c.name in rows])
-        measure = on_ray if own.ray and not done else in_turn
+        rows = {cell.name: row for cell in all_cells if (row := read_measured(folder, cell, provenance))}
+        write_ledger(folder, [rows[c.name] for c in all_cells if c.name in rows])
+        measure = run_on_ray if own.ray and not done else run_sequentially
         try:
-            for row in measure(folder, [] if done else cells, about):
+            for row in measure(folder, [] if done else cells, provenance):
                 rows[row["id"]] = row
-                write_ledger(folder, [rows[c.name] for c in every if c.name in rows])
+                write_ledger(folder, [rows[c.name] for c in all_cells if c.name in rows])
         except KeyboardInterrupt:
-            say(f"interrupted; {len(rows)} cells are kept, go on with --resume")
+            say(f"interrupted; {len(rows)} cells are kept, continue with --resume")
             return 130
     failed = [cell.name for cell in cells if cell.name not in rows]
     if rows:
-        report(folder)
+        write_report(folder)
     if failed:
-        raise UserError(f"{', '.join(failed)} failed (see above); --resume tries them again")
+        raise UserError(f"{', '.join(failed)} failed (see above); run them again with --resume")
     show(f"Written to {folder}/:")
     for path in sorted(p for p in folder.iterdir()):
         show(f"  {path}{'/' if path.is_dir() else ''}")

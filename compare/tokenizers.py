@@ -2,7 +2,7 @@
 
     python -m compare.tokenizers RUN|RECIPE [--text TEXT] [--beside smollm2-135m]
 
-The foundation's tokenizer stands beside it; without its weights installed only ours is shown.
+Compares with the tokenizer of a foundation model; without its weights only the first is shown.
 """
 
 from itertools import islice
@@ -27,13 +27,13 @@ COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_gr
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
-    """UTF-8 bytes of `texts` over the number of their tokens."""
+    """UTF-8 bytes of `texts` divided by their number of tokens."""
     size = sum(len(text.encode()) for text in texts)
     return size / max(1, sum(len(ids) for ids in tokenizer.encode_batch(texts)))
 
 
-def coloured(tokenizer: Tokenizer, text: str) -> Text:
-    """`text` with every token on a colour other than its neighbours'; line breaks are shown."""
+def colour_tokens(tokenizer: Tokenizer, text: str) -> Text:
+    """`text` with a background colour per token, different from its neighbours; shows line breaks."""
     line = Text()
     for number, i in enumerate(tokenizer.encode(text)):
         piece = printable(tokenizer.decode([i]))
@@ -46,35 +46,35 @@ def main() -> None:
     """Entry point of `python -m compare.tokenizers`."""
     parser = Parser(__doc__)
     parser.add_argument("source", type=Path, metavar="RUN|RECIPE")
-    parser.add_argument("--text", help="what to colour; default: the start of a held-out document")
-    parser.add_argument("--beside", default="smollm2-135m", help="a foundation model's name")
+    parser.add_argument("--text", help="the text to colour; default: the start of a held-out document")
+    parser.add_argument("--beside", default="smollm2-135m", help="name of a foundation model")
     args = parser.parse_args()
     run = args.source.is_dir()
     recipe = load(Recipe, args.source / "config.toml" if run else args.source)
     folder = prepare(recipe.data)
     path = args.source / "tokenizer.json" if run else cached_tokenizer(folder, recipe.tokenizer)
-    columns = {"this tokenizer": Tokenizer.load(path)}
+    tokenizers = {"this tokenizer": Tokenizer.load(path)}
     try:
-        columns[args.beside] = gguf_tokenizer(foundation_file(args.beside))
+        tokenizers[args.beside] = gguf_tokenizer(foundation_file(args.beside))
     except UserError as error:
         say(f"{args.beside} is not shown: {error}")
 
     table = Table(title=f"bytes per token, {escape(printable(recipe.data.corpus))}")
     table.add_column("split")
-    for name, tokenizer in columns.items():
+    for name, tokenizer in tokenizers.items():
         table.add_column(f"{name} ({tokenizer.vocab_size:,} tokens)", justify="right")
     sample = args.text
     for split in SPLITS:
         texts = [row["text"] for row in islice(read_documents(folder, split), 20_000)]
-        table.add_row(split, *(f"{bytes_per_token(t, texts):.3f}" for t in columns.values()))
+        table.add_row(split, *(f"{bytes_per_token(t, texts):.3f}" for t in tokenizers.values()))
         if split == "validation" and sample is None:
             sample = texts[0][:400]
     screen = Console(highlight=False)
     screen.print(table)
-    for name, tokenizer in columns.items():
+    for name, tokenizer in tokenizers.items():
         screen.print(f"\n{name}, {len(tokenizer.encode(sample or ''))} tokens:")
-        screen.print(coloured(tokenizer, sample or ""))
-    ours = columns["this tokenizer"]
+        screen.print(colour_tokens(tokenizer, sample or ""))
+    ours = tokenizers["this tokenizer"]
     screen.print(f"\nhash {ours.hash[:16]}, special tokens at ids {ours.special_ids}")
 
 

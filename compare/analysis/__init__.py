@@ -1,1 +1,1 @@
-"""What a ledger says: curves with intervals, crossings, costs, a verdict. Draws from rows alone."""
+"""The analysis of a ledger: confidence intervals, curves, costs and the verdict. Reads rows only."""

@@ -1,4 +1,4 @@
-"""Curves over sizes: where two cross, what a prompt is worth, what more data would buy."""
+"""Learning curves: where two curves cross, and extrapolation by a power law."""
 
 import math
 from collections.abc import Sequence
@@ -8,36 +8,38 @@ import numpy as np
 
 from compare.analysis.bootstrap import Resampled
 
-NEAR = 0.05  # share of the fall of a curve that a fit may be off
-SURE = 0.95  # share of the resamples in which something must be so to be said
+MAX_FIT_ERROR = 0.05  # largest error of a fit at a measured size, as a share of the fall of the curve
+MIN_RESAMPLES = 0.95  # share of the resamples in which a finding must hold to be reported
 
 
 class Crossing(NamedTuple):
-    """The size at which one curve meets another, with its 95 % interval."""
+    """The size at which two curves cross, with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-def crossing(sizes: Sequence[float], a: Sequence[Resampled], b: Sequence[Resampled] | Resampled) -> Crossing | None:
-    """Where curve `a` passes `b` (a curve at the same sizes, or one level), from either side.
+def find_crossing(
+    sizes: Sequence[float], a: Sequence[Resampled], b: Sequence[Resampled] | Resampled
+) -> Crossing | None:
+    """The first size at which curve `a` crosses `b` (a curve at the same sizes, or a constant).
 
-    Between sizes both are straight in the logarithm of the size. The first passing counts. None
-    unless there is one in 95 % of the resamples: nothing is said of what lies outside the sizes.
+    Curves are interpolated linearly in the logarithm of the size. None unless the curves cross in
+    95 % of the resamples; nothing is extrapolated beyond the measured sizes.
     """
-    levels = [b] * len(sizes) if isinstance(b, Resampled) else b
-    gaps = np.array([(x.resamples - y.resamples) for x, y in zip(a, levels, strict=True)])
-    value = _first([x.value - y.value for x, y in zip(a, levels, strict=True)], sizes)
-    found = np.array([_first(column, sizes) for column in gaps.T])
-    there = np.isfinite(found)
-    if not math.isfinite(value) or there.mean() < SURE:
+    others = [b] * len(sizes) if isinstance(b, Resampled) else b
+    gaps = np.array([(x.resamples - y.resamples) for x, y in zip(a, others, strict=True)])
+    value = _first_crossing([x.value - y.value for x, y in zip(a, others, strict=True)], sizes)
+    found = np.array([_first_crossing(column, sizes) for column in gaps.T])
+    exists = np.isfinite(found)
+    if not math.isfinite(value) or exists.mean() < MIN_RESAMPLES:
         return None
-    low, high = np.quantile(found[there], (0.025, 0.975))
+    low, high = np.quantile(found[exists], (0.025, 0.975))
     return Crossing(value, float(low), float(high))
 
 
-def _first(gaps: Sequence[float] | np.ndarray, sizes: Sequence[float]) -> float:
+def _first_crossing(gaps: Sequence[float] | np.ndarray, sizes: Sequence[float]) -> float:
     # The size of the first change of sign, NaN if there is none.
     for i in range(len(sizes) - 1):
         if gaps[i] * gaps[i + 1] <= 0 and gaps[i]:
@@ -47,35 +49,37 @@ def _first(gaps: Sequence[float] | np.ndarray, sizes: Sequence[float]) -> float:
     return math.nan
 
 
-class Fit(NamedTuple):
-    """Loss = floor + scale * size ** -power, and how far it is off at the sizes measured."""
+class PowerLaw(NamedTuple):
+    """loss = irreducible + scale * size ** -power."""
 
-    floor: float
+    irreducible: float
     scale: float
     power: float
-    off: float
+    max_error: float
+    """Largest absolute error at a measured size."""
 
-    def at(self, size: float) -> float:
-        """What the curve says at a size."""
-        return self.floor + self.scale * size**-self.power
+    def predict(self, size: float) -> float:
+        """The loss at `size`, also extrapolated."""
+        return self.irreducible + self.scale * size**-self.power
 
 
-def scaling(sizes: Sequence[float], values: Sequence[float]) -> Fit | None:
-    """A power law with a floor (Hestness et al. 2017, arXiv:1712.00409), by least squares.
+def fit_power_law(sizes: Sequence[float], values: Sequence[float]) -> PowerLaw | None:
+    """A power law with an irreducible loss (Hestness et al. 2017, arXiv:1712.00409), by least squares.
 
-    The power is searched, the rest is linear. None with fewer than three sizes, where the loss does
-    not fall, or where it falls otherwise: then nothing can be said of more data.
+    The power is searched on a grid, the other parameters are a linear fit. None with fewer than
+    three sizes, if the loss does not fall, or if the fit is off by more than MAX_FIT_ERROR: then
+    nothing can be extrapolated.
     """
     if len(sizes) < 3 or values[-1] >= values[0]:
         return None
     x, y = np.array(sizes, float), np.array(values, float)
-    best: tuple[float, Fit] | None = None
+    best: tuple[float, PowerLaw] | None = None
     for power in np.geomspace(0.02, 3, 200):
         terms = np.stack([np.ones_like(x), x**-power], 1)
-        (floor, scale), *_ = np.linalg.lstsq(terms, y, rcond=None)
-        if floor < 0:  # bits are not
-            floor, scale = 0.0, float((y * x**-power).sum() / (x ** (-2 * power)).sum())
-        off = float(np.abs(floor + scale * x**-power - y).max())
-        if scale > 0 and (best is None or off < best[0]):
-            best = off, Fit(float(floor), float(scale), float(power), off)
-    return best[1] if best and best[0] <= NEAR * (y[0] - y[-1]) else None
+        (irreducible, scale), *_ = np.linalg.lstsq(terms, y, rcond=None)
+        if irreducible < 0:  # a loss cannot be negative
+            irreducible, scale = 0.0, float((y * x**-power).sum() / (x ** (-2 * power)).sum())
+        error = float(np.abs(irreducible + scale * x**-power - y).max())
+        if scale > 0 and (best is None or error < best[0]):
+            best = error, PowerLaw(float(irreducible), float(scale), float(power), error)
+    return best[1] if best and best[0] <= MAX_FIT_ERROR * (y[0] - y[-1]) else None

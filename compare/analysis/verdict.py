@@ -1,322 +1,323 @@
-"""The verdict in sentences, each with the ledger rows behind it."""
+"""The verdict: plain sentences, each with the ledger rows that support it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from compare.analysis.bootstrap import Estimate, Resampled
-from compare.analysis.costs import fronts, what_pays
-from compare.analysis.curves import SURE, crossing, scaling
-from compare.analysis.ledger import Ledger, Sentence, ids
-from compare.context import LEAST
-from compare.leaks import RUN, SAME
+from compare.analysis.costs import break_even_sentences, front_sentences
+from compare.analysis.curves import MIN_RESAMPLES, find_crossing, fit_power_law
+from compare.analysis.ledger import Ledger, Sentence, row_ids
+from compare.context import MIN_VALIDATION
+from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import BASELINES, METHODS
 
-OWN = {"text": "scratch", "task": "scratch-supervised"}
+FROM_SCRATCH = {"text": "scratch", "task": "scratch-supervised"}
 UNITS = {"text": "bits per byte", "task": "of the items right"}
-MORE = 10  # times as much data, for what the curves say beyond what was measured
-FITTED = 200  # resamples whose curves are fitted too
+EXTRAPOLATED = 10  # times the largest measured size
+FITTED_RESAMPLES = 200
 
 
 def verdict(ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_label: float = 0.0) -> list[Sentence]:
-    """All that can be said, from the text and the task to what so many requests cost."""
-    said = []
+    """All sentences: scores on text and task, then costs, forgetting and caveats."""
+    sentences = []
     for axis in ("text", "task"):
         if ledger.methods(axis):
-            said += [*_winners(ledger, axis), *_baselines(ledger, axis)]
-            said += [*_distance(ledger)] if axis == "text" else []
-            said += [*_crossings(ledger, axis), *_more(ledger, axis)]
+            sentences += [*_best_methods(ledger, axis), *_baselines(ledger, axis)]
+            sentences += [*_distance(ledger)] if axis == "text" else []
+            sentences += [*_crossings(ledger, axis), *_extrapolations(ledger, axis)]
     return [
-        *said,
-        *_worth(ledger),
-        *what_pays(ledger, requests),
-        *fronts(ledger, requests, per_hour, per_label),
+        *sentences,
+        *_prompt_worth(ledger),
+        *break_even_sentences(ledger, requests),
+        *front_sentences(ledger, requests, per_hour, per_label),
         *_forgetting(ledger),
         *_caveats(ledger),
     ]
 
 
-def better(axis: str, a: Resampled, b: Resampled) -> Resampled:
-    """By how much `a` is better than `b`: fewer bits, or more items."""
+def advantage(axis: str, a: Resampled, b: Resampled) -> Resampled:
+    """By how much `a` is better than `b`: fewer bits per byte, or a larger share of items right."""
     return b.minus(a) if axis == "text" else a.minus(b)
 
 
-def _at(axis: str, size: float) -> str:
+def _with_size(axis: str, size: float) -> str:
     if axis == "task":
         return f"With {size:g} labelled items"
     return "With all of the text" if size == 1 else f"With {100 * size:.3g} % of the text"
 
 
-def size_text(axis: str, size: float) -> str:
-    """What an method learnt from, in words."""
+def describe_size(axis: str, size: float) -> str:
+    """A size in words, such as "10 % of the text" or "64 items"."""
     if size == 0:
         return "nothing"
     return f"{size:,.0f} items" if axis == "task" else f"{100 * size:.3g} % of the text"
 
 
-def is_level(axis: str, method: str) -> bool:
-    """Whether an method learns from no share of the text, or shows a handful of items: no curve."""
+def is_constant(axis: str, method: str) -> bool:
+    """Whether a method has one score instead of a learning curve, since it trains on no share or labels."""
     return METHODS[method].sizes[axis] not in ("share", "labels")
 
 
-def fields(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
-    """At every size that methods learn from: which compete there, and at which size of their own.
+def competitors(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
+    """For every size of the learning curves: the methods to compare, with the size of each.
 
-    A prompt that shows fewer items than there are competes at every size from there on.
+    A prompt with N items is compared at every size of N or more labelled items.
     """
     methods = ledger.methods(axis)
-    level = [method for method in methods if is_level(axis, method)]
-    sized = [method for method in methods if method not in level]
-    sizes = sorted({size for method in sized for size in ledger.sizes(axis, method)})
+    constant = [method for method in methods if is_constant(axis, method)]
+    with_curve = [method for method in methods if method not in constant]
+    sizes = sorted({size for method in with_curve for size in ledger.sizes(axis, method)})
     found = []
     for size in sizes or [0.0]:
-        at = {method: size for method in sized if size in ledger.sizes(axis, method)}
+        at = {method: size for method in with_curve if size in ledger.sizes(axis, method)}
         at |= {
             method: ledger.sizes(axis, method)[0]
-            for method in level
+            for method in constant
             if axis == "text" or ledger.sizes(axis, method)[0] <= size or not sizes
         }
         found.append((size, at))
     return found
 
 
-def _winners(ledger: Ledger, axis: str) -> list[Sentence]:
-    # At every size: the best of what is no baseline, and which others are not measured to be worse.
+def _best_methods(ledger: Ledger, axis: str) -> list[Sentence]:
+    # At every size: the best method that is no baseline, and those not significantly worse.
     sign = 1 if axis == "text" else -1
-    said = []
-    for size, at in fields(ledger, axis):
+    sentences = []
+    for size, at in competitors(ledger, axis):
         scores = {method: ledger.score(axis, method, own) for method, own in at.items() if method not in BASELINES}
         if len(scores) < 2:
             continue
-        first, *others = sorted(scores, key=lambda method: sign * scores[method].value)
-        gaps = {method: better(axis, scores[first], scores[method]).estimate for method in others}
-        alike = [method for method in others if gaps[method].low <= 0]
-        its = f"({scores[first].estimate} {UNITS[axis]})"
-        if alike:
-            shown = ", ".join(f"{method} ({scores[method].value:.3f})" for method in alike)
-            text = f"no difference was measured between {first} {its} and {shown}."
+        best, *others = sorted(scores, key=lambda method: sign * scores[method].value)
+        gaps = {method: advantage(axis, scores[best], scores[method]).estimate for method in others}
+        not_worse = [method for method in others if gaps[method].low <= 0]
+        value = f"({scores[best].estimate} {UNITS[axis]})"
+        if not_worse:
+            listed = ", ".join(f"{method} ({scores[method].value:.3f})" for method in not_worse)
+            text = f"no significant difference was found between {best} {value} and {listed}."
         else:
             second = others[0]
-            text = f"{first} is best {its}, {gaps[second]} better than {second} ({scores[second].value:.3f})."
-        rows = ids(*(ledger.at(axis, method, at[method]) for method in (first, *others)))
-        said.append(Sentence(f"{_at(axis, size)} {text}", rows))
-    return said
+            text = f"{best} is best {value}, {gaps[second]} better than {second} ({scores[second].value:.3f})."
+        rows = row_ids(*(ledger.at(axis, method, at[method]) for method in (best, *others)))
+        sentences.append(Sentence(f"{_with_size(axis, size)}, {text}", rows))
+    return sentences
 
 
 def _baselines(ledger: Ledger, axis: str) -> list[Sentence]:
-    # At every size: the best baseline there, and who is measured to be better or worse than it.
+    # At every size: the best baseline, and the methods significantly better or worse than it.
     sign = 1 if axis == "text" else -1
-    said = []
-    for size, at in fields(ledger, axis):
+    sentences = []
+    for size, at in competitors(ledger, axis):
         scores = {method: ledger.score(axis, method, own) for method, own in at.items()}
         baselines, methods = [a for a in at if a in BASELINES], [a for a in at if a not in BASELINES]
         if not baselines or not methods:
             continue
         baseline = min(baselines, key=lambda method: sign * scores[method].value)
-        gaps = {method: better(axis, scores[method], scores[baseline]).estimate for method in methods}
+        gaps = {method: advantage(axis, scores[method], scores[baseline]).estimate for method in methods}
         lists = {
-            "better": [method for method in methods if gaps[method].low > 0],
-            "worse": [method for method in methods if gaps[method].high < 0],
-            "no difference measured": [a for a in methods if gaps[a].low <= 0 <= gaps[a].high],
+            "significantly better": [method for method in methods if gaps[method].low > 0],
+            "significantly worse": [method for method in methods if gaps[method].high < 0],
+            "no significant difference": [a for a in methods if gaps[a].low <= 0 <= gaps[a].high],
         }
-        shown = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
-        text = f"{_at(axis, size)} the baseline is {baseline} ({scores[baseline].estimate} {UNITS[axis]}); {shown}."
-        said.append(Sentence(text, ids(*(ledger.at(axis, method, own) for method, own in at.items()))))
-    return said
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
+        value = f"({scores[baseline].estimate} {UNITS[axis]})"
+        text = f"{_with_size(axis, size)}, the best baseline is {baseline} {value}; {listed}."
+        sentences.append(Sentence(text, row_ids(*(ledger.at(axis, method, own) for method, own in at.items()))))
+    return sentences
 
 
 def _distance(ledger: Ledger) -> list[Sentence]:
-    # How far the text is from what the foundation has seen.
+    # How far the text is from the pretraining data of the foundation model.
     baselines = [method for method in ledger.methods("text") if method in BASELINES]
     if "zero-shot" not in ledger.methods("text") or not baselines:
         return []
     baseline = min(baselines, key=lambda method: ledger.score("text", method).value)
-    before, learnt = ledger.score("text", "zero-shot"), ledger.score("text", baseline)
-    low, high = np.quantile(before.resamples / learnt.resamples, (0.025, 0.975))
-    ratio = Estimate(before.value / learnt.value, float(low), float(high))
+    untuned, trained = ledger.score("text", "zero-shot"), ledger.score("text", baseline)
+    low, high = np.quantile(untuned.resamples / trained.resamples, (0.025, 0.975))
+    ratio = Estimate(untuned.value / trained.value, float(low), float(high))
     rows = ledger.largest("text", "zero-shot")
-    beside = ""
+    on_general = ""
     if general := general_bits(rows):
-        beside = f", and {before.value / general[0]:.2f} times its own on general text"
+        on_general = f", and {untuned.value / general[0]:.2f} times its own bits per byte on general text"
     return [
         Sentence(
-            f"As it is, the foundation needs {ratio} times the bits that {baseline} needs after "
-            f"{size_text('text', ledger.sizes('text', baseline)[-1])}{beside}.",
-            ids(rows, ledger.largest("text", baseline)),
+            f"Without tuning, the foundation model needs {ratio} times the bits per byte of {baseline} with "
+            f"{describe_size('text', ledger.sizes('text', baseline)[-1])}{on_general}.",
+            row_ids(rows, ledger.largest("text", baseline)),
         )
     ]
 
 
 def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
-    # Where from scratch meets each way of tuning.
-    own, said = OWN[axis], []
-    if own not in ledger.methods(axis):
+    # Where the curve of training from scratch crosses those of LoRA and full fine-tuning.
+    scratch, sentences = FROM_SCRATCH[axis], []
+    if scratch not in ledger.methods(axis):
         return []
-    sizes = ledger.sizes(axis, own)
+    sizes = ledger.sizes(axis, scratch)
     for method in ("lora", "full"):
         if method not in ledger.methods(axis) or ledger.sizes(axis, method) != sizes or len(sizes) < 2:
             continue
-        a, b = ([ledger.score(axis, name, size) for size in sizes] for name in (own, method))
-        rows = ids(*(ledger.at(axis, name, size) for name in (own, method) for size in sizes))
-        gaps = [better(axis, x, y).estimate for x, y in zip(a, b, strict=True)]
-        reach = f"from {size_text(axis, sizes[0])} to {size_text(axis, sizes[-1])}"
-        if found := crossing(sizes, a, b):
+        a, b = ([ledger.score(axis, name, size) for size in sizes] for name in (scratch, method))
+        rows = row_ids(*(ledger.at(axis, name, size) for name in (scratch, method) for size in sizes))
+        gaps = [advantage(axis, x, y).estimate for x, y in zip(a, b, strict=True)]
+        measured = f"from {describe_size(axis, sizes[0])} to {describe_size(axis, sizes[-1])}"
+        if found := find_crossing(sizes, a, b):
             below = max(size for size in sizes if size <= found.value)
             above = min(size for size in sizes if size >= found.value)
             text = (
-                f"{own} and {method} cross at {size_text(axis, found.value)} "
-                f"[{size_text(axis, found.low)}, {size_text(axis, found.high)}], if their "
-                f"curves are straight (by the logarithm of the size) between "
-                f"{size_text(axis, below)} and {size_text(axis, above)}."
+                f"The curves of {scratch} and {method} cross at {describe_size(axis, found.value)} "
+                f"[{describe_size(axis, found.low)}, {describe_size(axis, found.high)}], if they are "
+                f"linear in the logarithm of the size between "
+                f"{describe_size(axis, below)} and {describe_size(axis, above)}."
             )
         elif all(gap.low > 0 for gap in gaps) or all(gap.high < 0 for gap in gaps):
-            best, other = (own, method) if gaps[0].low > 0 else (method, own)
-            text = f"{best} is better than {other} at every size {reach}."
+            best, other = (scratch, method) if gaps[0].low > 0 else (method, scratch)
+            text = f"{best} is significantly better than {other} at every size {measured}."
         else:
-            text = f"Whether and where {own} and {method} cross {reach} cannot be told."
-        said.append(Sentence(text, rows))
-    return said
+            text = (
+                f"Whether the curves of {scratch} and {method} cross {measured} is undecided: neither a "
+                "crossing nor a significant difference at every size was found."
+            )
+        sentences.append(Sentence(text, rows))
+    return sentences
 
 
-def _more(ledger: Ledger, axis: str) -> list[Sentence]:
-    # What more text or labels would buy, as far as a fitted curve can be trusted beyond its data.
-    said, bound, behind = [], [], []
-    for method in (OWN[axis], "lora", "full", "features"):
+def _extrapolations(ledger: Ledger, axis: str) -> list[Sentence]:
+    # The effect of more text or labels, by a power law where one fits the measured sizes.
+    sentences, under_one_epoch, under_one_epoch_rows = [], [], []
+    for method in (FROM_SCRATCH[axis], "lora", "full", "features"):
         if method not in ledger.methods(axis):
             continue
         sizes = ledger.sizes(axis, method)
-        rows = ids(*(ledger.at(axis, method, size) for size in sizes))
-        times = np.mean([row.get("epochs", 1.0) for row in ledger.largest(axis, method)])
-        if axis == "text" and times < 1:
-            bound.append(f"{method} {times:.2f}")
-            behind += rows
+        rows = row_ids(*(ledger.at(axis, method, size) for size in sizes))
+        epochs = np.mean([row.get("epochs", 1.0) for row in ledger.largest(axis, method)])
+        if axis == "text" and epochs < 1:
+            under_one_epoch.append(f"{method} {epochs:.2f}")
+            under_one_epoch_rows += rows
             continue
         curve = [ledger.score(axis, method, size) for size in sizes]
-        lost = [point.value if axis == "text" else 1 - point.value for point in curve]
-        fitted = scaling(sizes, lost)
-        resamples = np.stack([point.resamples[:FITTED] for point in curve], 1)
+        losses = [point.value if axis == "text" else 1 - point.value for point in curve]
+        fitted = fit_power_law(sizes, losses)
+        resamples = np.stack([point.resamples[:FITTED_RESAMPLES] for point in curve], 1)
         resamples = resamples if axis == "text" else 1 - resamples
-        fits = [fit.at(MORE * sizes[-1]) for resample in resamples if (fit := scaling(sizes, resample))]
-        if fitted and len(fits) >= SURE * FITTED:
-            low, high = np.quantile(fits, (0.025, 0.975))
-            found = Estimate(fitted.at(MORE * sizes[-1]), float(low), float(high))
+        size = EXTRAPOLATED * sizes[-1]
+        predictions = [fit.predict(size) for resample in resamples if (fit := fit_power_law(sizes, resample))]
+        if fitted and len(predictions) >= MIN_RESAMPLES * FITTED_RESAMPLES:
+            low, high = np.quantile(predictions, (0.025, 0.975))
+            found = Estimate(fitted.predict(size), float(low), float(high))
             if axis == "task":
                 found = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
             what = {"text": "text", "task": "labels"}[axis]
-            said.append(
+            sentences.append(
                 Sentence(
-                    f"Extrapolated, not measured: with {MORE} times the {what} and the same budget "
-                    f"{method} would have {found} {UNITS[axis]}, by a power law with a baseline through "
-                    f"{len(sizes)} sizes, if its form holds.",
+                    f"Extrapolated, not measured: with {EXTRAPOLATED} times the {what} and the same budget, "
+                    f"{method} would reach {found} {UNITS[axis]}, if a power law with an irreducible loss, "
+                    f"fitted to {len(sizes)} sizes, still holds there.",
                     rows,
                 )
             )
-    if bound:
-        said.append(
+    if under_one_epoch:
+        sentences.append(
             Sentence(
-                "More text would buy nothing at this budget where not all of it was read; times that "
-                f"it was: {', '.join(bound)}.",
-                behind,
+                "More text would not help a method that trains for less than one epoch within this budget; "
+                f"epochs on all of the text: {', '.join(under_one_epoch)}.",
+                under_one_epoch_rows,
             )
         )
-    return said
+    return sentences
 
 
-def _worth(ledger: Ledger) -> list[Sentence]:
+def _prompt_worth(ledger: Ledger) -> list[Sentence]:
     # How many labelled items a prompt is worth (Le Scao & Rush 2021, arXiv:2103.08493).
-    said = []
+    sentences = []
     for prompt in ("zero-shot", "few-shot"):
         if prompt not in ledger.methods("task"):
             continue
-        level = ledger.score("task", prompt)
+        prompted = ledger.score("task", prompt)
         for method in ("lora", "full", "scratch-supervised", "features"):
             if method not in ledger.methods("task") or len(ledger.sizes("task", method)) < 2:
                 continue
             sizes = ledger.sizes("task", method)
             curve = [ledger.score("task", method, size) for size in sizes]
-            gaps = {s: point.minus(level).estimate for s, point in zip(sizes, curve, strict=True)}
+            gaps = {s: point.minus(prompted).estimate for s, point in zip(sizes, curve, strict=True)}
             least = [f"more than {s:g}" for s in sizes if gaps[s].high < 0][-1:]
             most = [f"fewer than {s:g}" for s in sizes if gaps[s].low > 0][:1]
             bounds = " and ".join([*least, *most])
-            if found := crossing(sizes, curve, level):
+            if found := find_crossing(sizes, curve, prompted):
                 bounds = f"{found.value:.0f} [{found.low:.0f}, {found.high:.0f}]"
-            text = f"{prompt} is worth {bounds} labelled items of {method}."
+            text = f"{prompt} has the same score as {method} with {bounds} labelled items."
             if not bounds:
-                text = f"How many labelled items of {method} {prompt} is worth cannot be told."
+                text = f"The number of labelled items with which {method} has the score of {prompt} is undecided."
             rows = [ledger.at("task", method, size) for size in sizes]
-            said.append(Sentence(text, ids(ledger.largest("task", prompt), *rows)))
-    return said
+            sentences.append(Sentence(text, row_ids(ledger.largest("task", prompt), *rows)))
+    return sentences
 
 
 def general_bits(rows: Sequence[dict]) -> list[float]:
-    """Bits per byte of general text, by seed; empty where it was not measured."""
+    """Bits per byte of general text, one per seed; empty if it was not measured."""
     return [row["general_bits"] / row["general_bytes"] for row in rows if "general_bits" in row]
 
 
 def _forgetting(ledger: Ledger) -> list[Sentence]:
-    said = []
+    sentences = []
     for axis in ("text", "task"):
         if "zero-shot" not in ledger.methods(axis):
             continue
         before = general_bits(ledger.largest(axis, "zero-shot"))
-        shown, rows = [], ledger.largest(axis, "zero-shot")
+        changes, rows = [], ledger.largest(axis, "zero-shot")
         for method in ("full", "top-layers", "lora", "soft-prompt"):
             if before and method in ledger.methods(axis):
-                more = [value - before[0] for value in general_bits(ledger.largest(axis, method))]
-                shown.append(f"{method} {np.mean(more):+.3f} ({min(more):+.3f} to {max(more):+.3f})")
+                by_seed = [value - before[0] for value in general_bits(ledger.largest(axis, method))]
+                changes.append(f"{method} {np.mean(by_seed):+.3f} ({min(by_seed):+.3f} to {max(by_seed):+.3f})")
                 rows = [*rows, *ledger.largest(axis, method)]
-        if shown:
-            said.append(
+        if changes:
+            sentences.append(
                 Sentence(
-                    f"Learning the {axis} costs bits per byte on general text, by seeds: "
-                    f"{', '.join(shown)} (from {before[0]:.3f}).",
-                    ids(rows),
+                    f"Forgetting: training on the {axis} changes the bits per byte of general text from "
+                    f"{before[0]:.3f} by, as mean and range over seeds, {', '.join(changes)}.",
+                    row_ids(rows),
                 )
             )
-    return said
+    return sentences
 
 
 def _caveats(ledger: Ledger) -> list[Sentence]:
-    said = []
+    sentences = []
     trained = [rows for rows in ledger.groups.values() if "training_steps" in rows[0]]
     seeds = min(map(len, trained), default=3)
     if seeds < 3:
-        left = "one seed, which the intervals leave out"
-        few = "two seeds, few for an interval"
-        said.append(
+        one = "one seed, so the confidence intervals do not include the variation between seeds"
+        two = "two seeds, which are few for a confidence interval"
+        text = f"Training used {two if seeds == 2 else one}: do not take this as a result before 3 seeds."
+        sentences.append(Sentence(text, row_ids(*trained)))
+    untrained = [row for row in ledger.rows if row.get("kept_step") == 0]
+    if untrained:
+        names = {f"{row['arm']} with {describe_size(row['axis'], row['size'])}": None for row in untrained}
+        sentences.append(
             Sentence(
-                f"Trained with {few if seeds == 2 else left}: none of this is a result before 3 seeds.", ids(*trained)
+                "Training did not improve validation with at least one seed, so the initial weights were kept: "
+                f"{', '.join(names)}.",
+                row_ids(untrained),
             )
         )
-    vain = [row for row in ledger.rows if row.get("kept_step") == 0]
-    if vain:
-        named = {f"{row['arm']} with {size_text(row['axis'], row['size'])}": None for row in vain}
-        said.append(
+    validated = [row for row in ledger.rows if row.get("labels", 0) > row["size"]]
+    if validated:
+        sentences.append(
             Sentence(
-                "Validation kept the start and nothing of the training, with some seed or other, of "
-                f"{', '.join(named)}.",
-                ids(vain),
-            )
-        )
-    chose = [row for row in ledger.rows if row.get("labels", 0) > row["size"]]
-    if chose:
-        said.append(
-            Sentence(
-                "Sizes are the labelled items that are learnt from; whatever had a setting or a "
-                f"checkpoint to choose chose by as many others, {LEAST} at least, as far as there "
-                "are.",
-                ids(chose),
+                "Sizes count the labelled items for training only; a method that chooses a setting or a "
+                f"checkpoint validates on as many others, at least {MIN_VALIDATION}, as far as there are enough.",
+                row_ids(validated),
             )
         )
     if ledger.rows:
         most = max(ledger.rows, key=lambda row: row.get("overlap") or 0.0)
-        left = max(row.get("left_out", 0) for row in ledger.rows)
-        said.append(
+        removed = max(row.get("left_out", 0) for row in ledger.rows)
+        sentences.append(
             Sentence(
-                f"Of the held-out texts' runs of {RUN} characters at most {most.get('overlap', 0):.2%} "
-                f"stand in what an method saw; {left} held-out texts of which {SAME:.0%} stood in one "
-                "training document were left out before.",
+                f"Leak check: at most {most.get('overlap', 0):.2%} of the {NGRAM}-character n-grams of the held-out "
+                f"texts occur in the data of any method; {removed} held-out texts with {COPY_SHARE:.0%} or more of "
+                "their n-grams in one training document were removed beforehand.",
                 [most["id"]],
             )
         )
-    return said
+    return sentences

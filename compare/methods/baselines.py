@@ -1,4 +1,4 @@
-"""What an method must beat: compressors and n-grams on the text, word counts on the task."""
+"""Baselines: compressors and n-grams on the text, majority class and tf-idf on the task."""
 
 import lzma
 import os
@@ -22,28 +22,28 @@ STRENGTHS = (10.0, 100.0, 1.0, 1000.0)
 
 
 class Stream(Protocol):
-    """A compressor that is fed piece by piece."""
+    """A streaming compressor."""
 
     def compress(self, data: bytes) -> bytes:
-        """What is ready to be written after more has been fed."""
+        """Add `data`; returns the compressed bytes that are ready."""
 
     def flush(self) -> bytes:
-        """The rest, at the end."""
+        """End the stream; returns its remaining bytes."""
 
 
 def compressor_bits(stream: Stream, train: Sequence[str], test: Sequence[str]) -> list[float]:
-    """Bits that each held-out text, alone, adds to the archive of the training texts."""
-    for text in train:  # one by one: xz puts off what it is fed at once until its end
+    """Bits that each held-out text adds to the archive of the training texts, each text alone."""
+    for text in train:  # one by one: xz delays a single large input until the end
         stream.compress(f"{text}\n\n".encode())
-    before, *after = [_rest(stream, text.encode()) for text in ("", *test)]
+    before, *after = [_remaining_bytes(stream, text.encode()) for text in ("", *test)]
     return [8.0 * (size - before) for size in after]
 
 
-def _rest(stream: Stream, data: bytes) -> int:
-    # Bytes that are still to be written if `data` ends the archive: found out in a child process,
-    # since no such library copies the state of a compressor.
+def _remaining_bytes(stream: Stream, data: bytes) -> int:
+    # Bytes still to write if `data` ends the archive. Measured in a forked process, since neither
+    # library can copy the state of a compressor.
     if sys.platform == "win32":
-        raise UserError("the baselines xz and zstd need a system that can fork a process")
+        raise UserError("the baselines xz and zstd need os.fork; run them on Linux or macOS")
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -57,12 +57,12 @@ def _rest(stream: Stream, data: bytes) -> int:
 
 
 def xz() -> Stream:
-    """Xz -9e, as a bare stream: the usual container is padded to four bytes."""
+    """Xz -9e, as a bare stream: the usual container pads to four bytes."""
     return lzma.LZMACompressor(lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
 
 
 def zstd() -> Stream:
-    """Zstd -19, long-distance matching, a window of 128 MiB."""
+    """Zstd -19 with long-distance matching and a window of 128 MiB."""
     try:
         import zstandard
     except ImportError:
@@ -72,52 +72,52 @@ def zstd() -> Stream:
 
 
 def learn_compressor(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """Xz or zstd, by the method's name: it sees the training text, then one held-out text."""
-    train = study.texts(cell.size, cell.method)
+    """Xz or zstd, by the method's name: compresses the training text, then one held-out text."""
+    train = study.training_texts(cell.size, cell.method)
     stream = {"xz": xz, "zstd": zstd}[cell.method]
     return Learned(train, bits=lambda texts: compressor_bits(stream(), train, texts))
 
 
 def ngram_orders(recipe: StudyRecipe, axis: str) -> list[Setting]:
-    """Orders that are tried."""
+    """The n-gram orders to try."""
     return [{"order": order} for order in ORDERS[: recipe.tries]]
 
 
 def learn_ngram(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """Counts of bytes in the training text."""
-    train, started = study.texts(cell.size, cell.method), time.perf_counter()
+    """A byte-level n-gram model of the training text."""
+    train, started = study.training_texts(cell.size, cell.method), time.perf_counter()
     model = NGram(train, setting["order"])
     stored = sum(array.nbytes for table in model.tables for array in table)
     costs = {"training_seconds": time.perf_counter() - started, "stored_bytes": stored}
-    return Learned(train, bits=model.bits, general=model.bits, costs=costs)
+    return Learned(train, bits=model.bits, general_bits=model.bits, costs=costs)
 
 
 def learn_majority(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """The commonest label of the labelled items, whatever is asked."""
-    task = study.labelled(int(cell.size), cell.method)
-    common, count = Counter(item.label for item in task.train).most_common(1)[0]
+    """The majority class: the most frequent label of the labelled items, for every input."""
+    task = study.labelled_task(int(cell.size), cell.method)
+    majority, count = Counter(item.label for item in task.train).most_common(1)[0]
 
     def answers(split: str) -> dict:
         items = getattr(task, split)
         share = count / len(task.train)
-        return {"correct": [float(item.label == common) for item in items], "confidence": [share] * len(items)}
+        return {"correct": [float(item.label == majority) for item in items], "confidence": [share] * len(items)}
 
     return Learned([], answers=answers)
 
 
-def strengths(recipe: StudyRecipe, axis: str) -> list[Setting]:
-    """Inverse regularisations that are tried."""
+def regularisation_settings(recipe: StudyRecipe, axis: str) -> list[Setting]:
+    """The inverse regularisation strengths to try."""
     return [{"strength": strength} for strength in STRENGTHS[: recipe.tries]]
 
 
 def learn_tfidf(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """Logistic regression on tf-idf of character 1- to 4-grams of the labelled items."""
-    task = study.labelled(int(cell.size), cell.method)
+    """Logistic regression on tf-idf of character 1- to 4-grams, trained on the labelled items."""
+    task = study.labelled_task(int(cell.size), cell.method)
     return tfidf_logistic(task, setting["strength"])
 
 
 def tfidf_logistic(task: Task, strength: float) -> Learned:
-    """As `learn_tfidf`, of a task."""
+    """`learn_tfidf` for a task and an inverse regularisation strength."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -125,8 +125,8 @@ def tfidf_logistic(task: Task, strength: float) -> Learned:
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False)
     train = vectorizer.fit_transform([item.text for item in task.train])
     labels = [item.label for item in task.train]
-    alone = len(set(labels)) == 1  # which scikit-learn does not take
-    model = None if alone else LogisticRegression(C=strength, max_iter=1000).fit(train, labels)
+    has_one_label = len(set(labels)) == 1  # scikit-learn refuses that
+    model = None if has_one_label else LogisticRegression(C=strength, max_iter=1000).fit(train, labels)
     size = 0 if model is None else int(model.coef_.size)
     costs = {
         "training_seconds": time.perf_counter() - started,
@@ -137,13 +137,13 @@ def tfidf_logistic(task: Task, strength: float) -> Learned:
     def answers(split: str) -> dict:
         items, started = getattr(task, split), time.perf_counter()
         if model is None:
-            chosen, sure = [labels[0]] * len(items), np.ones(len(items))
-        else:  # one request at a time, as prompts are answered
+            chosen, confidence = [labels[0]] * len(items), np.ones(len(items))
+        else:  # one request at a time, as for prompts
             p = np.concatenate([model.predict_proba(vectorizer.transform([item.text])) for item in items])
-            chosen, sure = model.classes_[p.argmax(1)], p.max(1)
+            chosen, confidence = model.classes_[p.argmax(1)], p.max(1)
         return {
             "correct": [float(a == i.label) for a, i in zip(chosen, items, strict=True)],
-            "confidence": [float(x) for x in sure],
+            "confidence": [float(x) for x in confidence],
             "seconds_per_request": (time.perf_counter() - started) / len(items),
         }
 

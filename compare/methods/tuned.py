@@ -1,4 +1,4 @@
-"""Arms that change the foundation's weights, or add some: on the text, or on labelled items."""
+"""Methods that tune the foundation model, its adapters or a head, on the text or on labelled items."""
 
 import shutil
 import time
@@ -9,9 +9,9 @@ from adapt.adapter import load_adapter, save_adapter
 from adapt.datasets import task_sets, text_sets
 from adapt.features import extract_features, fit_head
 from adapt.methods import merge_model, prepare_model
-from compare.context import Cell, Study, inference
+from compare.context import Cell, Study, prepare_inference
 from compare.method import Learned, Setting
-from compare.methods.prompted import WRITTEN, asked, text_bytes
+from compare.methods.prompted import MAX_NEW_TOKENS, prompted_method, text_bytes
 from configs.finetune_recipe import FinetuneRecipe
 from configs.study_recipe import StudyRecipe, TunedMethod
 from model.flops import forward_flops
@@ -26,102 +26,104 @@ from train.loop import DataSet, train
 from train.run_directory import start_run
 
 STRENGTHS = (1.0, 10.0, 0.1, 100.0)
-VALIDATED = 16  # windows of the validation text that choose the checkpoint
+VALIDATION_WINDOWS = 16  # of validation text, to choose the checkpoint
 
 
-def rates_of(name: str):
-    """The learning rates that an method tries, as its `settings`."""
+def learning_rates_of(name: str):
+    """The `settings` of a method: the learning rates to try, from the recipe's table `name`."""
 
     def settings(recipe: StudyRecipe, axis: str) -> list[Setting]:
-        method: TunedMethod = getattr(recipe, name)
-        return [{"rate": rate} for rate in getattr(method, f"{axis}_rates")]
+        config: TunedMethod = getattr(recipe, name)
+        return [{"rate": rate} for rate in getattr(config, f"{axis}_rates")]
 
     return settings
 
 
 def learn_tuned(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """Full, top-layers, lora or soft-prompt, by the method's name, from the foundation."""
+    """Full, top-layers, lora or soft-prompt tuning of the foundation model, by the method's name."""
     name = cell.method.replace("-", "_")
-    model, tokenizer = study.foundation()
+    model, tokenizer = study.load_foundation()
     prepare_model(model, tokenizer, name, study.recipe, study.seed)
-    return tuned(study, cell, setting, model, tokenizer, getattr(study.recipe, name))
+    return tune(study, cell, setting, model, tokenizer, getattr(study.recipe, name))
 
 
 def learn_lora_with_neighbours(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """LoRA on the items, asked with each input's nearest of them before it."""
-    model, tokenizer = study.foundation()
+    """LoRA on the labelled items, then the items nearest to each input as shots."""
+    model, tokenizer = study.load_foundation()
     prepare_model(model, tokenizer, "lora", study.recipe, study.seed)
-    task = study.labelled(int(cell.size), cell.method)
+    task = study.labelled_task(int(cell.size), cell.method)
     shots = neighbour_shots(task, study.recipe.shots)
-    learned = tuned(study, cell, setting, model, tokenizer, study.recipe.lora, shots)
+    learned = tune(study, cell, setting, model, tokenizer, study.recipe.lora, shots)
     learned.costs["stored_bytes"] += text_bytes(item.text for item in task.train)
     return learned
 
 
 def learn_text_then_shots(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """The foundation with LoRA on all of the text, then prompted with a few items."""
-    task = study.labelled(study.recipe.shots, cell.method)
-    saw = [*study.texts(1.0, cell.method), *(item.text for item in task.train)]
-    model, tokenizer = study.foundation()
-    first = cell._replace(method="lora", axis="text", size=1.0)
-    merge_model(load_adapter(model, adapter_of(study, first)))
+    """LoRA on all of the text, then a few labelled items as shots."""
+    task = study.labelled_task(study.recipe.shots, cell.method)
+    seen_texts = [*study.training_texts(1.0, cell.method), *(item.text for item in task.train)]
+    model, tokenizer = study.load_foundation()
+    base = cell._replace(method="lora", axis="text", size=1.0)
+    merge_model(load_adapter(model, adapter_folder(study, base)))
     shots = fixed_shots(task, study.recipe.shots, study.seed)
-    return asked(inference(model), tokenizer, task, shots, setting, saw)
+    return prompted_method(prepare_inference(model), tokenizer, task, shots, setting, seen_texts)
 
 
-def adapter_of(study: Study, cell: Cell) -> Path:
-    """Where the adapter of a cell is kept."""
+def adapter_folder(study: Study, cell: Cell) -> Path:
+    """The folder of a cell's saved adapter."""
     return study.folder / "adapters" / cell.name
 
 
-def tuned(
+def tune(
     study: Study,
     cell: Cell,
     setting: Setting,
     model: Transformer,
     tokenizer: Tokenizer,
-    method: TunedMethod,
+    config: TunedMethod,
     shots: ShotSelector = zero_shot,
 ) -> Learned:
-    """Train what of `model` requires gradients on the cell's text or items."""
+    """Train the parameters of `model` that require gradients on the cell's text or labelled items."""
     seq_len = min(study.recipe.seq_len, model.config.context)
     trained = model.num_parameters(trainable=True)
     if cell.axis == "text":
-        saw = study.texts(cell.size, cell.method)
-        sets: tuple[DataSet, DataSet] = text_sets(study.part(cell.size), model, tokenizer, seq_len, VALIDATED)
-        task, settings = study.task, method.text
+        seen_texts = study.training_texts(cell.size, cell.method)
+        sets: tuple[DataSet, DataSet] = text_sets(
+            study.share_folder(cell.size), model, tokenizer, seq_len, VALIDATION_WINDOWS
+        )
+        task, settings = study.task, config.text
     else:
-        task = study.labelled(int(cell.size), cell.method)
-        saw, settings = [item.text for item in task.train], method.task
+        task = study.labelled_task(int(cell.size), cell.method)
+        seen_texts, settings = [item.text for item in task.train], config.task
         sets = task_sets(task, model, tokenizer)
-    costs, keep = fit(study, cell, model, tokenizer, sets, settings, setting["rate"]), None
-    whole = trained == model.num_parameters()
+    costs, save = train_within_budget(study, cell, model, tokenizer, sets, settings, setting["rate"]), None
+    is_full = trained == model.num_parameters()
     costs |= {"trained_parameters": trained, "stored_bytes": 4 * trained}
-    if not whole and cell.method.startswith(("lora", "soft")):
-        folder = adapter_of(study, cell)
+    if not is_full and cell.method.startswith(("lora", "soft")):
+        folder = adapter_folder(study, cell)
         tried = folder.with_name(f"{folder.name}.tried")
         save_adapter(model, tried, study.recipe.foundation)
         costs["stored_bytes"] = sum(p.stat().st_size for p in tried.iterdir())
-        keep = partial(replace, tried, folder)
+        save = partial(move_into_place, tried, folder)
     merge_model(model)
-    scored = inference(model)
-    learned = asked(scored, tokenizer, task, shots, {}, saw, costs)
-    learned.keep = keep
+    scored = prepare_inference(model)
+    learned = prompted_method(scored, tokenizer, task, shots, {}, seen_texts, costs)
+    learned.save = save
     if cell.axis == "text":
         learned.answers = None
         learned.bits = lambda texts: document_bits(scored, tokenizer, texts)
         learned.prompts = list
-        learned.write = lambda prompt: generate_answer(scored, tokenizer, prompt, "\n\n", WRITTEN)
+        learned.write = lambda prompt: generate_answer(scored, tokenizer, prompt, "\n\n", MAX_NEW_TOKENS)
     return learned
 
 
-def replace(tried: Path, folder: Path) -> None:
-    """Put what a try has left in the place that others read it from."""
+def move_into_place(tried: Path, folder: Path) -> None:
+    """Replace `folder` by the folder of the better try."""
     shutil.rmtree(folder, ignore_errors=True)
     tried.rename(folder)
 
 
-def fit(
+def train_within_budget(
     study: Study,
     cell: Cell,
     model: Transformer,
@@ -130,8 +132,8 @@ def fit(
     settings,
     rate: float,
 ) -> dict[str, float]:
-    """Train within the budget, and keep what was best on validation; what it took."""
-    budget = study.budget(settings, rate)
+    """Train within the budget and load the best checkpoint by validation; returns the costs."""
+    budget = study.with_budget(settings, rate)
     recipe = FinetuneRecipe(
         base=study.recipe.foundation, data=study.recipe.data, train=budget, general=study.recipe.general
     )
@@ -142,7 +144,7 @@ def fit(
         raise KeyboardInterrupt
     best = best_checkpoint(run)
     model.load_state_dict(read_file(best, "model.safetensors"), strict=False)
-    kept = read_manifest(best)["step"]
+    kept_step = read_manifest(best)["step"]
     shutil.rmtree(run / "checkpoints")
     return {
         "training_seconds": result.progress.seconds,
@@ -150,34 +152,34 @@ def fit(
         "training_tokens": result.progress.tokens,
         "training_steps": result.progress.step,
         "epochs": result.progress.step * budget.batch_size / len(sets[0]),
-        "kept_step": kept,
+        "kept_step": kept_step,
     }
 
 
-def strengths(recipe: StudyRecipe, axis: str) -> list[Setting]:
-    """Inverse regularisations that a head on features tries."""
+def regularisation_settings(recipe: StudyRecipe, axis: str) -> list[Setting]:
+    """The inverse regularisation strengths to try for the head."""
     return [{"strength": strength} for strength in STRENGTHS[: recipe.tries]]
 
 
 def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """Logistic regression on the frozen foundation's features of all layers, of labelled items."""
-    task = study.labelled(int(cell.size), cell.method)
+    """Logistic regression on features from all layers of the frozen foundation model."""
+    task = study.labelled_task(int(cell.size), cell.method)
     texts = [item.text for item in task.train]
 
-    def read():
-        model, tokenizer = study.foundation()
-        model, started = inference(model), time.perf_counter()
+    def extract():
+        model, tokenizer = study.load_foundation()
+        model, started = prepare_inference(model), time.perf_counter()
         features = extract_features(model, tokenizer, texts, "mean")
         return model, tokenizer, features, time.perf_counter() - started
 
-    (model, tokenizer, features, reading), again = study.once(("features", cell.size), read)
+    (model, tokenizer, features, seconds), was_cached = study.make_once(("features", cell.size), extract)
     started = time.perf_counter()
     layers = list(range(features.shape[1]))
     head = fit_head(task, features, layers, setting["strength"], "mean")
     tokens = sum(1 + len(ids) for ids in tokenizer.encode_batch(texts))
     size = head.weight.size + head.bias.size
     costs = {
-        "training_seconds": reading + time.perf_counter() - started,
+        "training_seconds": seconds + time.perf_counter() - started,
         "training_flops": forward_flops(model, tokens, 0, tokens // len(texts)),
         "trained_parameters": size,
         "stored_bytes": 4 * size,
@@ -185,19 +187,19 @@ def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
 
     def answers(split: str) -> dict:
         items, started = getattr(task, split), time.perf_counter()
-        asked_texts = [item.text for item in items]
-        # One request at a time, as prompts are answered.
-        p = head.probabilities(extract_features(model, tokenizer, asked_texts, "mean", batch=1))
+        inputs = [item.text for item in items]
+        # One request at a time, as for prompts.
+        p = head.probabilities(extract_features(model, tokenizer, inputs, "mean", batch=1))
         chosen = [head.labels[i] for i in p.argmax(1)]
-        read = sum(1 + len(ids) for ids in tokenizer.encode_batch(asked_texts)) / len(items)
+        mean_tokens = sum(1 + len(ids) for ids in tokenizer.encode_batch(inputs)) / len(items)
         return {
             "correct": [float(a == i.label) for a, i in zip(chosen, items, strict=True)],
             "confidence": [float(x) for x in p.max(1)],
-            "prompt_tokens": read,
-            "read_tokens": read,
-            "flops_per_request": forward_flops(model, int(read), 0, int(read)),
+            "prompt_tokens": mean_tokens,
+            "read_tokens": mean_tokens,
+            "flops_per_request": forward_flops(model, int(mean_tokens), 0, int(mean_tokens)),
             "seconds_per_request": (time.perf_counter() - started) / len(items),
         }
 
-    paid = {"seconds": reading, "flops": costs["training_flops"]} if again else {}
-    return Learned(texts, answers=answers, costs=costs, reused=paid)
+    reused = {"seconds": seconds, "flops": costs["training_flops"]} if was_cached else {}
+    return Learned(texts, answers=answers, costs=costs, reused_costs=reused)

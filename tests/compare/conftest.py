@@ -15,7 +15,7 @@ TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, 
 
 @pytest.fixture
 def study(corpus, cache, tmp_path):
-    """A study of made-up text, whose task is a file of labelled rows; the second try is in vain."""
+    """A study of made-up text, whose task is a file of labelled rows; the second try cannot learn."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps({"text": words(1000 + n, 14).strip(), "label": "ab"[n % 2]}) + "\n" for n in range(200))

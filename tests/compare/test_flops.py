@@ -1,4 +1,4 @@
-"""FLOPs that the study counts by formula are those that torch counts operator by operator."""
+"""FLOPs by formula equal those that torch counts per operator."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def add_vectors(model):
     return add_soft_prompt(model, tokenizer, SoftPromptConfig(tokens=20, init_text=""), 0)
 
 
-WAYS = {
+METHODS = {
     "scratch": (STUDY.scratch.model, lambda model: model.requires_grad_(True)),
     "full": (LLAMA, lambda model: model.requires_grad_(True)),
     "lora": (LLAMA, lambda model: add_lora(model, LoraConfig(rank=8), 0)),
@@ -36,13 +36,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_training(way):
-    config, prepare = WAYS[way]
+@pytest.mark.parametrize("method", METHODS)
+def test_training(method):
+    config, prepare = METHODS[method]
     model = prepare(build_model(config, 1000).init_weights(0))
     length = 256 - model.config.soft_tokens
     x, y = torch.randint(0, 1000, (2, 2, length))
-    settings = STUDY.scratch.text if way == "scratch" else STUDY.full.text
+    settings = STUDY.scratch.text if method == "scratch" else STUDY.full.text
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = build_optimizers(parameters, settings)
     with FlopCounterMode(display=False) as counted:
@@ -51,7 +51,7 @@ def test_training(way):
             optimizer.step()
     found = training_flops(model, 2 * length, 2 * length, length) + step_flops(chosen)
     assert found == pytest.approx(counted.get_total_flops(), rel=0.05)
-    assert (step_flops(chosen) > 0.1 * found) == (way == "scratch")  # Muon, in small batches
+    assert (step_flops(chosen) > 0.1 * found) == (method == "scratch")  # Muon, in small batches
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -1,4 +1,4 @@
-"""What is held out is refused wherever an method could see it."""
+"""The leak check refuses held-out texts in all data of a method."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from cli.atomic import write_manifest
 from cli.errors import UserError
 from cli.recipes import to_toml
 from compare.context import Cell, Study
-from compare.leaks import RUN, SAME, HeldOut
+from compare.leaks import COPY_SHARE, NGRAM, HeldOut
 from compare.method import sizes_of
 from compare.methods import METHODS
 from configs.schema import DataConfig, TaskConfig
@@ -21,78 +21,78 @@ from data.prepare import load_manifest, prepare, read_documents
 from data.tasks import load_task
 
 
-def test_a_copy_is_found_inside_another_text_and_a_likeness_is_not():
+def test_a_copy_inside_another_text_is_found_and_a_similar_text_is_not():
     held = HeldOut([words(0, 40), "a short one", words(1, 40)])
-    assert held.copies(["before " + words(0, 40) + " after"]).keys() == {0}
-    assert held.copies(["A  SHORT one"]).keys() == {1}
-    assert held.copies(["a short one with more"]) == {}
+    assert held.find_copies(["before " + words(0, 40) + " after"]).keys() == {0}
+    assert held.find_copies(["A  SHORT one"]).keys() == {1}
+    assert held.find_copies(["a short one with more"]) == {}
     half = " ".join(words(0, 40).split()[:24]) + " " + words(7, 20)
-    assert held.copies([half, words(5, 200)]) == {}
-    with pytest.raises(UserError, match="the store holds what is held out"):
-        held.refuse("the store", ["other", words(1, 40)])
+    assert held.find_copies([half, words(5, 200)]) == {}
+    with pytest.raises(UserError, match="the store contains the held-out text"):
+        held.refuse_copies("the store", ["other", words(1, 40)])
     assert held.overlap([words(0, 40)]) == pytest.approx(0.5, abs=0.1)
     assert held.overlap(["nothing"]) == 0
-    assert HeldOut([]).copies(["anything"]) == {}
+    assert HeldOut([]).find_copies(["anything"]) == {}
 
 
 @given(
     st.lists(st.text("ab \n", min_size=1, max_size=80), max_size=4),
     st.lists(st.text("ab \n", max_size=120), max_size=5),
 )
-def test_runs_are_found_as_by_comparing_strings(held, texts):
-    def runs(text):
-        squeezed = "".join(text.split())
-        return {squeezed[i : i + RUN] for i in range(len(squeezed) - RUN + 1)}
+def test_ngrams_are_found_as_by_comparing_strings(held, texts):
+    def ngrams(text):
+        joined = "".join(text.split())
+        return {joined[i : i + NGRAM] for i in range(len(joined) - NGRAM + 1)}
 
-    everywhere = set().union(*map(runs, texts))
-    known = set().union(*map(runs, held))
+    everywhere = set().union(*map(ngrams, texts))
+    known = set().union(*map(ngrams, held))
     found = HeldOut(held)
     expected = len(known & everywhere) / len(known) if known else 0.0
     assert found.overlap(texts) == pytest.approx(expected)
-    long = {number for number, text in enumerate(held) if runs(text)}
+    long = {number for number, text in enumerate(held) if ngrams(text)}
     copied = {
         number
         for number in long
         for text in texts
-        if len(runs(held[number]) & runs(text)) >= SAME * len(runs(held[number]))
+        if len(ngrams(held[number]) & ngrams(text)) >= COPY_SHARE * len(ngrams(held[number]))
     }
-    assert found.copies(texts).keys() & long == copied
+    assert found.find_copies(texts).keys() & long == copied
 
 
-def test_a_tune_without_its_lines_is_found_in_its_document(cache):
+def test_a_tune_with_joined_lines_is_found_in_its_document(cache):
     data = DataConfig(corpus="folk-tunes", test_fraction=0.05, cache_dir=str(cache))
     item = load_task(TaskConfig(name="tune-key", max_chars=160, test_items=5), data).test[0]
     whole = {row["id"]: row["text"] for row in read_documents(prepare(data), "test")}
     assert item.text not in whole[item.id]  # its lines are joined
-    assert HeldOut([item.text]).copies(whole.values()) == {0: whole[item.id]}
+    assert HeldOut([item.text]).find_copies(whole.values()) == {0: whole[item.id]}
 
 
-def test_what_is_planted_is_refused_in_text_labels_shots_and_store(study, tmp_path):
-    assert study.texts(1.0, "scratch")
-    few = study.labelled(8, "lora")
+def test_a_planted_copy_is_refused_in_text_labels_shots_and_store(study, tmp_path):
+    assert study.training_texts(1.0, "scratch")
+    few = study.labelled_task(8, "lora")
     assert len(few.train) == 8
     assert few.validation == study.task.validation[:16]
-    assert study.labelled(64, "lora").validation == study.task.validation[:64]
+    assert study.labelled_task(64, "lora").validation == study.task.validation[:64]
     item, text = study.task.test[0], study.test[0]
     task = study.task
     study.task = task._replace(train=[*task.train, item._replace(label="b")])
     for place in ("lora", "few-shot", "neighbour-shots"):
-        with pytest.raises(UserError, match=f"{place} holds what is held out"):
-            study.labelled(1000, place)
+        with pytest.raises(UserError, match=f"{place} contains the held-out text"):
+            study.labelled_task(1000, place)
     study.task = task
-    path = study.part(0.2) / "train.jsonl"  # which other tests use too
+    path = study.share_folder(0.2) / "train.jsonl"  # which other tests use too
     before, manifest = path.read_text(), load_manifest(path.parent)
     path.write_text(before + json.dumps({"id": "planted", "text": text}) + "\n")
-    write_manifest(path.parent, manifest)  # else it would be noticed as damaged, and made again
+    write_manifest(path.parent, manifest)  # otherwise the folder would count as damaged and be prepared again
     for place in ("scratch", "retrieval", "xz"):
-        with pytest.raises(UserError, match=f"{place} holds what is held out"):
-            study.texts(0.2, place)
+        with pytest.raises(UserError, match=f"{place} contains the held-out text"):
+            study.training_texts(0.2, place)
     path.write_text(before)
     write_manifest(path.parent, manifest)
 
 
 def planted(study, tmp_path):
-    """The study with a held-out document in its training text, and only held-out items to learn."""
+    """The study with a held-out document in its training text and held-out items as training items."""
     folder = tmp_path / "planted"
     shutil.copytree(study.documents, folder)
     with open(folder / "train.jsonl", "a") as file:
@@ -113,14 +113,14 @@ def planted(study, tmp_path):
         if name not in ("zero-shot", "majority")
     ],
 )
-def test_no_method_sees_what_is_planted(study, tmp_path, method, axis):
+def test_every_method_refuses_a_planted_copy(study, tmp_path, method, axis):
     size = sizes_of(METHODS[method], axis, study.recipe)[-1]
     setting = METHODS[method].settings(study.recipe, axis)[0]
-    with pytest.raises(UserError, match=f"^{method} holds what is held out"):
+    with pytest.raises(UserError, match=f"^leak check: {method} contains the held-out text"):
         METHODS[method].learn(planted(study, tmp_path), Cell(method, axis, size, 0), setting)
 
 
-def test_held_out_items_that_stand_in_the_training_text_are_not_measured(corpus, cache, tmp_path):
+def test_held_out_items_that_occur_in_the_training_text_are_removed(corpus, cache, tmp_path):
     data = DataConfig(corpus=str(corpus), section_chars=500, cache_dir=str(cache))
     known = [row["text"] for row in read_documents(prepare(data), "train")][:10]
     rows = [{"text": words(1000 + n, 14), "label": "ab"[n % 2]} for n in range(150)]
@@ -136,15 +136,15 @@ def test_held_out_items_that_stand_in_the_training_text_are_not_measured(corpus,
     assert {i.text for i in asked} - {i.text for i in study.task.test} == set(known)
 
 
-def test_smaller_shares_and_fewer_labels_are_parts_of_larger_ones(study, tmp_path):
-    small, whole = study.texts(0.2, "x"), study.texts(1.0, "x")
+def test_smaller_shares_and_fewer_labels_are_subsets_of_larger_ones(study, tmp_path):
+    small, whole = study.training_texts(0.2, "x"), study.training_texts(1.0, "x")
     assert set(small) < set(whole)
     size = sum(map(len, small)) / sum(map(len, whole))
     assert 0.1 < size <= 0.21
-    few, more = study.labelled(8, "x").train, study.labelled(64, "x").train
+    few, more = study.labelled_task(8, "x").train, study.labelled_task(64, "x").train
     assert more[:8] == few
     other = Study(tmp_path, seed=1)
-    assert other.texts(0.2, "x") != small
-    assert other.labelled(8, "x").train != few
+    assert other.training_texts(0.2, "x") != small
+    assert other.labelled_task(8, "x").train != few
     assert other.test == study.test
     assert other.task.test == study.task.test

@@ -1,4 +1,4 @@
-"""lm-eval's own tasks on our models, with the scores it gives the same weights in transformers."""
+"""lm-eval on our models gives the scores of the same weights in transformers."""
 
 import json
 
@@ -69,7 +69,7 @@ def requests(rows):
     return [Instance("x", {}, args, 0) for args in rows]
 
 
-def test_scores_and_text_are_those_of_lm_evals_own_model(folder):
+def test_scores_and_text_equal_those_of_lm_evals_own_model(folder):
     from lm_eval.models.huggingface import HFLM
 
     model, tokenizer = load_model(folder / "model")
@@ -92,7 +92,7 @@ def test_scores_and_text_are_those_of_lm_evals_own_model(folder):
     assert ours.generate_until(requests([(context, how) for context, _ in pairs])) == written
 
 
-def test_a_long_request_is_refused_not_cut(folder):
+def test_a_long_request_is_refused_and_not_truncated(folder):
     model, tokenizer = load_model(folder / "model")
     with pytest.raises(UserError, match="does not fit the context of 512"):
         as_lm(model, tokenizer).loglikelihood(requests([("word " * 900, "x")]))

@@ -67,7 +67,7 @@ def test_a_long_document_is_scored_once_in_overlapping_windows(small):
     assert document_bits(model, tokenizer, [text]) == pytest.approx([total / math.log(2)], rel=1e-4)
 
 
-def test_text_that_the_tokenizer_loses_is_not_scored(foundation):
+def test_text_that_the_tokenizer_cannot_encode_is_refused(foundation):
     model, tokenizer = foundation
     with pytest.raises(UserError, match="loses characters"):
         document_bits(model, tokenizer, ["a control character \x04 that the vocabulary lacks"])
@@ -78,9 +78,9 @@ def test_a_compressor_is_charged_for_the_held_out_text_only():
     seen = "".join(f"{text}\n\n" for text in train).encode()
     for stream in (xz, zstd):
         bits = compressor_bits(stream(), train, test)
-        assert bits[0] < bits[1] / 10  # it stands in what was seen
+        assert bits[0] < bits[1] / 10  # it is in the training text
         for text, found in zip(test, bits, strict=True):
-            # As whole archives are longer; where they are cut into blocks makes some bytes.
+            # Close to the difference of whole archives, apart from some bytes for block boundaries.
             sizes = [len(archive(stream(), data)) for data in (seen, seen + text.encode())]
             assert found == pytest.approx(8 * (sizes[1] - sizes[0]), abs=400, rel=0.05)
             assert 0 < found < 1.1 * 8 * len(archive(stream(), text.encode()))
@@ -101,7 +101,7 @@ def labelled(count, seed):
     return made
 
 
-def test_the_task_floor_learns_what_can_be_learned():
+def test_the_tfidf_baseline_learns_separable_labels():
     task = Task("Text", "Kind", ["late", "vowel"], labelled(200, 0), labelled(40, 1), labelled(60, 2))
     learned = tfidf_logistic(task, 10.0)
     found = learned.answers("test")
@@ -113,7 +113,7 @@ def test_the_task_floor_learns_what_can_be_learned():
 
 
 def naive_bits(train, text, order):
-    """Witten-Bell in the plainest way: dictionaries of tuples, one byte after another."""
+    """A naive Witten-Bell model: dictionaries of tuples, one byte at a time."""
     counts = [{} for _ in range(order)]
     data = [b for t in train for b in (0, *t.encode())]
     for n in range(order):
@@ -133,7 +133,7 @@ def naive_bits(train, text, order):
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
-def test_ngrams_are_those_of_a_plain_implementation(order):
+def test_ngrams_equal_a_naive_implementation(order):
     train = [words(n, 20) for n in range(6)] + ["été, naïve", "x"]
     texts = [words(9, 8), "été", "quite other: 0123", words(0, 20)]
     found = NGram(train, order).bits(texts)

@@ -1,4 +1,4 @@
-"""The report in a real browser: what it draws, and that its slider moves the recommendation."""
+"""The report in a real browser: its curves, tables and samples, and the recommendation by its sliders."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from cli.recipes import load, to_toml
 from compare.methods import METHODS
-from compare.report import protocol, report
+from compare.report import protocol, write_report
 from configs.study_recipe import StudyRecipe
 
 NAME = "tunes </script><!-- <script>"
@@ -17,7 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def rows():
-    """A ledger in which prompting is cheap at first and tuning pays later."""
+    """A ledger in which prompting is cheaper for few requests and tuning for many."""
     draw, found = np.random.default_rng(0), []
     about = {
         "corpus": NAME,
@@ -88,7 +88,7 @@ def rows():
         confidence=lambda _: [0.7] * 100,
         labels=lambda _: 20.0,
     )
-    # As good as the best, free to train and dear to ask.
+    # Not significantly worse than the best, without training, with expensive requests.
     add(
         "neighbour-shots",
         "task",
@@ -107,7 +107,7 @@ def folder(tmp_path):
     (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     recipe = load(StudyRecipe, "configs/study/demo.toml")
     (tmp_path / "config.toml").write_text(to_toml(recipe))
-    report(tmp_path)
+    write_report(tmp_path)
     return tmp_path
 
 
@@ -116,16 +116,16 @@ def test_table_and_verdict_are_drawn_from_the_ledger_alone(folder):
     assert "| lora | 512 items |" in table
     assert "| 1.00% |" in table  # overlap
     assert "| scratch | 1 % of the text |" in table
-    said = (folder / "verdict.md").read_text()
-    assert "With all of the text scratch is best" in said
-    assert "scratch and lora cross at" in said
+    verdict = (folder / "verdict.md").read_text()
+    assert "With all of the text, scratch is best" in verdict
+    assert "The curves of scratch and lora cross at" in verdict
     assert (folder / "plots" / "curves.png").stat().st_size > 10_000
     page = (folder / "report.html").read_text()
     assert "<!-- <script>" not in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page  # it needs no network
     first = page
-    report(folder)
+    write_report(folder)
     assert (folder / "report.html").read_text() == first
 
 
@@ -164,7 +164,7 @@ def test_the_page_works_in_a_browser(folder, scheme):
         series = browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")
         assert {s.get_attribute("data-method") for s in series} == {"scratch", "lora", "xz", "zero-shot"}
         assert "0.01: " in series[0].get_attribute("aria-label")
-        placed = browser.execute_script("return apart([100, 99, 101, 279, 280, 280], 20, 280)")
+        placed = browser.execute_script("return spreadHeights([100, 99, 101, 279, 280, 280], 20, 280)")
         for a, b in itertools.pairwise(sorted(placed)):
             assert b - a >= 12
         assert min(placed) >= 20
@@ -180,13 +180,13 @@ def test_the_page_works_in_a_browser(folder, scheme):
         line = "return document.querySelector('#pareto path[stroke]').getAttribute('d')"
         assert browser.find_element(By.ID, "requests-shown").text == "1,000"
         browser.find_element(By.ID, "label-price").clear()
-        price.send_keys(Keys.HOME)  # nothing: by seconds alone
-        assert browser.find_element(By.ID, "price-shown").text == "nothing"
-        requests.send_keys(Keys.HOME)  # one request: training has not paid
+        price.send_keys(Keys.HOME)  # no price: seconds only
+        assert browser.find_element(By.ID, "price-shown").text == "none"
+        requests.send_keys(Keys.HOME)  # one request: before break-even
         assert "For 1 requests: neighbour-shots, 512 items (0.87; 2 s) is the cheapest" in choice.text
         assert browser.execute_script(front)[:2] == ["majority 512", "few-shot 4"]
         before = browser.execute_script(line)
-        requests.send_keys(Keys.END)  # a hundred million: prompts are dearer
+        requests.send_keys(Keys.END)  # a hundred million: prompts cost more
         assert "lora, 512 items (0.903;" in choice.text
         assert browser.execute_script(front) == ["majority 512", "lora 512"]
         assert browser.execute_script(line) != before
@@ -196,35 +196,35 @@ def test_the_page_works_in_a_browser(folder, scheme):
             ".map(row => [...row.cells].map(cell => cell.textContent))"
         )
         head, *table = browser.execute_script(cells)
-        told = dict(zip(head, next(r for r in table if r[:2] == ["lora", "512"]), strict=True))
-        assert told["labels, to choose by too"] == "528"
-        assert told["tokens / 1,000 requests"] == "50,000"
-        assert told["s / 1,000"] == "100"
-        assert told["money / 1,000"] == "27.8"  # 100 s at 1,000 an hour
-        # Labels cost so much that the handful of a prompt is what is bought.
+        by_column = dict(zip(head, next(r for r in table if r[:2] == ["lora", "512"]), strict=True))
+        assert by_column["labels, validation included"] == "528"
+        assert by_column["tokens / 1,000 requests"] == "50,000"
+        assert by_column["s / 1,000"] == "100"
+        assert by_column["money / 1,000"] == "27.8"  # 100 s at 1,000 an hour
+        # Labels are so expensive that the method with the fewest is the cheapest.
         requests.send_keys(Keys.HOME)
         browser.find_element(By.ID, "label-price").send_keys("1000")
         assert browser.execute_script(front)[0] == "few-shot 4"
 
         browser.execute_script("document.activeElement.blur()")
-        reached = set()  # by the tabulator
+        reached = set()  # with the tab key
         for _ in range(60):
             browser.switch_to.active_element.send_keys(Keys.TAB)
             now = browser.switch_to.active_element
             reached.add(now.get_attribute("id") or now.get_attribute("class") or now.tag_name)
         assert {"requests", "price", "label-price", "method", "series", "summary"} <= reached
         button = browser.find_element(By.CSS_SELECTOR, "#methods button")
-        button.send_keys(Keys.ENTER)  # by keyboard alone
+        button.send_keys(Keys.ENTER)  # keyboard only
         assert button.get_attribute("aria-pressed") == "false"
         assert len(browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")) == 3
-        written = browser.find_element(By.CSS_SELECTOR, "#written .beside pre")
-        assert written.get_attribute("textContent") == "<b>not bold</b>"
+        sample = browser.find_element(By.CSS_SELECTOR, "#samples .beside pre")
+        assert sample.get_attribute("textContent") == "<b>not bold</b>"
         browser.find_element(By.CSS_SELECTOR, "#verdict summary").click()
         browser.find_element(By.CSS_SELECTOR, "#verdict details a").click()
         assert browser.find_element(By.CSS_SELECTOR, "#rows tr:nth-child(2)").is_displayed()
         rules = [li.text for li in browser.find_elements(By.CSS_SELECTOR, "#protocol li")]
         assert rules == protocol(load(StudyRecipe, folder / "config.toml"))
-        assert any(rule == f"lora sees {METHODS['lora'].sees}." for rule in rules)
+        assert any(rule == f"lora uses {METHODS['lora'].data}." for rule in rules)
         assert "torch 2" in browser.find_element(By.ID, "environment").text
         assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr")) == 1 + len(rows())
         assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
@@ -232,7 +232,7 @@ def test_the_page_works_in_a_browser(folder, scheme):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         browser.set_window_size(1050, 1600)  # a landscape page
         wide = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-        needed, there = browser.execute_script(wide)
-        assert needed <= there  # nothing is cut off on paper
+        width, visible = browser.execute_script(wide)
+        assert width <= visible  # nothing is cut off on paper
     finally:
         browser.quit()

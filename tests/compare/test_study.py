@@ -1,4 +1,4 @@
-"""A whole study with the real foundation model, cut down to minutes."""
+"""A whole study with the real foundation model, reduced to minutes."""
 
 import json
 import re
@@ -13,9 +13,9 @@ from cli.errors import UserError
 from cli.recipes import load, to_toml
 from compare.analysis.ledger import Ledger, cost_of
 from compare.cells import measure
-from compare.context import Cell, Study, inference
+from compare.context import Cell, Study, prepare_inference
 from compare.methods import METHODS
-from compare.run import contents, measured, plan, quick
+from compare.run import hash_cells, plan, read_measured, shrink
 from configs.study_recipe import StudyRecipe
 from model.likelihood import document_bits
 from model.load import load_model
@@ -37,7 +37,7 @@ SMALL = (
 )
 
 
-def test_a_plan_puts_first_what_others_go_on_from():
+def test_a_plan_puts_base_methods_first():
     study = load(StudyRecipe, DEMO)
     study = study.model_copy(update={"seeds": [3, 4], "text_methods": ["xz", "zero-shot"]})
     cells = plan(study, ["scratch-supervised", "tfidf", "text-then-shots"])
@@ -46,10 +46,10 @@ def test_a_plan_puts_first_what_others_go_on_from():
     names = [(c.method, c.axis, c.seed) for c in cells]
     assert names.index(("scratch", "text", 3)) < names.index(("scratch-supervised", "task", 3))
     assert ("scratch", "text", 4) in names
-    assert names.count(("xz", "text", 4)) == len(study.shares)  # of which a seed draws documents
-    assert ("zero-shot", "text", 4) not in names  # nothing is drawn
+    assert names.count(("xz", "text", 4)) == len(study.shares)  # the seed samples the documents
+    assert ("zero-shot", "text", 4) not in names  # does not depend on the seed
     assert len(set(cells)) == len(cells)
-    assert {c.seed for c in plan(quick(study))} == {3}
+    assert {c.seed for c in plan(shrink(study))} == {3}
     with pytest.raises(UserError, match='no method "lorra"; did you mean "lora"'):
         plan(study, ["lorra"])
 
@@ -59,7 +59,7 @@ def test_a_corpus_without_labels_is_measured_on_text_alone(study):
     recipe = study.recipe.model_copy(update={"task": nothing})
     cells = plan(recipe)
     assert {cell.axis for cell in cells} == {"text"}
-    assert len(contents(recipe, cells)) == len(cells)
+    assert len(hash_cells(recipe, cells)) == len(cells)
     (study.folder / "config.toml").write_text(to_toml(recipe))
     alone = Study(study.folder)
     assert alone.test == study.test
@@ -67,7 +67,7 @@ def test_a_corpus_without_labels_is_measured_on_text_alone(study):
     assert sum(row["document_bits"]) > 0
 
 
-def test_every_arm_tries_as_many_settings_or_has_none_to_try():
+def test_every_method_tries_the_same_number_of_settings_or_has_none():
     study = load(StudyRecipe, DEMO)
     rates = [1e-3, 2e-3, 3e-3]
     same = {"text_rates": rates, "task_rates": rates}
@@ -83,26 +83,26 @@ def test_every_arm_tries_as_many_settings_or_has_none_to_try():
             assert len({str(setting) for setting in tried}) == len(tried)
 
 
-def test_what_a_cell_follows_from_and_nothing_else_makes_it_another(study):
+def test_the_hash_of_a_cell_depends_only_on_its_own_settings_and_data(study):
     def changed(**settings):
         other = StudyRecipe.model_validate(study.recipe.model_dump() | settings)
-        now = contents(other, plan(study.recipe))
+        now = hash_cells(other, plan(study.recipe))
         return {cell.method for cell, digest in now.items() if digest != before[cell]}
 
-    before = contents(study.recipe, plan(study.recipe))
+    before = hash_cells(study.recipe, plan(study.recipe))
     assert len(set(before.values())) == len(before)
     more = {"seeds": [0, 1, 2], "labels": [8, 64, 100], "shares": [0.2, 0.5, 1.0]}
     assert changed(price_per_hour=3.0, requests=7, task_methods=["lora"], **more) == set()
-    adapter = study.recipe.adapter.model_dump() | {"rank": 3}
-    assert changed(adapter=adapter) == {"lora", "lora-neighbours", "text-then-shots"}
+    lora = study.recipe.lora.model_dump() | {"rank": 3}
+    assert changed(lora=lora) == {"lora", "lora-neighbours", "text-then-shots"}
     scratch = study.recipe.scratch.model_dump() | {"task_rates": [1e-3, 2e-3]}
     assert changed(scratch=scratch) == {"scratch-supervised", "random-supervised"}
     scratch = study.recipe.scratch.model_dump() | {"text_rates": [1e-3, 2e-3]}
-    assert changed(scratch=scratch) == {"scratch", "scratch-supervised"}  # which goes on from it
+    assert changed(scratch=scratch) == {"scratch", "scratch-supervised"}  # whose base method is scratch
     assert changed(budget_flops=2e10) == set(METHODS)
     path = Path(study.recipe.task.name)
     path.write_text(path.read_text().replace('"a"', '"c"', 1))
-    assert changed() == set(METHODS)  # a label in a file
+    assert changed() == set(METHODS)  # a label changed in the file
 
 
 def test_an_unequal_search_is_refused(tmp_path):
@@ -158,18 +158,18 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     before = (folder / "ledger.jsonl").read_bytes()
     again = command("compare.run", *args, "--resume", timeout=120)
     assert again.returncode == 0, again.stderr
-    assert "===" not in again.stderr  # nothing was run
+    assert "===" not in again.stderr  # no cell was run
     assert (folder / "ledger.jsonl").read_bytes() == before
     again = command("compare.run", *args[:-10], "--methods", "xz", "--resume", timeout=120)
     assert again.returncode == 0, again.stderr
     assert (folder / "ledger.jsonl").read_bytes() == before  # of all methods
-    # Without --resume, and as it is after a kill between the last cell and the ledger.
+    # Without --resume, as after a kill between the last cell and the ledger.
     (folder / "ledger.jsonl").unlink()
     again = command("compare.run", *args, "--price-per-hour", "7", timeout=120)
     assert again.returncode == 0, again.stderr
-    assert "all of it has been measured" in again.stderr
+    assert "all cells have been measured" in again.stderr
     assert (folder / "ledger.jsonl").read_bytes() == before
-    assert "in money at 7 an hour" in (folder / "verdict.md").read_text()
+    assert "in money at 7 per hour" in (folder / "verdict.md").read_text()
     other = (*args, "--test-documents", "5")
     refused = command("compare.run", *other)
     assert refused.returncode == 2
@@ -184,7 +184,7 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     assert re.search(r"about [1-9]\d* minutes", planned.stdout)
     assert re.search(r"task lora +sizes 16 +1 seeds, 1 settings tried", planned.stdout)
 
-    # A cell that fails leaves the others as they are, and is named.
+    # A failed cell is named and does not affect the others.
     (folder / "cells" / "scratch-supervised-task-16-0.json").rename(tmp_path / "kept.json")
     (folder / "models").rename(tmp_path / "models")
     failed = command("compare.run", *args, "--resume", timeout=300)
@@ -194,22 +194,22 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     (tmp_path / "models").rename(folder / "models")
     (tmp_path / "kept.json").rename(folder / "cells" / "scratch-supervised-task-16-0.json")
 
-    # Killed anywhere, it ends in the same ledger: what is deterministic is the same number.
+    # Killed at any point and resumed, the ledger has the same deterministic numbers.
     names = ("ngram-text-1-0", "few-shot-text-0-0", "tfidf-task-16-0")
     for name in names:
         (folder / "cells" / f"{name}.json").unlink()
-    (folder / "cells" / "zero-shot-text-0-0.json").write_text('{"id": "zero-sh')  # cut off
+    (folder / "cells" / "zero-shot-text-0-0.json").write_text('{"id": "zero-sh')  # truncated
     shutil.rmtree(folder / "plots")
     (folder / "ledger.jsonl").unlink()
-    # While a cell is measured; when the first of them is kept; before the last one.
+    # While a cell is measured; after the first one is saved; before the last one.
     points = (f"=== {names[0]}", f"=== {names[0]}: ", "=== zero-shot-text-0-0: ", f"=== {names[2]}")
     for point in points:
         running = command.start("compare.run", *args, "--resume")
-        said = ""
-        while point not in said:
+        output = ""
+        while point not in output:
             line = running.stderr.readline()
-            assert line, said
-            said += line
+            assert line, output
+            output += line
         running.kill()
         running.communicate()
         assert running.returncode == -signal.SIGKILL
@@ -227,7 +227,7 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_study_killed_while_it_trains_ends_with_the_same_numbers(command, cache, tmp_path):
+def test_a_study_killed_during_training_resumes_with_the_same_numbers(command, cache, tmp_path):
     args = (
         DEMO,
         "--data.cache-dir",
@@ -249,7 +249,7 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_numbers(command, cach
         while not (steps.exists() and steps.read_text().count("\n") > 5):
             assert running.poll() is None
             time.sleep(0.05)
-        running.kill()  # and nothing else: what it has started has to notice
+        running.kill()  # only the parent: the cell's process must notice
         running.communicate()
     again = command("compare.run", *args, "--run-dir", tmp_path / "cut", "--resume", timeout=900)
     assert again.returncode == 0, again.stderr
@@ -259,25 +259,25 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_numbers(command, cach
         assert [row.get(key) for row in whole] == [row.get(key) for row in cut], key
 
 
-def test_others_go_on_from_the_try_that_was_chosen(study):
+def test_the_model_of_the_chosen_try_is_saved(study):
     row = measure(study, Cell("scratch", "text", 1.0, 0))
     assert row["setting"] == {"rate": 6e-3}
     assert row["search"][0]["validation"] > row["search"][1]["validation"]
     model, tokenizer = load_model(study.folder / "models" / "scratch-0")
-    kept = document_bits(inference(model), tokenizer, study.test)
+    kept = document_bits(prepare_inference(model), tokenizer, study.test)
     assert kept == pytest.approx(row["document_bits"], rel=1e-3)
     each = row["search"][0]["flops"]
-    assert 1e10 <= each < 1.2e10  # as the budget says, and what steps cost
-    assert cost_of([row]).once_flops == pytest.approx(2 * each, rel=0.01)
-    assert 2**27 < row["peak_bytes"] < 2**33  # torch alone takes more
+    assert 1e10 <= each < 1.2e10  # the budget, and at most one step more
+    assert cost_of([row]).fixed_flops == pytest.approx(2 * each, rel=0.01)
+    assert 2**27 < row["peak_bytes"] < 2**33  # torch itself takes more
     assert row["stored_bytes"] == 4 * model.num_parameters()
-    assert row["overlap"] == study.held_out.overlap(study.texts(1.0, "x"))
-    assert row["epochs"] * len(study.texts(1.0, "x")) > row["training_steps"] > row["kept_step"] > 0
-    general = document_bits(inference(model), tokenizer, study.general)
+    assert row["overlap"] == study.held_out.overlap(study.training_texts(1.0, "x"))
+    assert row["epochs"] * len(study.training_texts(1.0, "x")) > row["training_steps"] > row["kept_step"] > 0
+    general = document_bits(prepare_inference(model), tokenizer, study.general_texts)
     assert row["general_bits"] == pytest.approx(sum(general), rel=1e-3)
 
 
-def test_the_test_split_is_read_once_and_labels_that_choose_are_counted(study, monkeypatch):
+def test_the_test_split_is_read_once_and_validation_labels_are_counted(study, monkeypatch):
     asked = []
     method = METHODS["tfidf"]
 
@@ -290,31 +290,31 @@ def test_the_test_split_is_read_once_and_labels_that_choose_are_counted(study, m
     monkeypatch.setitem(METHODS, "tfidf", method._replace(learn=learn))
     row = measure(study, Cell("tfidf", "task", 8.0, 0))
     assert asked == ["validation", "validation", "test"]
-    assert row["labels"] == 8 + len(study.labelled(8, "x").validation)
-    assert measure(study, Cell("majority", "task", 8.0, 0))["labels"] == 8  # nothing to choose
+    assert row["labels"] == 8 + len(study.labelled_task(8, "x").validation)
+    assert measure(study, Cell("majority", "task", 8.0, 0))["labels"] == 8  # no validation
 
 
-def test_features_are_read_once_for_all_that_is_tried(study):
+def test_features_are_extracted_once_for_all_settings(study):
     row = measure(study, Cell("features", "task", 64.0, 0))
     first, second = row["search"]
     assert first["flops"] > second["flops"] > 0
-    assert cost_of([row]).once_flops == pytest.approx(first["flops"] + second["flops"])
+    assert cost_of([row]).fixed_flops == pytest.approx(first["flops"] + second["flops"])
 
 
 @pytest.mark.parametrize("damage", ["", '{"id": "xz', "[]", "null", '{"id": "other", "x": 1}', "\0"])
-def test_a_damaged_cell_is_not_believed(tmp_path, damage):
+def test_a_damaged_cell_is_ignored(tmp_path, damage):
     cell = Cell("xz", "text", 1.0, 0)
-    about = {cell: {"config_hash": "h"}}
+    provenance = {cell: {"config_hash": "h"}}
     path = tmp_path / "cells" / f"{cell.name}.json"
     path.parent.mkdir()
     row = {"id": cell.name, "config_hash": "h", "wall_seconds": 1.0}
     path.write_text(json.dumps(row))
-    assert measured(tmp_path, cell, about) == row
+    assert read_measured(tmp_path, cell, provenance) == row
     path.write_text(damage.replace('"x": 1', '"config_hash": "h"'))
-    assert measured(tmp_path, cell, about) is None
+    assert read_measured(tmp_path, cell, provenance) is None
 
 
-def test_a_cell_is_named_by_what_it_measures():
+def test_the_name_of_a_cell():
     assert Cell("lora", "text", 0.1, 2).name == "lora-text-0.1-2"
     assert Path(f"{Cell('lora', 'task', 512.0, 0).name}.json").stem == "lora-task-512-0"
 
