@@ -33,7 +33,8 @@ from model.sample import encode_prompt
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
-from train.loop import DataSet, RunResult, train
+from train.forward import DataSet
+from train.loop import RunResult, train
 from train.run_directory import (
     handle_interrupt,
     report_result,

@@ -25,7 +25,7 @@ class LoraLinear(nn.Linear):
     is_merged = False
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, config: LoraConfig, generator: torch.Generator):
+    def from_linear(cls, linear: nn.Linear, config: LoraConfig, generator: torch.Generator) -> "LoraLinear":
         """An adapted layer that shares the weight of `linear`; A starts as in `nn.Linear`, B at zero."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)

@@ -12,7 +12,7 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.evaluate import evaluate
-from train.loop import DataSet
+from train.forward import DataSet
 from train.preflight import uses_bfloat16
 
 GENERAL_DOCUMENTS, GENERAL_TOKENS = 32, 256  # size of the general text that measures forgetting

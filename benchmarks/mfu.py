@@ -36,7 +36,7 @@ from model.flops import training_flops
 from model.transformer import Transformer
 from train.forward import set_block_forward
 from train.metrics import peak_memory
-from train.optim import adamw
+from train.optim import build_adamw
 from train.profiler import peak_flops
 
 STEPS = 4  # per turn
@@ -81,7 +81,7 @@ class Implementation:
     def __init__(self, net: Transformer, attend: Callable | None, compiled: bool, recipe: Recipe):
         self.net = copy.deepcopy(net)
         self.attend = attend
-        self.optimizer = adamw(dict(self.net.named_parameters()), recipe.train)
+        self.optimizer = build_adamw(dict(self.net.named_parameters()), recipe.train)
         self.loss: Callable = self.net
         if compiled and attend is None:
             set_block_forward(self.net, compiled=True, checkpointing=False)

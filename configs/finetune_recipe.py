@@ -78,7 +78,7 @@ class FinetuneRecipe(Section):
     sample: SampleConfig = SampleConfig()
 
     @model_validator(mode="after")
-    def _one_kind_of_data(self):
+    def _one_kind_of_data(self) -> "FinetuneRecipe":
         if self.examples and self.task:
             raise ValueError("give examples or a [task], not both")
         if self.method == "features" and not self.task:

@@ -34,7 +34,7 @@ class PromptRecipe(Section):
     """Generate the label instead of ranking the known labels."""
 
     @model_validator(mode="after")
-    def _ranked_or_written(self):
+    def _ranked_or_written(self) -> "PromptRecipe":
         if self.write and (self.calibrate or self.per_token):
             raise ValueError("write = true ranks no labels: leave out calibrate and per_token")
         return self

@@ -80,7 +80,7 @@ class TokenizerConfig(Section):
     """The first one separates documents and starts every generation."""
 
     @model_validator(mode="after")
-    def _vocabulary_holds_the_bytes(self):
+    def _vocabulary_holds_the_bytes(self) -> "TokenizerConfig":
         least = 256 + len(self.special_tokens)
         if self.vocab_size < least:
             raise ValueError(
@@ -161,7 +161,7 @@ class ModelConfig(Section):
         return self.base_dim / self.dim if self.base_dim else 1.0
 
     @model_validator(mode="after")
-    def _shapes_fit(self):
+    def _shapes_fit(self) -> "ModelConfig":
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}")
         if self.key_shift and self.n_kv_heads < 2:

@@ -86,7 +86,7 @@ class StudyRecipe(Section):
     soft_prompt: TunedSoftPrompt = TunedSoftPrompt()
 
     @model_validator(mode="after")
-    def _comparable(self):
+    def _comparable(self) -> "StudyRecipe":
         for name in ("seeds", "shares", "labels"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

@@ -1,6 +1,7 @@
 """Autoregressive generation with a KV cache: prefill of the prompt, then decode."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def generate(
     use_cache: bool = True,
     prefix: KVCache | None = None,
     seed: int = 0,
-    **sampling,
+    **sampling: Any,
 ) -> Iterator[torch.Tensor]:
     """Yield the next ids (P * num_samples,), int64, one step at a time.
 

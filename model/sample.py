@@ -7,7 +7,8 @@ A single sample is streamed; several are generated as one batch and printed one 
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -90,7 +91,7 @@ def sample(
     stop: list[str] | None = None,
     seed: int = 0,
     prefix: KVCache | None = None,
-    **sampling,
+    **sampling: Any,
 ) -> Iterator[list[Stream]]:
     """Yield the list of samples after each decode step until all have stopped.
 
@@ -121,8 +122,8 @@ def sample(
     yield streams
 
 
-def _number(kind: type, low: float, high: float = float("inf")):
-    def convert(text: str):
+def _number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
+    def convert(text: str) -> float:
         value = kind(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")

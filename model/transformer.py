@@ -9,6 +9,7 @@ D head_dim, C dim, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -149,7 +150,7 @@ class Transformer(nn.Module):
         # Not a buffer: `.to(bfloat16)` must not round the angles, and DDP need not broadcast them.
         self.rope = rope_table(config)
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Transformer":
         super()._apply(fn, recurse)
         self.rope = self.rope.to(self.device)
         return self

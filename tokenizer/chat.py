@@ -113,7 +113,7 @@ def _compiled(template: str) -> Any:
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser):
+        def parse(self, parser: Any) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -122,7 +122,7 @@ def _compiled(template: str) -> Any:
 
         intercepted_binops = frozenset(("*", "**", "%"))
 
-        def call_binop(self, context, operator, left, right):
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             are_numbers = all(isinstance(x, int | float) for x in (left, right))
             if operator == "**" or not are_numbers or abs(left) > MAX_OPERAND or abs(right) > MAX_OPERAND:
                 raise TemplateError(f"{operator} is not supported for these values")
@@ -141,7 +141,7 @@ def _call_with_timeout(seconds: float, call: Callable[[], str]) -> str:
     # Raises TimeoutError. Jinja compiles templates to Python, so a trace function sees every line.
     end = time.monotonic() + seconds
 
-    def check(frame, event, argument):
+    def check(frame: Any, event: str, argument: Any) -> Callable:
         if time.monotonic() > end:
             raise TimeoutError(f"takes more than {seconds:g} s")
         return check

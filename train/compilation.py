@@ -16,7 +16,7 @@ from cli.console import say
 from configs.schema import TrainConfig
 from model.transformer import Transformer
 from train.distributed import Ranks
-from train.forward import set_block_forward, summed_loss
+from train.forward import DataSet, set_block_forward, summed_loss
 
 MIN_SPEEDUP = 1.05  # a smaller speedup does not repay the compile time at every start
 MIN_RUN_SECONDS = 600.0  # in shorter runs the measurement costs more than compiling can gain
@@ -27,7 +27,7 @@ CACHE = Path("cache/compiled")
 def compile_if_faster(
     model: Transformer,
     wrapped: nn.Module,
-    train_set,
+    train_set: DataSet,
     config: TrainConfig,
     ranks: Ranks,
     autocast: torch.autocast,

@@ -120,7 +120,7 @@ class Ranks:
     def __enter__(self) -> "Ranks":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.world_size > 1:
             dist.destroy_process_group()
 

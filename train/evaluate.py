@@ -12,14 +12,14 @@ from torch.distributed.fsdp import FSDPModule
 from configs.schema import TrainConfig
 from model.transformer import IGNORE, Transformer
 from train.distributed import Ranks
-from train.forward import summed_loss
+from train.forward import DataSet, summed_loss
 
 MAX_TIME_SHARE = 0.01  # time of one evaluation / training time between two evaluations
 FORWARD_TIME_SHARE = 1 / 3  # time of a forward pass / time of a training step
 MIN_TOKENS = 16_384  # a smaller subset gives too noisy a score
 
 
-def evaluation_subset(dataset, config: TrainConfig, count: int = 0) -> np.ndarray:
+def evaluation_subset(dataset: DataSet, config: TrainConfig, count: int = 0) -> np.ndarray:
     """Sorted int64 indices of the windows that every periodic evaluation of a run scores.
 
     All runs draw them with the same seed. `count` is their number in the run that is resumed; 0
@@ -34,7 +34,7 @@ def evaluation_subset(dataset, config: TrainConfig, count: int = 0) -> np.ndarra
 def evaluate(
     wrapped: nn.Module,
     model: Transformer,
-    dataset,
+    dataset: DataSet,
     config: TrainConfig,
     ranks: Ranks,
     autocast: AbstractContextManager,

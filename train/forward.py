@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from data.examples import Examples
+from data.shards import Windows
 from model.masks import document_starts
 from model.transformer import Transformer
 
+DataSet = Windows | Examples
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, (B, T) int64
 
 

@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 from cli.console import say
 from cli.errors import UserError
 from configs.schema import TrainConfig
-from data.examples import Examples
 from data.loader import Loader
 from data.shards import Windows
 from model.flops import training_flops
@@ -33,7 +32,7 @@ from train.compilation import compile_if_faster
 from train.distributed import Ranks, sync_gradients
 from train.ema import ema_weights, start_ema, update_ema
 from train.evaluate import evaluate, evaluation_subset
-from train.forward import Batch, set_block_forward, summed_loss
+from train.forward import Batch, DataSet, set_block_forward, summed_loss
 from train.guard import Guard
 from train.metrics import Metrics, peak_memory
 from train.optim import build_optimizers, learning_rate, step_flops
@@ -43,8 +42,6 @@ from train.profiler import Profiler, parse_window, peak_flops
 from train.saver import Saver
 from train.signals import Signals
 from train.watchdog import Watchdog
-
-DataSet = Windows | Examples
 
 
 @dataclass(frozen=True)

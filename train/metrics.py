@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import TextColumn
@@ -50,7 +51,7 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def step(self, row: dict, share: float) -> None:
@@ -170,7 +171,7 @@ def reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _tensorboard(run: Path, start_step: int):
+def _tensorboard(run: Path, start_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -178,7 +179,7 @@ def _tensorboard(run: Path, start_step: int):
     return SummaryWriter(run / "tensorboard", purge_step=max(0, start_step + 1))
 
 
-def _wandb(run: Path, config: TrainConfig):
+def _wandb(run: Path, config: TrainConfig) -> Any:
     try:
         import wandb
     except ImportError:

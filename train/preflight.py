@@ -17,7 +17,7 @@ from model.flops import training_flops
 from model.transformer import Transformer
 from train.distributed import Ranks, local
 from train.evaluate import FORWARD_TIME_SHARE
-from train.forward import summed_loss
+from train.forward import DataSet, summed_loss
 from train.metrics import format_duration
 
 MAX_MEMORY_SHARE = 0.7  # of free memory for an automatic micro-batch; the estimate counts only saved tensors
@@ -44,7 +44,7 @@ def uses_bfloat16(precision: str, model: Transformer, device: torch.device) -> b
     return model.config.dim >= 256 and torch.cpu._is_avx512_bf16_supported()
 
 
-def report_setup(model: Transformer, train_set, config: TrainConfig, ranks: Ranks, bfloat16: bool) -> None:
+def report_setup(model: Transformer, train_set: DataSet, config: TrainConfig, ranks: Ranks, bfloat16: bool) -> None:
     """Print model size, data size, precision, ranks and gradient accumulation."""
     windows, length = len(train_set), train_set.seq_len
     precision = "bfloat16 autocast" if bfloat16 else "float32"
@@ -113,7 +113,7 @@ def report_duration(
 
 
 def find_micro_batch(
-    model: nn.Module, train_set, config: TrainConfig, ranks: Ranks, autocast: torch.autocast
+    model: nn.Module, train_set: DataSet, config: TrainConfig, ranks: Ranks, autocast: torch.autocast
 ) -> tuple[int, float]:
     """The micro-batch size, and the seconds of its forward and backward pass.
 
@@ -168,7 +168,7 @@ class MemoryNeeds:
     seconds: float = 0.0
 
 
-def dry_run(model: nn.Module, train_set, size: int, ranks: Ranks, autocast: torch.autocast) -> MemoryNeeds:
+def dry_run(model: nn.Module, train_set: DataSet, size: int, ranks: Ranks, autocast: torch.autocast) -> MemoryNeeds:
     """Measure one forward and backward pass of `size` windows, then discard its gradients.
 
     Raises UserError, naming the setting to lower, if memory is too small.

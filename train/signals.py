@@ -12,7 +12,7 @@ class Signals:
     limit, only saves.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = 0
         self.save_requested = False
 
@@ -22,11 +22,11 @@ class Signals:
         self._previous = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _record(self, number: int, _frame) -> None:
+    def _record(self, number: int, _frame: object) -> None:
         if signal.Signals(number).name == "SIGUSR1":
             self.save_requested = True
             return

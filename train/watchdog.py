@@ -31,7 +31,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._finished.set()
         self._thread.join()
 

@@ -90,7 +90,7 @@ def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
     texts = study.training_texts(1.0, cell.method)
     folder = study.folder / "store"
 
-    def fill_store():
+    def fill_store() -> tuple[Store, float]:
         shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
         store = Store(folder, "wordllama", 300)

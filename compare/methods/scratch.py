@@ -1,6 +1,7 @@
 """Methods that train from scratch: an own tokenizer, and an own model from random weights."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def learn_scratch(study: Study, cell: Cell, setting: Setting) -> Learned:
         save = partial(move_into_place, tried, model_folder(study))
     scored = prepare_inference(model)
 
-    def bits(texts):
+    def bits(texts: Sequence[str]) -> list[float]:
         return document_bits(scored, tokenizer, texts)
 
     return Learned(

@@ -2,8 +2,11 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from adapt.adapter import load_adapter, save_adapter
 from adapt.datasets import task_sets, text_sets
@@ -13,6 +16,7 @@ from compare.context import Cell, Study, prepare_inference
 from compare.method import Learned, Setting
 from compare.methods.prompted import MAX_NEW_TOKENS, prompted_method, text_bytes
 from configs.finetune_recipe import FinetuneRecipe
+from configs.schema import TrainConfig
 from configs.study_recipe import StudyRecipe, TunedMethod
 from model.flops import forward_flops
 from model.formats.native import best_checkpoint, read_file, read_manifest
@@ -22,14 +26,15 @@ from prompting.likelihood import generate_answer
 from prompting.shots import ShotSelector, fixed_shots, neighbour_shots, zero_shot
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
-from train.loop import DataSet, train
+from train.forward import DataSet
+from train.loop import train
 from train.run_directory import start_run
 
 STRENGTHS = (1.0, 10.0, 0.1, 100.0)
 VALIDATION_WINDOWS = 16  # of validation text, to choose the checkpoint
 
 
-def learning_rates_of(name: str):
+def learning_rates_of(name: str) -> Callable[[StudyRecipe, str], list[Setting]]:
     """The `settings` of a method: the learning rates to try, from the recipe's table `name`."""
 
     def settings(recipe: StudyRecipe, axis: str) -> list[Setting]:
@@ -129,7 +134,7 @@ def train_within_budget(
     model: Transformer,
     tokenizer: Tokenizer,
     sets: tuple[DataSet, DataSet],
-    settings,
+    settings: TrainConfig,
     rate: float,
 ) -> dict[str, float]:
     """Train within the budget and load the best checkpoint by validation; returns the costs."""
@@ -166,7 +171,7 @@ def learn_features(study: Study, cell: Cell, setting: Setting) -> Learned:
     task = study.labelled_task(int(cell.size), cell.method)
     texts = [item.text for item in task.train]
 
-    def extract():
+    def extract() -> tuple[Transformer, Tokenizer, np.ndarray, float]:
         model, tokenizer = study.load_foundation()
         model, started = prepare_inference(model), time.perf_counter()
         features = extract_features(model, tokenizer, texts, "mean")
