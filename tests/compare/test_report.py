@@ -16,89 +16,52 @@ NAME = "tunes </script><!-- <script>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+ABOUT = {
+    "corpus": NAME,
+    "task": "key",
+    "commit": "abc",
+    "device": "2 cores",
+    "versions": {"torch": "2"},
+    "command": "python -m compare.run x",
+    "search": [],
+    "setting": {},
+    "peak_bytes": 2**30,
+    "overlap": 0.01,
+    "left_out": 2,
+}
+TRAINED = {"training_steps": 9}
+
+
 def rows():
     """A ledger in which prompting is cheaper for few requests and tuning for many."""
     draw, found = np.random.default_rng(0), []
-    about = {
-        "corpus": NAME,
-        "task": "key",
-        "commit": "abc",
-        "device": "2 cores",
-        "versions": {"torch": "2"},
-        "command": "python -m compare.run x",
-        "search": [],
-        "setting": {},
-        "peak_bytes": 2**30,
-        "overlap": 0.01,
-        "left_out": 2,
-    }
 
-    def add(method, axis, size, **measured):
+    def add(method, axis, size, make_scores, **measured):
         for seed in range(3):
             row = {"id": f"{method}-{axis}-{size:g}-{seed}", "arm": method, "axis": axis, "size": size}
-            row |= {"seed": seed, **about, **{k: v(seed) for k, v in measured.items()}}
-            found.append(row)
+            found.append(row | {"seed": seed, **ABOUT, **make_scores(), **measured})
 
     def bits(value):
-        return lambda _: (8 * np.abs(draw.normal(value, 0.2, 40))).tolist()
+        return lambda: {"document_bits": (8 * np.abs(draw.normal(value, 0.2, 40))).tolist(), "document_bytes": [8] * 40}
 
     def right(value):
-        return lambda _: (draw.random(100) < value).astype(float).tolist()
+        return lambda: {"correct": (draw.random(100) < value).astype(float).tolist()}
 
     for size, scratch, lora in ((0.01, 4.0, 3.0), (0.1, 3.0, 2.5), (1.0, 1.6, 2.1)):
         for method, value in (("scratch", scratch), ("lora", lora)):
-            add(
-                method,
-                "text",
-                size,
-                document_bits=bits(value),
-                document_bytes=lambda _: [8] * 40,
-                training_seconds=lambda _: 60.0,
-                training_steps=lambda _: 9,
-            )
-    add("xz", "text", 1.0, document_bits=bits(2.2), document_bytes=lambda _: [8] * 40)
-    add(
-        "zero-shot",
-        "text",
-        0.0,
-        document_bits=bits(3.3),
-        document_bytes=lambda _: [8] * 40,
-        written=lambda _: [{"prompt": "X:1", "expected": "K:G", "text": "<b>not bold</b>"}],
-    )
+            add(method, "text", size, bits(value), training_seconds=60.0, **TRAINED)
+    add("xz", "text", 1.0, bits(2.2))
+    samples = [{"prompt": "X:1", "expected": "K:G", "text": "<b>not bold</b>"}]
+    add("zero-shot", "text", 0.0, bits(3.3), written=samples)
+    cheap = {"seconds_per_request": 0.1, "flops_per_request": 1e9, "read_tokens": 50.0}
     for size, tuned in ((8.0, 0.3), (64.0, 0.5), (512.0, 0.9)):
-        add(
-            "lora",
-            "task",
-            size,
-            correct=right(tuned),
-            seconds_per_request=lambda _: 0.1,
-            flops_per_request=lambda _: 1e9,
-            training_seconds=lambda _: 600.0,
-            training_steps=lambda _: 9,
-            read_tokens=lambda _: 50.0,
-            labels=lambda _, size=size: size + 16,
-        )
-    add(
-        "few-shot",
-        "task",
-        4.0,
-        correct=right(0.6),
-        seconds_per_request=lambda _: 1.0,
-        flops_per_request=lambda _: 1e10,
-        confidence=lambda _: [0.7] * 100,
-        labels=lambda _: 20.0,
-    )
+        add("lora", "task", size, right(tuned), training_seconds=600.0, labels=size + 16, **cheap, **TRAINED)
+    asked = {"seconds_per_request": 1.0, "flops_per_request": 1e10, "labels": 20.0}
+    add("few-shot", "task", 4.0, right(0.6), confidence=[0.7] * 100, **asked)
     # Not significantly worse than the best, without training, with expensive requests.
-    add(
-        "neighbour-shots",
-        "task",
-        512.0,
-        correct=right(0.87),
-        seconds_per_request=lambda _: 2.0,
-        flops_per_request=lambda _: 1e10,
-        labels=lambda _: 528.0,
-    )
-    add("majority", "task", 512.0, correct=right(0.4), labels=lambda _: 512.0)
+    expensive = {"seconds_per_request": 2.0, "flops_per_request": 1e10, "labels": 528.0}
+    add("neighbour-shots", "task", 512.0, right(0.87), **expensive)
+    add("majority", "task", 512.0, right(0.4), labels=512.0)
     return found
 
 
@@ -129,13 +92,10 @@ def test_table_and_verdict_are_drawn_from_the_ledger_alone(folder):
     assert (folder / "report.html").read_text() == first
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium and ChromeDriver")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_works_in_a_browser(folder, scheme):
+@pytest.fixture
+def browser(folder):
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -153,86 +113,111 @@ def test_the_page_works_in_a_browser(folder, scheme):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
-    try:
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        browser.get(f"file://{folder / 'report.html'}")
-        assert browser.find_element(By.TAG_NAME, "body").get_attribute("data-ready") == "true"
-        assert browser.find_element(By.ID, "corpus").text == NAME
-        paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
-        series = browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")
-        assert {s.get_attribute("data-method") for s in series} == {"scratch", "lora", "xz", "zero-shot"}
-        assert "0.01: " in series[0].get_attribute("aria-label")
-        placed = browser.execute_script("return spreadHeights([100, 99, 101, 279, 280, 280], 20, 280)")
-        for a, b in itertools.pairwise(sorted(placed)):
-            assert b - a >= 12
-        assert min(placed) >= 20
-        assert max(placed) <= 280
-        assert placed[1] < placed[0] < placed[2] < placed[3]
+    yield browser
+    browser.quit()
 
-        choice = browser.find_element(By.ID, "choice")
-        front = (
-            "return [...document.querySelectorAll('#decision .front')]"
-            ".map(row => row.cells[0].textContent + ' ' + row.cells[1].textContent)"
-        )
-        requests, price = (browser.find_element(By.ID, name) for name in ("requests", "price"))
-        line = "return document.querySelector('#pareto path[stroke]').getAttribute('d')"
-        assert browser.find_element(By.ID, "requests-shown").text == "1,000"
-        browser.find_element(By.ID, "label-price").clear()
-        price.send_keys(Keys.HOME)  # no price: seconds only
-        assert browser.find_element(By.ID, "price-shown").text == "none"
-        requests.send_keys(Keys.HOME)  # one request: before break-even
-        assert "For 1 requests: neighbour-shots, 512 items (0.87; 2 s) is the cheapest" in choice.text
-        assert browser.execute_script(front)[:2] == ["majority 512", "few-shot 4"]
-        before = browser.execute_script(line)
-        requests.send_keys(Keys.END)  # a hundred million: prompts cost more
-        assert "lora, 512 items (0.903;" in choice.text
-        assert browser.execute_script(front) == ["majority 512", "lora 512"]
-        assert browser.execute_script(line) != before
-        price.send_keys(Keys.END)  # 1,000 an hour
-        cells = (
-            "return [...document.querySelectorAll('#decision tr')]"
-            ".map(row => [...row.cells].map(cell => cell.textContent))"
-        )
-        head, *table = browser.execute_script(cells)
-        by_column = dict(zip(head, next(r for r in table if r[:2] == ["lora", "512"]), strict=True))
-        assert by_column["labels, validation included"] == "528"
-        assert by_column["tokens / 1,000 requests"] == "50,000"
-        assert by_column["s / 1,000"] == "100"
-        assert by_column["money / 1,000"] == "27.8"  # 100 s at 1,000 an hour
-        # Labels are so expensive that the method with the fewest is the cheapest.
-        requests.send_keys(Keys.HOME)
-        browser.find_element(By.ID, "label-price").send_keys("1000")
-        assert browser.execute_script(front)[0] == "few-shot 4"
 
-        browser.execute_script("document.activeElement.blur()")
-        reached = set()  # with the tab key
-        for _ in range(60):
-            browser.switch_to.active_element.send_keys(Keys.TAB)
-            now = browser.switch_to.active_element
-            reached.add(now.get_attribute("id") or now.get_attribute("class") or now.tag_name)
-        assert {"requests", "price", "label-price", "method", "series", "summary"} <= reached
-        button = browser.find_element(By.CSS_SELECTOR, "#methods button")
-        button.send_keys(Keys.ENTER)  # keyboard only
-        assert button.get_attribute("aria-pressed") == "false"
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#text-curve .series")) == 3
-        sample = browser.find_element(By.CSS_SELECTOR, "#samples .beside pre")
-        assert sample.get_attribute("textContent") == "<b>not bold</b>"
-        browser.find_element(By.CSS_SELECTOR, "#verdict summary").click()
-        browser.find_element(By.CSS_SELECTOR, "#verdict details a").click()
-        assert browser.find_element(By.CSS_SELECTOR, "#rows tr:nth-child(2)").is_displayed()
-        rules = [li.text for li in browser.find_elements(By.CSS_SELECTOR, "#protocol li")]
-        assert rules == protocol(load(StudyRecipe, folder / "config.toml"))
-        assert any(rule == f"lora uses {METHODS['lora'].data}." for rule in rules)
-        assert "torch 2" in browser.find_element(By.ID, "environment").text
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr")) == 1 + len(rows())
-        assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
-        assert len(browser.print_page()) > 10_000
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-        browser.set_window_size(1050, 1600)  # a landscape page
-        wide = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-        width, visible = browser.execute_script(wide)
-        assert width <= visible  # nothing is cut off on paper
-    finally:
-        browser.quit()
+def find(browser, selector):
+    return browser.find_element("css selector", selector)
+
+
+def check_curves(browser):
+    series = browser.find_elements("css selector", "#text-curve .series")
+    assert {s.get_attribute("data-method") for s in series} == {"scratch", "lora", "xz", "zero-shot"}
+    assert "0.01: " in series[0].get_attribute("aria-label")
+    placed = browser.execute_script("return spreadHeights([100, 99, 101, 279, 280, 280], 20, 280)")
+    for a, b in itertools.pairwise(sorted(placed)):
+        assert b - a >= 12
+    assert min(placed) >= 20
+    assert max(placed) <= 280
+    assert placed[1] < placed[0] < placed[2] < placed[3]
+
+
+def check_decision(browser):
+    from selenium.webdriver.common.keys import Keys
+
+    choice = find(browser, "#choice")
+    front = (
+        "return [...document.querySelectorAll('#decision .front')]"
+        ".map(row => row.cells[0].textContent + ' ' + row.cells[1].textContent)"
+    )
+    requests, price = (find(browser, f"#{name}") for name in ("requests", "price"))
+    line = "return document.querySelector('#pareto path[stroke]').getAttribute('d')"
+    assert find(browser, "#requests-shown").text == "1,000"
+    find(browser, "#label-price").clear()
+    price.send_keys(Keys.HOME)  # no price: seconds only
+    assert find(browser, "#price-shown").text == "none"
+    requests.send_keys(Keys.HOME)  # one request: before break-even
+    assert "For 1 requests: neighbour-shots, 512 items (0.87; 2 s) is the cheapest" in choice.text
+    assert browser.execute_script(front)[:2] == ["majority 512", "few-shot 4"]
+    before = browser.execute_script(line)
+    requests.send_keys(Keys.END)  # a hundred million: prompts cost more
+    assert "lora, 512 items (0.903;" in choice.text
+    assert browser.execute_script(front) == ["majority 512", "lora 512"]
+    assert browser.execute_script(line) != before
+    price.send_keys(Keys.END)  # 1,000 an hour
+    cells = (
+        "return [...document.querySelectorAll('#decision tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    head, *table = browser.execute_script(cells)
+    by_column = dict(zip(head, next(r for r in table if r[:2] == ["lora", "512"]), strict=True))
+    assert by_column["labels, validation included"] == "528"
+    assert by_column["tokens / 1,000 requests"] == "50,000"
+    assert by_column["s / 1,000"] == "100"
+    assert by_column["money / 1,000"] == "27.8"  # 100 s at 1,000 an hour
+    # Labels are so expensive that the method with the fewest is the cheapest.
+    requests.send_keys(Keys.HOME)
+    find(browser, "#label-price").send_keys("1000")
+    assert browser.execute_script(front)[0] == "few-shot 4"
+
+
+def check_keyboard(browser):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.execute_script("document.activeElement.blur()")
+    reached = set()  # with the tab key
+    for _ in range(60):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        now = browser.switch_to.active_element
+        reached.add(now.get_attribute("id") or now.get_attribute("class") or now.tag_name)
+    assert {"requests", "price", "label-price", "method", "series", "summary"} <= reached
+    button = find(browser, "#methods button")
+    button.send_keys(Keys.ENTER)  # keyboard only
+    assert button.get_attribute("aria-pressed") == "false"
+    assert len(browser.find_elements("css selector", "#text-curve .series")) == 3
+
+
+def check_details(browser, folder):
+    sample = find(browser, "#samples .beside pre")
+    assert sample.get_attribute("textContent") == "<b>not bold</b>"
+    find(browser, "#verdict summary").click()
+    find(browser, "#verdict details a").click()
+    assert find(browser, "#rows tr:nth-child(2)").is_displayed()
+    rules = [li.text for li in browser.find_elements("css selector", "#protocol li")]
+    assert rules == protocol(load(StudyRecipe, folder / "config.toml"))
+    assert any(rule == f"lora uses {METHODS['lora'].data}." for rule in rules)
+    assert "torch 2" in find(browser, "#environment").text
+    assert len(browser.find_elements("css selector", "#rows tr")) == 1 + len(rows())
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    assert len(browser.print_page()) > 10_000
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.set_window_size(1050, 1600)  # a landscape page
+    wide = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    width, visible = browser.execute_script(wide)
+    assert width <= visible  # nothing is cut off on paper
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium and ChromeDriver")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_works_in_a_browser(browser, folder, scheme):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(f"file://{folder / 'report.html'}")
+    assert find(browser, "body").get_attribute("data-ready") == "true"
+    assert find(browser, "#corpus").text == NAME
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    check_curves(browser)
+    check_decision(browser)
+    check_keyboard(browser)
+    check_details(browser, folder)

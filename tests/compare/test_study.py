@@ -110,30 +110,10 @@ def test_an_unequal_search_is_refused(tmp_path):
         load(StudyRecipe, DEMO, ["--lora.text-rates", "1e-3", "2e-3"])
 
 
-@pytest.mark.slow
-def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_path):
-    folder = tmp_path / "study"
-    args = (
-        DEMO,
-        "--run-dir",
-        folder,
-        "--data.cache-dir",
-        cache,
-        *SMALL,
-        "--methods",
-        "xz",
-        "ngram",
-        "zero-shot",
-        "few-shot",
-        "scratch",
-        "majority",
-        "tfidf",
-        "scratch-supervised",
-        "lora",
-    )
-    done = command("compare.run", *args, timeout=1500)
-    assert done.returncode == 0, done.stderr
-    ledger = Ledger.read(folder)
+SMALL_METHODS = ["xz", "ngram", "zero-shot", "few-shot", "scratch", "majority", "tfidf", "scratch-supervised", "lora"]
+
+
+def check_ledger(ledger, folder):
     assert set(ledger.methods("text")) == {"xz", "ngram", "zero-shot", "few-shot", "scratch", "lora"}
     assert {"scratch-supervised", "lora", "tfidf", "few-shot"} <= set(ledger.methods("task"))
     asked = [item.id for item in Study(folder).task.test]
@@ -155,12 +135,13 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
         assert (folder / name).stat().st_size > 50
     assert "before 3 seeds" in (folder / "verdict.md").read_text()
 
-    before = (folder / "ledger.jsonl").read_bytes()
+
+def check_resume(command, args, folder, before, cells):
     again = command("compare.run", *args, "--resume", timeout=120)
     assert again.returncode == 0, again.stderr
     assert "===" not in again.stderr  # no cell was run
     assert (folder / "ledger.jsonl").read_bytes() == before
-    again = command("compare.run", *args[:-10], "--methods", "xz", "--resume", timeout=120)
+    again = command("compare.run", *args[: -len(SMALL_METHODS)], "xz", "--resume", timeout=120)
     assert again.returncode == 0, again.stderr
     assert (folder / "ledger.jsonl").read_bytes() == before  # of all methods
     # Without --resume, as after a kill between the last cell and the ledger.
@@ -180,20 +161,24 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     assert (folder / "ledger.jsonl").read_bytes() == before
     planned = command("compare.run", *other, "--dry-run")
     assert planned.returncode == 0, planned.stderr
-    assert f"{len(ledger.rows)} cells, {len(ledger.rows)} to run in {folder}" in planned.stdout
+    assert f"{cells} cells, {cells} to run in {folder}" in planned.stdout
     assert re.search(r"about [1-9]\d* minutes", planned.stdout)
     assert re.search(r"task lora +sizes 16 +1 seeds, 1 settings tried", planned.stdout)
 
+
+def check_failed_cell(command, args, folder, tmp_path, cells):
     # A failed cell is named and does not affect the others.
     (folder / "cells" / "scratch-supervised-task-16-0.json").rename(tmp_path / "kept.json")
     (folder / "models").rename(tmp_path / "models")
     failed = command("compare.run", *args, "--resume", timeout=300)
     assert failed.returncode == 2
     assert "error: scratch-supervised-task-16-0 failed (see above)" in failed.stderr
-    assert len(Ledger.read(folder).rows) == len(ledger.rows) - 1
+    assert len(Ledger.read(folder).rows) == cells - 1
     (tmp_path / "models").rename(folder / "models")
     (tmp_path / "kept.json").rename(folder / "cells" / "scratch-supervised-task-16-0.json")
 
+
+def check_kills(command, args, folder, before):
     # Killed at any point and resumed, the ledger has the same deterministic numbers.
     names = ("ngram-text-1-0", "few-shot-text-0-0", "tfidf-task-16-0")
     for name in names:
@@ -224,6 +209,19 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     for name, row in new.items():
         for key in ("correct", "document_bits"):
             assert row.get(key) == old[name].get(key), (name, key)
+
+
+@pytest.mark.slow
+def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_path):
+    folder = tmp_path / "study"
+    args = (DEMO, "--run-dir", folder, "--data.cache-dir", cache, *SMALL, "--methods", *SMALL_METHODS)
+    done = command("compare.run", *args, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    ledger, before = Ledger.read(folder), (folder / "ledger.jsonl").read_bytes()
+    check_ledger(ledger, folder)
+    check_resume(command, args, folder, before, len(ledger.rows))
+    check_failed_cell(command, args, folder, tmp_path, len(ledger.rows))
+    check_kills(command, args, folder, before)
 
 
 @pytest.mark.slow

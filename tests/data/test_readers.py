@@ -1,7 +1,6 @@
 """Files with any name and content give the right text, or a one-line error."""
 
 import gzip
-import io
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from cli.errors import UserError
 from configs.schema import DataConfig
 from data.corpora import open_corpus
 from data.prepare import clean
-from data.readers import list_files, section_target
+from data.readers import list_files
 
 NAMES = (
     "notes [1].txt",
@@ -125,28 +124,6 @@ def test_error_for_a_name_with_a_line_break_is_one_line(command, recipe, tmp_pat
     assert done.stderr.count("\n") == 1
     assert "\x1b" not in done.stderr
     assert "evil\\n\\x1b[31mred.txt: is a binary file" in done.stderr
-
-
-def test_document_setting_selects_file_line_or_section(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("first line\nsecond line\n\nfourth line")
-    assert [d.text for d in read(path, document="file")] == [path.read_text()]
-    lines = [d.text for d in read(path, document="line")]
-    assert lines == path.read_text().splitlines(keepends=True)
-    path.write_text("eleven char\n" * 100)
-    assert {len(d.text) for d in read(path, section_chars=30)} == {36, 12}
-    table = tmp_path / "a.jsonl"
-    table.write_text('{"text": "x"}\n')
-    with pytest.raises(UserError, match=r"data\.document = \"line\" is for text"):
-        read(table, document="line")
-    with pytest.raises(UserError, match=r"data\.document = \"file\": folk-tunes has its own documents"):
-        read("folk-tunes", document="file")
-
-
-def test_small_files_of_a_folder_are_not_split(tmp_path):
-    for number in range(40):
-        (tmp_path / f"{number}.md").write_text(f"# Note {number}\n\n{words(number, 100)}\n")
-    assert len(read(tmp_path)) == 40  # each is shorter than a section
 
 
 ROWS = [{"text": 'with "quotes",\ncommas, and lines', "who": "ann"}, {"text": "two", "who": "bob"}]
@@ -285,58 +262,6 @@ def test_error_names_the_missing_column_of_a_parquet_file(tmp_path):
         read(path, text_field="body", group_field="whom")
     found = read(path, text_field="body", group_field="n")
     assert [(d.text, d.group) for d in found] == [("one", "1"), ("two", "2")]
-
-
-def test_a_small_corpus_has_twenty_sections(tmp_path):
-    path = tmp_path / "a.txt"
-    for size, target in ((200, 10), (1000, 50), (40_000, 2000), (400_000, 2000)):
-        path.write_text("x" * size)
-        assert section_target([path], DataConfig(corpus=str(path))) == target
-    assert section_target([], DataConfig()) == 1
-
-
-def test_a_long_line_is_read_in_pieces(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    path.write_text(" ".join(words(0, 40_000).split()))
-    requested = []
-    real = io.TextIOWrapper.readline
-
-    class Watched(io.TextIOWrapper):
-        def readline(self, size=-1):
-            requested.append(size)
-            return real(self, size)
-
-    monkeypatch.setattr("data.readers.io.TextIOWrapper", Watched)
-    assert joined(path) == path.read_text()
-    assert requested
-    assert all(0 < size <= 1 << 20 for size in requested)
-
-
-def test_held_out_splits_are_limited(tmp_path):
-    from data.prepare import prepare
-
-    path = tmp_path / "a.txt"
-    path.write_text(words(0, 40_000))
-    config = DataConfig(corpus=str(path), cache_dir=str(tmp_path / "c"), section_chars=500)
-    sizes = {}
-    for limit in (2_000_000, 4000):
-        folder = prepare(config.model_copy(update={"held_out_chars": limit}))
-        splits = json.loads((folder / "manifest.json").read_text())["splits"]
-        sizes[limit] = {name: split["characters"] for name, split in splits.items()}
-    assert sizes[2_000_000]["test"] > 8000
-    for split in ("test", "validation"):
-        assert 3000 < sizes[4000][split] < 5000
-    assert sizes[4000]["train"] > sizes[2_000_000]["train"]
-
-
-def test_files_larger_than_the_held_out_limit_are_held_out(tmp_path):
-    from data.prepare import prepare
-
-    for number in range(30):
-        (tmp_path / f"book-{number}.txt").write_text(words(number, 2000))
-    config = DataConfig(corpus=str(tmp_path), document="file", held_out_chars=3000, cache_dir=str(tmp_path / ".cache"))
-    splits = json.loads((prepare(config) / "manifest.json").read_text())["splits"]
-    assert splits["test"]["documents"] == splits["validation"]["documents"] == 1
 
 
 def test_latin_1_text_gives_a_warning(tmp_path, capsys):
