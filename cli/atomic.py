@@ -130,8 +130,16 @@ def safe_join(folder: Path, name: object) -> Path:
 def read_json(path: Path) -> Any:
     """The value of a JSON file; None if it is missing, empty or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; None if it is damaged."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return None
 
 

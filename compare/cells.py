@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from cli.atomic import read_json, to_json, write_atomically
+from cli.atomic import to_json, write_atomically
 from cli.errors import UserError, run_command
 from compare.context import Cell, Study
 from compare.method import Learned, Setting
 from compare.methods import BASELINES, METHODS
+from compare.plan import read_rows
 from data.prepare import read_shuffled
 from train.metrics import peak_memory, reset_peak_memory
 
@@ -34,12 +35,13 @@ def measure(study: Study, cell: Cell) -> dict:
     method = METHODS[cell.method]
     settings, search = method.settings(study.recipe, cell.axis), []
     if cell.seed != study.recipe.seeds[0]:
-        first = study.folder / "cells" / f"{cell._replace(seed=study.recipe.seeds[0]).name}.json"
-        if not first.exists():
-            raise UserError(f"{first} is missing: the first seed chooses the setting; run that cell first")
-        chosen = read_json(first)
+        first = cell._replace(seed=study.recipe.seeds[0])
+        chosen = read_rows(study.folder).get(first.name)
         if chosen is None:
-            raise UserError(f"{first}: the file is damaged; delete it and run the study with --resume")
+            raise UserError(
+                f"{study.folder}: {first.name} is missing or damaged, but chooses the setting; run the "
+                "study with --resume"
+            )
         settings = [chosen["setting"]]
     device = torch.device("cpu") if cell.method in BASELINES else study.device
     best: tuple[float, Setting, Learned] | None = None

@@ -10,8 +10,8 @@ from cli.recipes import load
 from compare.analysis.ledger import Ledger
 from compare.analysis.verdict import verdict
 from compare.methods import METHODS
+from compare.plan import plan
 from compare.report import markdown
-from compare.run import plan
 from configs.study_recipe import StudyRecipe
 
 STUDIES = sorted(p.parent for p in Path("benchmarks/studies").glob("*/verdict.md"))

@@ -15,7 +15,7 @@ from compare.analysis.ledger import Ledger, cost_of
 from compare.cells import measure
 from compare.context import Cell, Study, prepare_inference
 from compare.methods import METHODS
-from compare.run import hash_cells, plan, read_measured, shrink
+from compare.plan import hash_cells, plan, read_measured, read_rows, shrink
 from configs.study_recipe import StudyRecipe
 from model.likelihood import document_bits
 from model.load import load_model
@@ -169,6 +169,7 @@ def check_resume(command, args, folder, before, cells):
 def check_failed_cell(command, args, folder, tmp_path, cells):
     # A failed cell is named and does not affect the others.
     (folder / "cells" / "scratch-supervised-task-16-0.json").rename(tmp_path / "kept.json")
+    (folder / "ledger.jsonl").unlink()
     (folder / "models").rename(tmp_path / "models")
     failed = command("compare.run", *args, "--resume", timeout=300)
     assert failed.returncode == 2
@@ -307,9 +308,9 @@ def test_a_damaged_cell_is_ignored(tmp_path, damage):
     path.parent.mkdir()
     row = {"id": cell.name, "config_hash": "h", "wall_seconds": 1.0}
     path.write_text(json.dumps(row))
-    assert read_measured(tmp_path, cell, provenance) == row
+    assert read_measured(read_rows(tmp_path), cell, provenance) == row
     path.write_text(damage.replace('"x": 1', '"config_hash": "h"'))
-    assert read_measured(tmp_path, cell, provenance) is None
+    assert read_measured(read_rows(tmp_path), cell, provenance) is None
 
 
 def test_the_name_of_a_cell():
@@ -317,6 +318,7 @@ def test_the_name_of_a_cell():
     assert Path(f"{Cell('lora', 'task', 512.0, 0).name}.json").stem == "lora-task-512-0"
 
 
+@pytest.mark.slow
 def test_cells_run_on_a_cluster_into_the_same_ledger(command, cache, tmp_path):
     pytest.importorskip("ray")
     args = (DEMO, "--data.cache-dir", cache, *SMALL, "--methods", "xz", "majority", "tfidf")

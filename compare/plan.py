@@ -1,0 +1,184 @@
+"""The plan of a study: its cells, how long they take, and a hash of what determines their numbers."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from cli.atomic import parse_json, read_json
+from cli.console import show
+from cli.errors import UserError, nearest
+from compare.context import Cell, load_study_task
+from compare.method import sizes_of
+from compare.methods import METHODS
+from configs.study_recipe import StudyRecipe
+from data.prepare import load_manifest, prepare
+from model.load import model_version
+
+AXES = ("text", "task")
+OVERHEAD_SECONDS = 25.0  # estimate for a cell beside training, before any is measured
+FLOPS_PER_SECOND = 2e11  # estimate for a budget in FLOPs, before any cell is measured
+SHARED_SETTINGS = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents", "seq_len")
+Provenance = dict[Cell, dict]
+"""The keys that a row has besides its measurements."""
+
+
+def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
+    """The cells in their running order: by axis, seed and method; base methods run first.
+
+    `methods` restricts the study to some methods and their base methods. Raises UserError for an
+    unknown method.
+    """
+    for name in (*(methods or ()), *study.text_methods, *study.task_methods):
+        if name not in METHODS:
+            raise UserError(f'no method "{name}"{nearest(name, list(METHODS))}')
+    found: list[Cell] = []
+    for axis in AXES if study.task.name else AXES[:1]:
+        listed = (study.text_methods if axis == "text" else study.task_methods) or list(METHODS)
+        for name, method in METHODS.items():
+            if name not in listed or (methods and name not in methods):
+                continue
+            for size in sizes_of(method, axis, study):
+                seeds = study.seeds if method.is_seeded else study.seeds[:1]
+                found += [Cell(name, axis, size, seed) for seed in seeds]
+    needed = {(METHODS[c.method].base_method, c.seed) for c in found if METHODS[c.method].base_method}
+    for name, seed in sorted(needed):
+        base = Cell(name, "text", 1.0, study.seeds[0])
+        for cell in {base, base._replace(seed=seed)} - set(found):
+            found.insert(0, cell)
+    order = {name: at for at, name in enumerate(METHODS)}
+    return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.method], c.size))
+
+
+def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
+    """Estimated seconds of a cell: from the rows of its method on the axis, or from the budget."""
+    settings = METHODS[cell.method].settings(study, cell.axis)
+    tries = len(settings) if cell.seed == study.seeds[0] else 1
+    known = [
+        row["wall_seconds"] / max(1, len(row["search"]))
+        for row in rows
+        if (row["arm"], row["axis"]) == (cell.method, cell.axis)
+    ]
+    if known:
+        return statistics.mean(known) * tries
+    budget = study.budget_flops / FLOPS_PER_SECOND or study.budget_seconds
+    return (OVERHEAD_SECONDS + budget * ("rate" in settings[0])) * tries
+
+
+def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
+    """A hash of everything that determines a cell's numbers: settings, documents, items, foundation.
+
+    Prices and the other cells of the study are not included, so that they may change.
+    """
+    task = load_study_task(study)
+    items = [(part, [(i.text, i.label) for i in getattr(task, part)]) for part in ("train", "validation", "test")]
+    general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
+    model = Path(study.foundation)
+    files = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted((model, *model.rglob("*")))
+        if path.is_file()
+    ]
+    texts = [load_manifest(prepare(data))["fingerprint"] for data in (study.data, general)]
+    data = [texts, items, model_version(study.foundation), files]
+
+    def digest(cell: Cell) -> str:
+        method = METHODS[cell.method]
+        settings = study.model_dump(mode="json", include={*SHARED_SETTINGS, *method.recipe_tables})
+        for axis in set(AXES) - {cell.axis, "text" if method.base_method else cell.axis}:
+            for table in method.recipe_tables:  # training settings of the other axis do not matter
+                settings[table].pop(axis, None)
+                settings[table].pop(f"{axis}_rates", None)
+        hashed = [cell, study.seeds[0], settings, data]
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+    return {cell: digest(cell) for cell in cells}
+
+
+def collect_provenance(study: StudyRecipe, cells: Sequence[Cell]) -> Provenance:
+    """The provenance of each cell: corpus, task, commit, device, versions, command, config_hash."""
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True
+    )
+    shared = {
+        "corpus": study.data.corpus,
+        "task": study.task.name,
+        "commit": commit.stdout.strip() or "unknown",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {_cpu()}",
+        "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")}
+        | {"python": platform.python_version(), "foundation": model_version(study.foundation)},
+        "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
+    }
+    return {cell: shared | {"config_hash": digest} for cell, digest in hash_cells(study, cells).items()}
+
+
+def read_rows(folder: Path) -> dict[str, dict]:
+    """The measured rows of a study by id: those of the ledger, and of cells/ since it was written.
+
+    Damaged files and lines are skipped.
+    """
+    found: dict[str, dict] = {}
+    ledger = folder / "ledger.jsonl"
+    lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
+    for row in (*map(parse_json, lines), *map(read_json, sorted((folder / "cells").glob("*.json")))):
+        if isinstance(row, dict) and "id" in row:
+            found[row["id"]] = row
+    return found
+
+
+def read_measured(rows: dict[str, dict], cell: Cell, provenance: Provenance) -> dict | None:
+    """The row of a cell if it was measured with the same settings and data, else None."""
+    row = rows.get(cell.name)
+    return row if row and row.get("config_hash") == provenance[cell]["config_hash"] else None
+
+
+def shrink(study: StudyRecipe) -> StudyRecipe:
+    """The study of `--quick`: a fifth of the budget, the largest sizes, the first seed."""
+    return study.model_copy(
+        update={
+            "budget_seconds": study.budget_seconds / 5,
+            "budget_flops": study.budget_flops / 5,
+            "shares": [max(study.shares)],
+            "labels": [max(study.labels)],
+            "seeds": study.seeds[:1],
+        }
+    )
+
+
+def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, provenance: Provenance) -> None:
+    """Print the sizes and seeds of every method, and the estimated time."""
+    task = load_study_task(study)
+    measured = read_rows(folder)
+    found = {cell: read_measured(measured, cell, provenance) for cell in cells}
+    left, rows = [c for c in cells if not found[c]], [row for row in found.values() if row]
+    minutes = sum(estimate_seconds(study, cell, rows) for cell in left) / 60
+    show(
+        f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; about {minutes:.0f} minutes"
+    )
+    for axis in AXES:
+        for name in METHODS:
+            sizes = sorted({c.size for c in cells if (c.method, c.axis) == (name, axis)})
+            seeds = len({c.seed for c in cells if (c.method, c.axis) == (name, axis)})
+            if sizes:
+                shown = " ".join(f"{size:g}" for size in sizes)
+                tried = len(METHODS[name].settings(study, axis))
+                show(f"  {axis} {name:20} sizes {shown:18} {seeds} seeds, {tried} settings tried")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
