@@ -185,7 +185,7 @@ precision = "float32"
     )
     changed = command("adapt.finetune", config, "--run-dir", run, "--resume")
     assert changed.returncode == 2
-    assert "or on another base model" in changed.stderr
+    assert "the data or the base model has changed" in changed.stderr
     long = command("adapt.finetune", config, "--run-dir", tmp_path / "x", "--seq-len", "65")
     assert long.returncode == 2
     assert "seq_len = 65 is above the model's context of 64" in long.stderr

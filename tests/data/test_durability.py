@@ -99,7 +99,7 @@ def test_overwrite_refuses_a_folder_that_is_not_a_run(command, recipe, tmp_path)
     (precious / "thesis.tex").write_text("years of work")
     done = command("train.pretrain", recipe, "--run-dir", precious, "--overwrite")
     assert done.returncode == 2
-    assert "holds no file .homegrown" in done.stderr
+    assert "has no file .homegrown" in done.stderr
     assert (precious / "thesis.tex").read_text() == "years of work"
     run = tmp_path / "run"
     for _ in range(2):
