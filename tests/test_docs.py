@@ -125,6 +125,33 @@ def test_every_path_that_a_page_names_exists():
             assert f"\n{target}:" in (ROOT / "Makefile").read_text(), f"{page}: make {target}"
 
 
+def glossary_rows():
+    lines = page_path("glossary.md").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith("|") and "---" not in line]
+
+
+@pytest.mark.parametrize("row", glossary_rows(), ids=lambda row: row.split("|")[1].strip())
+def test_a_name_of_the_glossary_stands_in_the_files_beside_it(row):
+    files = re.findall(r"`([a-z_0-9]+/[\w./-]+\.(?:py|md|toml))`", row)
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in files)
+    for name in re.findall(r"`([A-Za-z_][\w.]*)`", row):
+        assert not files or re.search(rf"\b{name.split('.')[-1]}\b", text), name
+
+
+CONCEPTS = (
+    "document mask|sliding window|KV cache|prefill|decode|early stopping|gradient accumulation|gradient clipping|"
+    "warm-up|weight decay groups|EMA|activation checkpointing|FSDP|resume|data order|near-duplicate removal|"
+    "leak check|bootstrap|Holm|merge|soft prompt|chat template|BM25|calibration|NoPE|majority class|prefix cache"
+)
+
+
+@pytest.mark.parametrize("concept", CONCEPTS.split("|"))
+def test_grep_finds_a_concept_in_the_code_and_in_the_glossary(concept):
+    sources = [path for path in ROOT.glob("*/**/*.py") if path.relative_to(ROOT).parts[0] not in ("tests", ".venv")]
+    assert any(concept in path.read_text(encoding="utf-8") for path in sources)
+    assert concept.lower() in page_path("glossary.md").read_text(encoding="utf-8").lower()
+
+
 @pytest.mark.slow
 def test_the_site_builds_and_its_links_hold(tmp_path):
     done = run(f"mkdocs build --strict --quiet --site-dir {tmp_path / 'site'}", ROOT)
