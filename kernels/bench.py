@@ -166,7 +166,10 @@ def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof:
     results = []
     for name in setups:
         forward, backward = (statistics.median(times) for times in timings[name])
-        spreads = [[1e3 * q for q in statistics.quantiles(t, n=4)[::2]] for t in timings[name]]
+        # Quartiles need two values: a single round has no spread.
+        spreads = [
+            [1e3 * q for q in statistics.quantiles(t * (2 if rounds == 1 else 1), n=4)[::2]] for t in timings[name]
+        ]
         seconds = forward + backward
         results.append(
             Result(
