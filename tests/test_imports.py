@@ -4,30 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from layout import OPTIONAL, ROOT, TRITON, module_name, sources
 from texts import words
-
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("cli", "configs", "data", "tokenizer", "kernels", "model", "train", "adapt", "prompting", "compare")
-OPTIONAL = {
-    "triton",
-    "wandb",
-    "transformers",
-    "peft",
-    "lancedb",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "gguf",
-    "zstandard",
-    "wordllama",
-    "jinja2",
-    "lm_eval",
-    "ray",
-}
-TRITON = {"elementwise", "tiles", "forward", "backward", "launch", "kernel"}  # files written in Triton
 
 
 def test_everything_imports_without_the_optional_packages():
@@ -93,12 +73,8 @@ UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "syslog"}
 
 
 def all_modules():
-    return [
-        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for package in PACKAGES
-        for p in sorted((ROOT / package).rglob("*.py"))
-        if not (p.is_relative_to(ROOT / "kernels") and p.stem in TRITON)
-    ]
+    in_triton = [path for path in sources() if path.is_relative_to(ROOT / "kernels") and path.stem in TRITON]
+    return [module_name(path) for path in sources() if path not in in_triton]
 
 
 def test_everything_imports_without_what_only_unix_has():

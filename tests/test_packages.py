@@ -4,49 +4,11 @@ import ast
 import graphlib
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
+from layout import MAY_IMPORT, OPTIONAL, ROOT, TRITON, module_name, sources
 
 from configs import finetune_recipe, prompt_recipe, schema, study_recipe
-
-ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {
-    "cli": set(),
-    "configs": set(),
-    "data": {"tokenizer"},
-    "tokenizer": set(),
-    "kernels": set(),
-    "model": {"kernels", "tokenizer"},
-    "train": {"model", "data", "tokenizer"},
-    "adapt": {"model", "train", "data", "tokenizer"},
-    "prompting": {"model", "data", "tokenizer"},
-    "compare": {"model", "train", "data", "tokenizer", "adapt", "prompting"},
-}
-OPTIONAL = {
-    "triton",
-    "wandb",
-    "transformers",
-    "peft",
-    "lancedb",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "gguf",
-    "zstandard",
-    "wordllama",
-    "jinja2",
-    "lm_eval",
-    "ray",
-}
-
-
-# What is written in Triton is imported only inside the functions that launch it.
-TRITON = {"elementwise", "tiles", "forward", "backward", "launch", "kernel"}
-
-
-def sources():
-    return [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def imported(nodes):
@@ -69,10 +31,7 @@ def test_a_package_imports_only_what_it_may(path):
 
 
 def test_no_two_files_import_each_other():
-    def module(path):
-        return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-    known = {module(path): path for path in sources()}
+    known = {module_name(path): path for path in sources()}
     uses = {}
     for name, path in known.items():
         found = set()
