@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.peers import Gpt2
@@ -40,6 +39,7 @@ from train.preflight import uses_bfloat16
 STEPS = {"1m": 2930, "4m": 3906}  # steps of the baseline: 6 and 8 million tokens
 STEPS_PER_TURN = 4  # when timing steps
 EVALUATION_WINDOWS = 256  # per held-out split
+RUNS = Path("cache/cells")
 BASELINE = [
     "--train.optimizer=adamw",
     "--train.schedule=cosine",
@@ -49,24 +49,6 @@ BASELINE = [
     "--train.embedding-lr=1",
 ]
 Cell = dict[str, Any]
-
-
-class FirstWindows:
-    """The first `count` windows of a split, as a data set for `evaluate`."""
-
-    separator = -1
-
-    def __init__(self, windows: Windows, count: int = EVALUATION_WINDOWS):
-        self.windows, self.count = windows, min(count, len(windows))
-        self.token_bytes = windows.token_bytes
-
-    def __len__(self) -> int:
-        """Number of windows."""
-        return self.count
-
-    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Same as `Windows.batch`."""
-        return self.windows.batch(indices)
 
 
 def build_recipe(cell: Cell) -> Recipe:
@@ -104,32 +86,35 @@ def train_cell(cell: Cell) -> Cell:
     data = prepare(recipe.data)
     tokenizer = Tokenizer.load(cached_tokenizer(data, recipe.tokenizer))
     shards, length = write_shards(data, tokenizer), recipe.model.max_seq_len
-    train_set, validation, test = (Windows(shards, split, length, tokenizer) for split in SPLITS)
+    limits = (0, EVALUATION_WINDOWS, EVALUATION_WINDOWS)
+    train_set, validation, test = (
+        Windows(shards, split, length, tokenizer, limit) for split, limit in zip(SPLITS, limits, strict=True)
+    )
     model = build_cell_model(cell, recipe, tokenizer.vocab_size)
     if cell["way"] == "baseline" and cell["size"] != "1m":
         model.compile()  # the longest runs; this takes a quarter off their time
     parts = (str(value) for key, value in cell.items() if key != "overrides")
-    run = Path("cache/cells") / "-".join(parts).replace(" ", "-")
+    run = RUNS / "-".join(parts).replace(" ", "-")
     run.mkdir(parents=True, exist_ok=True)
     with Ranks("cpu") as ranks:
-        seen = FirstWindows(validation)
-        result = train(model, train_set, seen, tokenizer, recipe.train, run, ranks, resume=True)
+        result = train(model, train_set, validation, tokenizer, recipe.train, run, ranks, resume=True)
         if result.signal:
             raise SystemExit(128 + result.signal)
         bfloat16 = uses_bfloat16(recipe.train.precision, model, ranks.device)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
-        tested = evaluate(model, model, FirstWindows(test), recipe.train, ranks, autocast)
-    rows = [row for row in read_metrics(run) if "validation_loss" in row]
+        tested = evaluate(model, model, test, recipe.train, ranks, autocast)
+    rows = read_metrics(run)
+    curve = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     return cell | {
         "steps": result.progress.step,
         "tokens": result.progress.tokens,
         "flops": result.progress.flops,
         "seconds": result.progress.seconds,
         "parameters": model.num_parameters(),
-        "validation_loss": rows[-1]["validation_loss"],
+        "validation_loss": rows[-1].get("whole_validation_loss", curve[-1][1]),
         "test_loss": tested["validation_loss"],
         "test_bits_per_byte": tested["bits_per_byte"],
-        "curve": [(row["step"], round(row["validation_loss"], 4)) for row in rows],
+        "curve": [(step, round(loss, 4)) for step, loss in curve],
     }
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import grid
 from benchmarks.ablation import MORE_SEEDS, WITHOUT, compare_step_time, compute_gains
 from benchmarks.ablation import plan_cells as plan_ablation_cells
 from benchmarks.grid import build_recipe, run_cells
@@ -73,6 +74,18 @@ def test_cell_stops_at_the_time_limit_without_a_ledger_row(tmp_path):
     path = tmp_path / "ledger.jsonl"
     run_cells(path, lambda rows: [cell], jobs=1, minutes=0.05)
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_cell_trains_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "EVALUATION_WINDOWS", 70)  # more than a periodic evaluation reads
+    monkeypatch.setattr(grid, "RUNS", tmp_path)
+    cell = {"way": "recipe", "size": "1m", "corpus": "python-stdlib", "seed": 0, "share": 0.0, "learning_rate": 1e-3}
+    row = grid.train_cell(cell)
+    assert row["steps"] == 1
+    assert [step for step, _ in row["curve"]] == [0, 1]
+    assert row["validation_loss"] != row["curve"][-1][1]  # of all windows
+    assert row["test_loss"] > 0
 
 
 def test_every_part_can_be_removed():
