@@ -14,12 +14,11 @@ import copy
 import math
 import statistics
 import time
-from functools import partial
 
 import torch
 
 from benchmarks.peers import transformers_llama
-from benchmarks.record import profile_operators, record
+from benchmarks.record import record
 from configs.schema import DataConfig
 from data.builtin import BUILTIN
 from data.prepare import prepare, read_documents
@@ -154,8 +153,6 @@ def compare(
             ),
             "same_tokens_in_float32": torch.equal(tokens["ours", "float32"], tokens["transformers", "float32"]),
         }
-        if batch == 1:
-            row["profile"] = profile_operators(partial(time_generation, variants[variant], prompts, new))
         if batch == 1 and variant[0] == "ours":
             row["share_of_bandwidth"] = BYTES[variant[1]] / step / weights_per_second
         rows.append(row)

@@ -4,45 +4,16 @@ import torch
 from torch import nn
 
 from configs.schema import ModelConfig
+from model.formats.llama import write_config, write_weights
 
 
 def transformers_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
     """LlamaForCausalLM of transformers with the weights of `state` and its default attention (SDPA)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    names = {
-        "tok_embeddings": "embed_tokens",
-        "attention.w": "self_attn.",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj",
-    }
-    renamed = {}
-    for name, tensor in state.items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        for letter in "qkvo":
-            name = name.replace(f"self_attn.{letter}.", f"self_attn.{letter}_proj.")
-        renamed["lm_head.weight" if name == "output.weight" else f"model.{name}"] = tensor
-    c = config
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(state["tok_embeddings.weight"]),
-            hidden_size=c.dim,
-            intermediate_size=c.hidden_dim,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads,
-            head_dim=c.head_dim,
-            max_position_embeddings=c.max_seq_len,
-            rms_norm_eps=c.norm_eps,
-            rope_theta=c.rope_theta,
-            tie_word_embeddings=c.tie_embeddings,
-        )
-    )
-    model.load_state_dict(renamed)
+    settings = write_config("llama", config) | {"tie_word_embeddings": config.tie_embeddings}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(state["tok_embeddings.weight"]), **settings))
+    model.load_state_dict(write_weights(state))
     return model
 
 

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -13,18 +12,7 @@ import torch
 
 from cli.atomic import to_json, write_atomically
 
-PACKAGES = (
-    "torch",
-    "triton",
-    "numpy",
-    "tokenizers",
-    "transformers",
-    "litgpt",
-    "peft",
-    "lancedb",
-    "wordllama",
-    "psutil",
-)
+PACKAGES = ("torch", "triton", "numpy", "tokenizers", "transformers", "litgpt", "psutil")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -36,15 +24,6 @@ def results_folder() -> Path:
     path = RESULTS / device
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def profile_operators(call: Callable[[], object]) -> dict[str, float]:
-    """The eight operators with the most self CPU time in `call`, with their share of the total."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
-        call()
-    spent = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
-    most = sorted(spent, key=lambda key: -spent[key])[:8]
-    return {key: round(spent[key] / sum(spent.values()), 3) for key in most}
 
 
 def record(name: str, result: dict) -> Path:

@@ -1,6 +1,6 @@
 """How few tokens, FLOPs and seconds reach the final loss of a nanoGPT-style baseline.
 
-    python -m benchmarks.speedrun [--minutes 60] [--jobs 2] [--sizes 1m 4m] [--ways recipe …]
+    python -m benchmarks.speedrun [--minutes 60] [--jobs 2] [--sizes 1m 4m]
 
 Methods: "baseline" is GPT-2's architecture (transformers) with AdamW and a cosine schedule; "recipe"
 is configs/speedrun-SIZE.toml with a share of the baseline's steps; "adamw" is that recipe with AdamW
@@ -10,15 +10,14 @@ validation split of python-stdlib: four rates at size 1m; at 4m the best of thes
 quarter of it. The reported loss is on the test splits. Cells (see benchmarks/grid.py) in the ledger,
 results/DEVICE/speedrun.jsonl, are not run again: delete the cells of a recipe that changed. Step
 times are measured separately, methods in turn, on all cores, eager and compiled; the faster of the
-two counts. Writes results/DEVICE/speedrun.json, .png.
+two counts. Writes results/DEVICE/speedrun.json.
 """
 
 import argparse
 import os
 import statistics
-from pathlib import Path
+from functools import partial
 
-from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
 from benchmarks.grid import COMPILED, STEPS, Cell, measure_step_seconds, read_ledger, run_cells
@@ -134,44 +133,15 @@ def show(row: dict) -> None:
     )
 
 
-def draw(rows: list[Cell], path: Path) -> None:
-    """Plot validation loss against steps: one panel per size and corpus, one line per seed."""
-    sizes = [size for size in STEPS if any(row["size"] == size for row in rows)]
-    figure = Figure(figsize=(5.5 * len(CORPORA), 4 * len(sizes)), layout="constrained")
-    panels = figure.subplots(len(sizes), len(CORPORA), squeeze=False)
-    colours = {"baseline": "tab:gray", "recipe": "tab:blue", "adamw": "tab:orange"}
-    for line, size in zip(panels, sizes, strict=True):
-        best = plan_cells(rows, [size])
-        for panel, corpus in zip(line, CORPORA, strict=True):
-            for row in rows:
-                same = [c for c in best if c.items() <= row.items() and c["corpus"] == corpus]
-                if row["corpus"] == corpus and same:
-                    steps, losses = zip(*row["curve"][1:], strict=True)
-                    label = f"{row['way']}, {row['share']:g} of the steps"
-                    panel.plot(steps, losses, color=colours[row["way"]], lw=1, label=label)
-            panel.set(title=f"{size}, {corpus}", xlabel="step", ylabel="validation loss (nats)")
-            panel.set_xscale("log")
-            handles, labels = panel.get_legend_handles_labels()
-            once = dict(zip(labels, handles, strict=True))
-            panel.legend(once.values(), once.keys(), fontsize=8)
-            panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Entry point of `python -m benchmarks.speedrun`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1e4, help="time limit; unfinished cells resume later")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells to run in parallel")
     parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=STEPS)
-    parser.add_argument("--ways", nargs="+", default=list(SHARES), choices=SHARES, help="methods to train")
     args = parser.parse_args()
     path = results_folder() / "speedrun.jsonl"
-
-    def wanted(rows: list[Cell]) -> list[Cell]:
-        return [cell for cell in plan_cells(rows, args.sizes) if cell["way"] in args.ways]
-
-    run_cells(path, wanted, args.jobs, args.minutes)
+    run_cells(path, partial(plan_cells, sizes=args.sizes), args.jobs, args.minutes)
     rows, results, timings = read_ledger(path), [], {}
     for size in args.sizes:
         cells = {method: make_cell(method, size) for method in SHARES}
@@ -179,7 +149,6 @@ def main() -> None:
         results += compare_to_baseline(rows, size, choose_faster(timings[size]))
     for row in results:
         show(row)
-    draw(rows, path.with_suffix(".png"))
     print(f"written: {record('speedrun', {'results': results, 'step_seconds': timings})}")
 
 

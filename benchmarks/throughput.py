@@ -1,15 +1,14 @@
 """Training tokens per second against transformers and litgpt: one architecture, the same weights.
 
-    python -m benchmarks.throughput [--rounds 5] [--shapes small smollm2] [--compile]
+    python -m benchmarks.throughput [--rounds 5]
 
 Each library's own Llama, with the same weights (the first losses must agree), trains on the same
 tokens with torch's fused AdamW, in turn within every round, in float32 and bfloat16 autocast, with
 one thread and with all. "small" has 6 layers of width 256, a vocabulary of 4,096 and 256 positions;
 "smollm2" has 4 of the 30 layers of SmolLM2-135M, its vocabulary of 49,152 and 512 positions. The
-ceiling is a large matrix product in the same precision with the same threads. One step of each
-library is profiled. Writes benchmarks/results/DEVICE/throughput.json, with --compile
-throughput-compiled.json. litgpt is included if it is installed (`pip install --no-deps litgpt
-lightning lightning-utilities torchmetrics jsonargparse`).
+ceiling is a large matrix product in the same precision with the same threads. Writes
+benchmarks/results/DEVICE/throughput.json. litgpt is included if it is installed (`pip install
+--no-deps litgpt lightning lightning-utilities torchmetrics jsonargparse`).
 """
 
 import argparse
@@ -18,13 +17,12 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 from torch import nn
 
 from benchmarks.peers import litgpt_llama, transformers_llama
-from benchmarks.record import profile_operators, record
+from benchmarks.record import record
 from cli.console import say
 from configs.schema import ModelConfig
 from model.build import build_model
@@ -82,7 +80,7 @@ def show(row: dict, peak: float) -> None:
     )
 
 
-def measure_shape(name: str, rounds: int, compiled: bool) -> list[dict]:
+def measure_shape(name: str, rounds: int) -> list[dict]:
     """Measure one shape: every library in both precisions with one thread and with all."""
     shape, vocabulary, batch = SHAPES[name], VOCABULARY[name], BATCH[name]
     x, y = torch.randint(0, vocabulary, (2, batch, shape.max_seq_len))
@@ -101,7 +99,7 @@ def measure_shape(name: str, rounds: int, compiled: bool) -> list[dict]:
     libraries = {}
     for library, (model, loss) in made.items():
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        libraries[library] = (torch.compile(loss, dynamic=False) if compiled else loss, optimizer)
+        libraries[library] = (loss, optimizer)
     first = {library: loss(x, y).item() for library, (loss, _) in libraries.items()}
     if max(first.values()) - min(first.values()) > 1e-4:
         raise SystemExit(f"the libraries do not compute the same model: first losses are {first}")
@@ -127,7 +125,6 @@ def measure_shape(name: str, rounds: int, compiled: bool) -> list[dict]:
                 row = {
                     "shape": name,
                     "way": library,
-                    "compiled": compiled,
                     "threads": threads,
                     "precision": "bfloat16" if bfloat16 else "float32",
                     "tokens_per_second": tokens / median,
@@ -135,7 +132,6 @@ def measure_shape(name: str, rounds: int, compiled: bool) -> list[dict]:
                     "time_over_ours": statistics.median(ratios),
                     "ratios": ratios,
                     "seconds": seconds,
-                    "profile": profile_operators(partial(train_step, *libraries[library], x, y, bfloat16)),
                 }
                 rows.append(row)
                 show(row, peak)
@@ -146,13 +142,10 @@ def main() -> None:
     """Entry point of `python -m benchmarks.throughput`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
-    parser.add_argument("--compile", action="store_true", help="use torch.compile for every library")
-    args = parser.parse_args()
-    rows = [row for name in args.shapes for row in measure_shape(name, args.rounds, args.compile)]
-    shapes = {name: SHAPES[name].model_dump() for name in args.shapes}
-    name = "throughput-compiled" if args.compile else "throughput"
-    print(f"written: {record(name, {'shapes': shapes, 'rows': rows})}")
+    rounds = parser.parse_args().rounds
+    rows = [row for name in SHAPES for row in measure_shape(name, rounds)]
+    shapes = {name: shape.model_dump() for name, shape in SHAPES.items()}
+    print(f"written: {record('throughput', {'shapes': shapes, 'rows': rows})}")
 
 
 if __name__ == "__main__":
