@@ -14,12 +14,15 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.peers import Gpt2
+from benchmarks.record import time_in_turn
 from cli.console import say
 from cli.recipes import load
 from configs.schema import Recipe
@@ -127,7 +130,7 @@ def measure_step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool
     With `compiled`, each cell is also timed with torch.compile, under its name plus COMPILED.
     """
     x, y = torch.randint(0, 4096, (2, 8, 256))
-    setups = {}
+    steps = {}
     for name, cell in cells.items():
         recipe = build_recipe({"learning_rate": 1e-3} | cell)
         for suffix in ("", COMPILED) if compiled else ("",):
@@ -137,24 +140,21 @@ def measure_step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool
             elif suffix:
                 model.compile()
             parameters = dict(model.named_parameters())
-            chosen = build_optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
-            setups[name + suffix] = model, parameters, chosen
-    autocast = torch.autocast("cpu", torch.bfloat16)
-    times: dict[str, list[float]] = {name: [] for name in setups}
-    for turn in range(rounds + 1):
-        for name, (model, parameters, chosen) in setups.items():
-            started = time.perf_counter()
-            for _ in range(STEPS_PER_TURN):
-                with autocast:
-                    loss = model(x, targets=y)
-                (loss / y.numel()).backward()
-                clip_gradients(parameters, 1.0)
-                for optimizer in chosen:
-                    optimizer.step()
-                    optimizer.zero_grad()
-            if turn:  # the first round is a warm-up
-                times[name].append((time.perf_counter() - started) / STEPS_PER_TURN)
-    return times
+            optimizers = build_optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
+            steps[name + suffix] = partial(train_step, model, parameters, optimizers, x, y)
+    times = time_in_turn(steps, rounds + 1, STEPS_PER_TURN)
+    return {name: seconds[1:] for name, seconds in times.items()}  # the first round is a warm-up
+
+
+def train_step(model: nn.Module, parameters: dict, optimizers: list, x: torch.Tensor, y: torch.Tensor) -> None:
+    """One training step on (B, T) ids in bfloat16 autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(x, targets=y)
+    (loss / y.numel()).backward()
+    clip_gradients(parameters, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def read_ledger(path: Path) -> list[Cell]:

@@ -13,9 +13,9 @@ large matrix product measured on this device. Writes benchmarks/results/DEVICE/m
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from unittest.mock import patch
 
@@ -25,9 +25,10 @@ import torch.nn.functional as F
 import model.norm
 import model.scratch
 import model.transformer
-from benchmarks.record import record
+from benchmarks.record import record, time_in_turn
 from cli.recipes import load
 from configs.schema import Recipe
+from kernels.bench import measure_ceilings, synchronized_clock
 from kernels.mlp.reference import relu2_reference, swiglu_reference
 from kernels.norm.reference import rms_norm_reference
 from kernels.rope.reference import rope_reference
@@ -99,25 +100,6 @@ class Implementation:
         return loss.detach()
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished all work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def measure_ceiling(device: torch.device) -> float:
-    """FLOP/s of a large bfloat16 matrix product, the best of ten."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, best = torch.randn(size, size, dtype=torch.bfloat16, device=device), 0.0
-    for _ in range(10):
-        synchronize(device)
-        started = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
 def measure(recipe: Recipe, vocabulary: int, batch: int, rounds: int) -> list[dict]:
     """One row per implementation. Raises SystemExit if their first losses differ."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -139,16 +121,9 @@ def measure(recipe: Recipe, vocabulary: int, batch: int, rounds: int) -> list[di
             peaks[label] = peak_memory(device) - held
     if max(first.values()) - min(first.values()) > LOSS_TOLERANCE:
         raise SystemExit(f"the implementations are not the same model: first losses are {first}")
-    times: dict[str, list[float]] = {label: [] for label in implementations}
-    for _ in range(rounds):
-        for name, implementation in implementations.items():
-            synchronize(device)
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                implementation.step(x, y)
-            synchronize(device)
-            times[name].append((time.perf_counter() - started) / STEPS)
-    best, makers, rows = measure_ceiling(device), peak_flops(device, True), []
+    steps = {label: partial(implementation.step, x, y) for label, implementation in implementations.items()}
+    times = time_in_turn(steps, rounds, STEPS, partial(synchronized_clock, device))
+    best, makers, rows = measure_ceilings(device, torch.bfloat16)[0], peak_flops(device, True), []
     for name, seconds in times.items():
         median = statistics.median(seconds)
         ratios = [b / a for a, b in zip(times["ours, compiled"], seconds, strict=True)]

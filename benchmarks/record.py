@@ -1,9 +1,11 @@
-"""Write a benchmark's results to a JSON record, with the metadata needed to reproduce it."""
+"""Time in turn, and write results to a JSON record with the metadata needed to reproduce them."""
 
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +26,20 @@ def results_folder() -> Path:
     path = RESULTS / device
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def time_in_turn(
+    works: dict[str, Callable[[], object]], rounds: int, calls: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds per call of each of `works`, one value per round: a round runs each `calls` times, in turn."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            started = clock()
+            for _ in range(calls):
+                work()
+            times[name].append((clock() - started) / calls)
+    return times
 
 
 def record(name: str, result: dict) -> Path:

@@ -16,13 +16,12 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 
 import torch
-from torch import nn
 
 from benchmarks.peers import litgpt_llama, transformers_llama
-from benchmarks.record import record
+from benchmarks.record import record, time_in_turn
 from cli.console import say
 from configs.schema import ModelConfig
 from model.build import build_model
@@ -50,7 +49,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def train_step(loss: Loss, optimizer: torch.optim.Optimizer, x, y, bfloat16: bool) -> float:
     """One training step on one batch; returns the loss before the update."""
-    with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         value = loss(x, y)
     value.backward()
     optimizer.step()
@@ -85,22 +84,21 @@ def measure_shape(name: str, rounds: int) -> list[dict]:
     shape, vocabulary, batch = SHAPES[name], VOCABULARY[name], BATCH[name]
     x, y = torch.randint(0, vocabulary, (2, batch, shape.max_seq_len))
     own = build_model(shape, vocabulary).init_weights(0)
-    made: dict[str, tuple[nn.Module, Loss]] = {"ours": (own, lambda x, y: own(x, targets=y) / y.numel())}
+    losses: dict[str, Loss] = {"ours": lambda x, y: own(x, targets=y) / y.numel()}
     state = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     theirs = transformers_llama(shape, state)
-    made["transformers"] = theirs, lambda x, y: theirs(x, labels=y, shift_labels=y).loss
+    losses["transformers"] = lambda x, y: theirs(x, labels=y, shift_labels=y).loss
+    models = [own, theirs]
     try:
         from litgpt.utils import chunked_cross_entropy
 
         lit = litgpt_llama(shape, state)
-        made["litgpt"] = lit, lambda x, y: chunked_cross_entropy(lit(x), y, chunk_size=0)
+        losses["litgpt"] = lambda x, y: chunked_cross_entropy(lit(x), y, chunk_size=0)
+        models.append(lit)
     except ImportError as error:
         say(f"litgpt is skipped: {error}")
-    libraries = {}
-    for library, (model, loss) in made.items():
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        libraries[library] = (loss, optimizer)
-    first = {library: loss(x, y).item() for library, (loss, _) in libraries.items()}
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for model in models]
+    first = {library: loss(x, y).item() for library, loss in losses.items()}
     if max(first.values()) - min(first.values()) > 1e-4:
         raise SystemExit(f"the libraries do not compute the same model: first losses are {first}")
     tokens = y.numel()
@@ -110,15 +108,13 @@ def measure_shape(name: str, rounds: int) -> list[dict]:
         torch.set_num_threads(threads)
         for bfloat16 in (False, True):
             peak = measure_ceiling(torch.bfloat16 if bfloat16 else torch.float32)
-            times: dict[str, list[float]] = {library: [] for library in libraries}
-            for loss, optimizer in libraries.values():
-                train_step(loss, optimizer, x, y, bfloat16)
-            for _ in range(rounds):
-                for library, (loss, optimizer) in libraries.items():
-                    started = time.perf_counter()
-                    for _ in range(STEPS[name]):
-                        train_step(loss, optimizer, x, y, bfloat16)
-                    times[library].append((time.perf_counter() - started) / STEPS[name])
+            steps = {
+                library: partial(train_step, loss, optimizer, x, y, bfloat16)
+                for (library, loss), optimizer in zip(losses.items(), optimizers, strict=True)
+            }
+            for step in steps.values():  # warm-up
+                step()
+            times = time_in_turn(steps, rounds, STEPS[name])
             for library, seconds in times.items():
                 median = statistics.median(seconds)
                 ratios = sorted(b / a for a, b in zip(times["ours"], seconds, strict=True))
