@@ -18,7 +18,7 @@ from pathlib import Path
 import tokenizers
 
 from benchmarks.record import record
-from benchmarks.runs import run_steps
+from benchmarks.scaling import run_steps
 from cli.recipes import load
 from configs.schema import Recipe
 from data.loader import Loader

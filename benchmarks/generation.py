@@ -5,13 +5,11 @@
 Batches of 1 and 8 prompts (or --batch) of 16 and 512 tokens, in float32, bfloat16 and (ours only)
 int8, timed in turn within every round. Records whether both give the same tokens in float32. Times
 include the prefill. At batch 1 the bytes of all weights, read once per decoded token, are compared to
-the copy bandwidth. Also measures the bits per byte of each precision on held-out text. Writes
-benchmarks/results/DEVICE/generate-MODEL.json.
+the copy bandwidth. Writes benchmarks/results/DEVICE/generate-MODEL.json.
 """
 
 import argparse
 import copy
-import math
 import statistics
 import time
 
@@ -20,7 +18,6 @@ import torch
 from benchmarks.peers import transformers_llama
 from benchmarks.record import record
 from configs.schema import DataConfig
-from data.builtin import BUILTIN
 from data.prepare import prepare, read_documents
 from model.generate import generate
 from model.int8 import quantize
@@ -48,29 +45,6 @@ def count_weights_read(model: Transformer) -> int:
     """Number of weights in the matrices that every token is multiplied by."""
     blocks = sum(p.numel() for p in model.layers.parameters() if p.dim() == 2)
     return blocks + model.output.weight.numel()
-
-
-@torch.no_grad()
-def sum_nats(model: Transformer, ids: torch.Tensor) -> float:
-    """Summed loss in nats of (B, T) tokens, without the first of each row."""
-    logits = model(ids[:, :-1]).float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
-
-
-def measure_bits_per_byte(models: dict[str, Transformer], tokenizer) -> dict[str, dict[str, float]]:
-    """Bits per byte of each model on eight windows of the test split of each built-in corpus."""
-    size = min(512, next(iter(models.values())).config.max_seq_len)
-    lengths, found = tokenizer.token_bytes(), {}
-    for corpus in BUILTIN:
-        stream: list[int] = []
-        for document in read_documents(prepare(DataConfig(corpus=corpus)), "test"):
-            stream += tokenizer.encode(document["text"]) if len(stream) < 8 * size else []
-        ids = torch.tensor(stream[: 8 * size]).view(8, size)
-        size_bytes = int(lengths[ids[:, 1:].numpy()].sum()) * math.log(2)
-        found[corpus] = {name: sum_nats(model, ids) / size_bytes for name, model in models.items()}
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in found[corpus].items())
-        print(f"{corpus}: bits per byte {shown}")
-    return found
 
 
 def time_generation(model: torch.nn.Module, prompts: torch.Tensor, new: int) -> tuple[torch.Tensor, float, float]:
@@ -202,7 +176,6 @@ def main() -> None:
         "rounds": args.rounds,
         "rows": rows,
         "copy_bytes_per_second": bandwidth,
-        "bits_per_byte": measure_bits_per_byte({n: variants["ours", n] for n in BYTES}, tokenizer),
     }
     name = "generate-" + args.model.strip("/").replace("/", "-")
     if args.batch != DEFAULT_BATCHES:

@@ -8,41 +8,26 @@ Writes benchmarks/results/DEVICE/memory.json.
 """
 
 import argparse
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from benchmarks.peers import transformers_llama
 from benchmarks.record import record
-from configs.schema import ModelConfig
+from benchmarks.throughput import SHAPES
 from model.build import build_model
+from train.metrics import peak_memory
 
 POINTS = [(length, 4096) for length in (256, 512, 1024, 2048, 4096, 8192)]
 POINTS += [(1024, vocabulary) for vocabulary in (8192, 16384, 32768, 65536)]
 
 
-def resident(field: str) -> int:
-    """Resident bytes of this process: `field` is VmRSS (now) or VmHWM (peak)."""
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(text.split(f"{field}:")[1].split()[0]) * 1024
-
-
 def measure(library: str, length: int, vocabulary: int) -> int:
     """Peak bytes that a step on one window adds. Must run in a fresh process."""
-    shape = ModelConfig(
-        dim=256,
-        n_layers=6,
-        n_heads=4,
-        n_kv_heads=4,
-        head_dim=64,
-        hidden_dim=704,
-        max_seq_len=length,
-        tie_embeddings=False,
-    )
+    shape = SHAPES["small"].model_copy(update={"max_seq_len": length})
     own = build_model(shape, vocabulary).init_weights(0)
     x, y = torch.randint(0, vocabulary, (2, 1, length))
     if library == "ours":
@@ -53,9 +38,9 @@ def measure(library: str, length: int, vocabulary: int) -> int:
         loss = lambda: model(x, labels=y, shift_labels=y).loss  # noqa: E731
     small = torch.zeros(1, 8, dtype=torch.int64)
     model(small, targets=small) if library == "ours" else model(small, labels=small)  # loads libraries
-    before = resident("VmRSS")
+    before = psutil.Process().memory_info().rss
     loss().backward()
-    return resident("VmHWM") - before
+    return peak_memory(x.device) - before
 
 
 def main() -> None:
@@ -76,10 +61,8 @@ def main() -> None:
             # A process killed for lack of memory is a valid result: None.
             row[library] = int(ended.stdout) if ended.returncode == 0 else None
         rows.append(row)
-        shown = {
-            w: f"{row[w] / 2**20:,.0f} MiB" if row[w] else "too much" for w in row if w in ("ours", "transformers")
-        }
-        print(f"T {length:5}  V {vocabulary:6}  {json.dumps(shown)}")
+        shown = [f"{w} {row[w] / 2**20:,.0f} MiB" if row[w] else f"{w} too much" for w in ("ours", "transformers")]
+        print(f"T {length:5}  V {vocabulary:6}  {', '.join(shown)}")
     lengths = [row for row in rows if row["vocabulary"] == 4096 and row["ours"]]
     exponent = float(np.polyfit(*np.log([[r["length"], r["ours"]] for r in lengths[2:]]).T, 1)[0])
     print(f"memory grows with length to the power {exponent:.2f}")

@@ -12,20 +12,44 @@ benchmarks/results/DEVICE/scaling.json.
 import argparse
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.record import record
-from benchmarks.runs import run_steps
+from train.metrics import read_metrics
 
 RECIPE = "configs/speedrun-4m.toml"
 TOKENS = 2048
 
 
-def time_steps(steps: int, *overrides: str, ranks: int = 1, threads: int = 1) -> list[float]:
-    """Seconds of every step except the first three (warm-up)."""
-    rows = run_steps(RECIPE, steps, "--data.corpus=folk-tunes", *overrides, ranks=ranks, threads=threads)
-    return [row["step_seconds"] for row in rows[3:]]
+def run_steps(recipe: str, steps: int, *overrides: str, ranks: int = 1, threads: int = 0) -> list:
+    """Train `recipe` for `steps` steps; returns the rows of metrics.jsonl, each with `step_seconds`.
+
+    Uses `torchrun` if there is more than one rank. Every rank has `threads` threads; 0 divides the
+    cores evenly among ranks. Raises CalledProcessError if the run fails.
+    """
+    threads = threads or max(1, (os.cpu_count() or 1) // ranks)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        own = [f"--train.steps={steps}", "--train.eval-every=1000000", "--train.save-every=1000000"]
+        only = ["--sample.max-new-tokens=1", "--sample.num-samples=1", f"--run-dir={run}"]
+        subprocess.run(
+            [sys.executable, *torchrun, "-m", "train.pretrain", recipe, *own, *only, *overrides],
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        rows = [row for row in read_metrics(run) if "loss" in row]
+    before = 0.0
+    for row in rows:
+        row["step_seconds"], before = row["seconds"] - before, row["seconds"]
+    return rows
 
 
 def main() -> None:
@@ -36,7 +60,9 @@ def main() -> None:
     rows = []
 
     def measure(what: str, size: int, *overrides: str, ranks: int = 1, threads: int = 1) -> float:
-        times = time_steps(args.steps, *overrides, ranks=ranks, threads=threads)
+        overrides = ("--data.corpus=folk-tunes", *overrides)
+        found = run_steps(RECIPE, args.steps, *overrides, ranks=ranks, threads=threads)
+        times = [row["step_seconds"] for row in found[3:]]  # the first three are a warm-up
         row = {"what": what, "size": size, "seconds": statistics.median(times), "all": times}
         rows.append(row)
         print(f"{what:8}{size:10,}  {row['seconds'] * 1e3:8.0f} ms per step")
