@@ -20,13 +20,9 @@ def speedrun(panel: Axes, result: dict) -> None:
     """Final loss minus that of the baseline, with its interval and the share of its seconds."""
     rows = [row for row in result["results"] if row["way"] != "baseline"]
     names = [f"{r['size']} {r['corpus']} {r['way']} {r['share']:g}" for r in rows]
+    _intervals(panel, names, [(r["over_baseline"], *r["interval"]) for r in rows])
     for place, row in enumerate(rows):
-        low, high = row["interval"]
-        panel.plot([low, high], [place, place], color="tab:blue", lw=2)
-        panel.plot(row["over_baseline"], place, "o", color="tab:blue")
-        panel.text(high, place, f"  {row['seconds']:.2f} of its time", va="center", fontsize=7)
-    panel.axvline(0, color="gray", lw=0.8)
-    panel.set_yticks(range(len(rows)), names, fontsize=7)
+        panel.text(row["interval"][1], place, f"  {row['seconds']:.2f} of its time", va="center", fontsize=7)
     panel.set(title="speedrun: test loss minus the baseline's", xlabel="nats per token")
 
 
@@ -68,13 +64,8 @@ def scaling(panel: Axes, result: dict) -> None:
 
 def ablation(panel: Axes, result: dict) -> None:
     """The loss added by removing each part of the recipe."""
-    parts = list(reversed(result["parts"]))
-    for place, row in enumerate(parts):
-        low, high = row["interval"]
-        panel.plot([low, high], [place, place], color="tab:blue", lw=2)
-        panel.plot(row["gain"], place, "o", color="tab:blue")
-    panel.axvline(0, color="gray", lw=0.8)
-    panel.set_yticks(range(len(parts)), [row["part"] for row in parts], fontsize=7)
+    parts = result["parts"][::-1]
+    _intervals(panel, [row["part"] for row in parts], [(row["gain"], *row["interval"]) for row in parts])
     panel.set(title="ablation: added loss without a part", xlabel="nats per token")
 
 
@@ -86,6 +77,15 @@ PANELS: dict[str, Callable[[Axes, dict], None]] = {
     "memory": memory,
     "scaling": scaling,
 }
+
+
+def _intervals(panel: Axes, names: list[str], estimates: list[tuple[float, float, float]]) -> None:
+    # Each estimate is a value and its interval, against zero.
+    for place, (value, low, high) in enumerate(estimates):
+        panel.plot([low, high], [place, place], color="tab:blue", lw=2)
+        panel.plot(value, place, "o", color="tab:blue")
+    panel.axvline(0, color="gray", lw=0.8)
+    panel.set_yticks(range(len(names)), names, fontsize=7)
 
 
 def _bars(panel: Axes, names: list[str], ratios: list[list[float]]) -> None:

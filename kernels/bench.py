@@ -1,6 +1,6 @@
 """Time every kernel against torch's implementations, forward and backward, on this device.
 
-    python -m kernels.bench [--case window loss …] [--dtype float32] [--sweep] [--out DIR]
+    python -m kernels.bench [--case window loss …] [--dtype float32] [--out DIR]
 
 Each round times all implementations of a case in turn. The results are medians, the middle half of
 the timings, and ratios of medians. The device's ceilings are measured first, with a large matrix
@@ -29,7 +29,7 @@ from typing import TypeVar
 
 import torch
 
-from kernels.bench_cases import CASES, SWEEP, Case
+from kernels.bench_cases import CASES, Case
 
 T = TypeVar("T")
 SLEEP = 4_000_000  # cycles, about 2 ms: longer than any launch
@@ -135,9 +135,8 @@ def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof:
     setups = {}
     for name, implementation in case.implementations(device).items():
         torch.manual_seed(0)
-        inputs = case.inputs(device, dtype)
-        setups[name] = (implementation, inputs)
-    timings: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in setups}
+        setups[name] = implementation, case.inputs(device, dtype)
+    timings: dict[str, list[tuple[float, float]]] = {}
     peaks = {}
 
     def time_both_passes(name: str) -> tuple[float, float]:
@@ -148,47 +147,47 @@ def run(case: Case, device: torch.device, dtype: torch.dtype, rounds: int, roof:
         _, backward = time_call(device, partial(out.backward, torch.ones_like(out)))
         return forward, backward
 
-    for name in list(setups):
+    for name in setups:
         try:
             time_both_passes(name)
         except (RuntimeError, NotImplementedError) as error:
             print(f"{case.name}: {name} is skipped: {str(error).splitlines()[0]}")
-            del setups[name]
             continue
         peaks[name] = measure_peak(device, partial(time_both_passes, name))
+        timings[name] = []
     for _ in range(rounds):
-        for name in setups:
-            forward, backward = time_both_passes(name)
-            timings[name][0].append(forward)
-            timings[name][1].append(backward)
+        for name, passes in timings.items():
+            passes.append(time_both_passes(name))
     flops, size = case.cost(dtype)
     product, copy = roof
     results = []
-    for name in setups:
-        forward, backward = (statistics.median(times) for times in timings[name])
-        # Quartiles need two values: a single round has no spread.
-        spreads = [
-            [1e3 * q for q in statistics.quantiles(t * (2 if rounds == 1 else 1), n=4)[::2]] for t in timings[name]
-        ]
-        seconds = forward + backward
+    for name, passes in timings.items():
+        forwards, backwards = ([1e3 * seconds for seconds in column] for column in zip(*passes, strict=True))
+        forward, backward = statistics.median(forwards), statistics.median(backwards)
+        seconds = 1e-3 * (forward + backward)
         results.append(
             Result(
-                case.name,
-                name,
-                1e3 * forward,
-                spreads[0],
-                1e3 * backward,
-                spreads[1],
-                flops / seconds / 1e12,
-                size / seconds / 1e9,
-                max(flops / product, size / copy) / seconds,
-                peaks[name],
+                case=case.name,
+                way=name,
+                forward_ms=forward,
+                forward_spread=_quartiles(forwards),
+                backward_ms=backward,
+                backward_spread=_quartiles(backwards),
+                tflops=flops / seconds / 1e12,
+                gbytes=size / seconds / 1e9,
+                roofline=max(flops / product, size / copy) / seconds,
+                peak_bytes=peaks[name],
             )
         )
     ours = results[0].forward_ms + results[0].backward_ms
     for result in results:
         result.ratio = (result.forward_ms + result.backward_ms) / ours
     return results
+
+
+def _quartiles(times: list[float]) -> list[float]:
+    # Quartiles need two values: a single round has no spread.
+    return statistics.quantiles(times * (2 if len(times) == 1 else 1), n=4)[::2]
 
 
 def show(results: list[Result]) -> None:
@@ -225,10 +224,9 @@ def plot(results: list[Result], device: str, path: Path) -> None:
 def main() -> None:
     """Entry point of `python -m kernels.bench`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = sorted({case.name for case in CASES})
+    names = sorted(case.name for case in CASES)
     parser.add_argument("--case", nargs="+", choices=names, default=names)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--sweep", action="store_true", help="time each case at several lengths")
     parser.add_argument("--rounds", type=int, default=0, help="default: 7 on a CPU, 30 on a GPU")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
@@ -242,20 +240,16 @@ def main() -> None:
     roof = measure_ceilings(device, dtype)
     product, copy = roof[0] / 1e12, roof[1] / 1e9
     print(f"ceilings: {product:.3f} TFLOP/s in a matrix product, {copy:.1f} GB/s in a copy")
-    columns = ("forward ms", "backward", "ratio", "TFLOP/s", "GB/s", "roof", "peak MiB")
     print(
-        f"{'case':26}{'implementation':15}{columns[0]:>10}{columns[1]:>9}{columns[2]:>8}{columns[3]:>9}"
-        f"{columns[4]:>8}{columns[5]:>7}{columns[6]:>9}"
+        f"{'case':26}{'implementation':15}{'forward ms':>10}{'backward':>9}{'ratio':>8}{'TFLOP/s':>9}"
+        f"{'GB/s':>8}{'roof':>7}{'peak MiB':>9}"
     )
     results = []
-    for case in SWEEP if args.sweep else CASES:
-        if case.name.split("@")[0] in args.case:
+    for case in CASES:
+        if case.name in args.case:
             found = run(case, device, dtype, rounds, roof)
             show(found)
             results += found
-    load = None
-    if sys.platform != "win32":
-        load = os.getloadavg()[0]
     report = {
         "date": date.today().isoformat(),
         "device": name,
@@ -268,7 +262,7 @@ def main() -> None:
             "torch": torch.__version__,
             "triton": version("triton") if cuda else "not used",
         },
-        "load_average": load,
+        "load_average": os.getloadavg()[0] if sys.platform != "win32" else None,
         "results": [vars(r) for r in results],
     }
     args.out.mkdir(parents=True, exist_ok=True)

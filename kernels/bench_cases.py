@@ -28,6 +28,11 @@ class Case:
     """FLOPs and bytes of a forward and a backward pass."""
 
 
+def random_inputs(shapes: list[tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Normally distributed tensors of these shapes that need gradients."""
+    return [torch.randn(s, device=device, dtype=dtype).requires_grad_() for s in shapes]
+
+
 def attention_case(
     name: str,
     T: int,
@@ -42,10 +47,6 @@ def attention_case(
     softcap: float = 0.0,
 ) -> Case:
     """Attention over T positions; `documents` is the number of packed documents of equal length."""
-
-    def inputs(device, dtype):
-        shapes = ((B, T, H, D), (B, T, K, D), (B, T, K, D))
-        return [torch.randn(s, device=device, dtype=dtype).requires_grad_() for s in shapes]
 
     def ids(device) -> torch.Tensor | None:
         if not documents:
@@ -77,15 +78,13 @@ def attention_case(
         return found
 
     def cost(dtype):
-        pairs = sum(min(t + 1, window or T) for t in range(T)) if causal else T * T
-        if documents:
-            length = T // documents
-            pairs = documents * sum(min(t + 1, window or length) for t in range(length))
+        count, length = max(1, documents), T // max(1, documents)
+        pairs = count * sum(min(t + 1, window or length) for t in range(length)) if causal else T * T
         flops = 3.5 * 4 * B * H * D * pairs
         elements = B * T * D * (H * 2 + K * 2)
         return flops, 3 * elements * dtype.itemsize
 
-    return Case(name, inputs, implementations, cost)
+    return Case(name, partial(random_inputs, [(B, T, H, D), (B, T, K, D), (B, T, K, D)]), implementations, cost)
 
 
 def sdpa(q, k, v, **settings) -> torch.Tensor:
@@ -162,58 +161,48 @@ def loss_case(name: str, N: int, C: int, V: int) -> Case:
     return Case(name, inputs, implementations, lambda dtype: (6.0 * N * C * V, 3.0 * (N + V) * C * dtype.itemsize))
 
 
-def elementwise_case(name: str, shapes: list[tuple], implementations: dict[str, Implementation], passes: int) -> Case:
+def elementwise_case(
+    name: str,
+    shapes: list[tuple[int, ...]],
+    implementations: Callable[[torch.device], dict[str, Implementation]],
+    passes: int,
+) -> Case:
     """A memory-bound kernel that reads and writes its first input `passes` times."""
-
-    def inputs(device, dtype):
-        return [torch.randn(s, device=device, dtype=dtype).requires_grad_() for s in shapes]
 
     def cost(dtype):
         return 0.0, float(passes * torch.Size(shapes[0]).numel() * dtype.itemsize)
 
-    return Case(name, inputs, lambda device: implementations, cost)
+    return Case(name, partial(random_inputs, shapes), implementations, cost)
 
 
-def rope_case(name: str, B: int, T: int, H: int, D: int) -> Case:
+def rope_implementations(device) -> dict[str, Implementation]:
     """QK-norm and rotary positions."""
-
-    def inputs(device, dtype):
-        return [
-            torch.randn(B, T, H, D, device=device, dtype=dtype).requires_grad_(),
-            torch.ones(D, device=device, dtype=dtype).requires_grad_(),
-        ]
-
-    def implementations(device) -> dict[str, Implementation]:
-        table = torch.randn(2, T, D // 2, device=device)
-        return {"ours": lambda x, w: rope(x, table, w), "torch": lambda x, w: rope_reference(x, table, w, 1e-5)}
-
-    return Case(name, inputs, implementations, lambda dtype: (0.0, 5.0 * B * T * H * D * dtype.itemsize))
+    table = torch.randn(2, T, 32, device=device)
+    return {"ours": lambda x, w: rope(x, table, w), "torch": lambda x, w: rope_reference(x, table, w, 1e-5)}
 
 
-def cases(T: int, suffix: str = "") -> list[Case]:
-    """All cases; those of attention and rope have T positions, those of norm and mlp 4 T rows."""
-    rows = (T * 4, 768)
-    B = 8 if torch.cuda.is_available() else 1
-    return [
-        attention_case(f"causal-64{suffix}", T, 64, B=B),
-        attention_case(f"causal-128{suffix}", T, 128, B=B),
-        attention_case(f"full-64{suffix}", T, 64, B=B, causal=False),
-        attention_case(f"grouped-64{suffix}", T, 64, B=B, K=1),
-        attention_case(f"window{suffix}", T, 64, B=B, window=T // 8),
-        attention_case(f"documents{suffix}", T, 64, B=B, documents=8),
-        attention_case(f"softcap{suffix}", T, 64, B=B, softcap=30.0),
-        loss_case(f"loss{suffix}", T, 576, 49152),
-        elementwise_case(
-            f"norm{suffix}",
-            [rows, (768,)],
-            {"ours": lambda x, w: rms_norm(x, w, 1e-5)[0], "torch": lambda x, w: F.rms_norm(x, w.shape, w, 1e-5)},
-            5,
-        ),
-        elementwise_case(f"swiglu{suffix}", [rows, rows], {"ours": swiglu, "torch": lambda a, b: F.silu(a) * b}, 8),
-        elementwise_case(f"relu2{suffix}", [rows], {"ours": relu2, "torch": lambda a: F.relu(a).square()}, 5),
-        rope_case(f"rope{suffix}", 4, T, 8, 64),
-    ]
-
-
-CASES = cases(4096)
-SWEEP = [case for T in (512, 1024, 2048, 4096, 8192, 16384) for case in cases(T, f"@{T}")]
+T = 4096
+B = 8 if torch.cuda.is_available() else 1
+ROWS = (4 * T, 768)
+CASES = [
+    attention_case("causal-64", T, 64, B=B),
+    attention_case("causal-128", T, 128, B=B),
+    attention_case("full-64", T, 64, B=B, causal=False),
+    attention_case("grouped-64", T, 64, B=B, K=1),
+    attention_case("window", T, 64, B=B, window=T // 8),
+    attention_case("documents", T, 64, B=B, documents=8),
+    attention_case("softcap", T, 64, B=B, softcap=30.0),
+    loss_case("loss", T, 576, 49152),
+    elementwise_case(
+        "norm",
+        [ROWS, (768,)],
+        lambda device: {
+            "ours": lambda x, w: rms_norm(x, w, 1e-5)[0],
+            "torch": lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
+        },
+        5,
+    ),
+    elementwise_case("swiglu", [ROWS, ROWS], lambda device: {"ours": swiglu, "torch": lambda a, b: F.silu(a) * b}, 8),
+    elementwise_case("relu2", [ROWS], lambda device: {"ours": relu2, "torch": lambda a: F.relu(a).square()}, 5),
+    elementwise_case("rope", [(4, T, 8, 64), (64,)], rope_implementations, 5),
+]
