@@ -26,7 +26,6 @@ from benchmarks.record import record, results_folder
 TUNING_CORPUS = "python-stdlib"
 CORPORA = (TUNING_CORPUS, "aws-api")
 SEEDS = (0, 1, 2)
-OVERFITTED = "folk-tunes"  # the model overfits this small corpus: one seed, not part of the comparison
 SHARES = {"baseline": 1.0, "recipe": 0.125, "adamw": 0.125}
 RATES = {  # learning rates tried at size 1m
     "baseline": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -64,8 +63,6 @@ def plan_cells(rows: list[Cell], sizes: list[str]) -> list[Cell]:
                 best = min(ended, key=lambda row: row["validation_loss"])["learning_rate"]
                 about["learning_rate"] = best
                 wanted += [about | {"corpus": c, "seed": seed} for c in CORPORA for seed in SEEDS]
-                if size == "1m":
-                    wanted.append(about | {"corpus": OVERFITTED})
             found += wanted if size in sizes else []
             if len(ended) < len(tries):
                 break

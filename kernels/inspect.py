@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -52,28 +53,17 @@ class Compiled(NamedTuple):
     """Number of matrix instructions per opcode."""
 
 
-class StubDriver:
-    """The part of a Triton driver that compilation needs."""
+def stub_driver(arch: str) -> SimpleNamespace:
+    """The part of a Triton driver that compilation needs; nothing is launched."""
+    from triton.backends.compiler import GPUTarget
 
-    def __init__(self, arch: str):
-        from triton.backends.compiler import GPUTarget
-
-        if arch.startswith("sm_"):
-            self.target = GPUTarget("cuda", int(arch[3:]), 32)
-        else:
-            self.target = GPUTarget("hip", arch, 64)
-
-    def get_current_target(self):
-        """The compilation target."""
-        return self.target
-
-    def get_current_device(self) -> str:
-        """A different name per architecture: the JIT cache uses it as a key."""
-        return str(self.target.arch)
-
-    def get_current_stream(self, device=0) -> int:
-        """A dummy stream: nothing is launched."""
-        return 0
+    is_nvidia = arch.startswith("sm_")
+    target = GPUTarget("cuda", int(arch[3:]), 32) if is_nvidia else GPUTarget("hip", arch, 64)
+    return SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: arch,  # the JIT cache uses it as a key
+        get_current_stream=lambda device=0: 0,
+    )
 
 
 @contextmanager
@@ -96,7 +86,7 @@ def compiling(arch: str) -> Iterator[list[Compiled]]:
         return compiled
 
     before = triton.runtime.driver._active  # `reset_active` would search for a GPU
-    triton.runtime.driver.set_active(StubDriver(arch))
+    triton.runtime.driver.set_active(stub_driver(arch))
     JITFunction.run = compile_only
     try:
         yield found
