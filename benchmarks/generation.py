@@ -2,8 +2,8 @@
 
     python -m benchmarks.generation [--model smollm2-135m] [--new 32] [--rounds 3] [--batch 64]
 
-Batches of 1 and 8 prompts (or --batch) of 16 and 512 tokens, in float32, bfloat16 and (ours only)
-int8, timed in turn within every round. Records whether both give the same tokens in float32. Times
+Batches of 1 and 8 prompts (or --batch) of 16 and 512 tokens, in float32 and bfloat16, timed in turn
+within every round. Records whether both give the same tokens in float32. Times
 include the prefill. At batch 1 the bytes of all weights, read once per decoded token, are compared to
 the copy bandwidth. Writes benchmarks/results/DEVICE/generate-MODEL.json.
 """
@@ -20,7 +20,6 @@ from benchmarks.record import record
 from configs.schema import DataConfig
 from data.prepare import prepare, read_documents
 from model.generate import generate
-from model.int8 import quantize
 from model.load import load_model
 from model.packed import pack
 from model.transformer import Transformer
@@ -38,7 +37,7 @@ def measure_bandwidth() -> float:
 
 
 DEFAULT_BATCHES = [1, 8]  # other batch sizes are recorded in a separate file
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def count_weights_read(model: Transformer) -> int:
@@ -89,7 +88,6 @@ def load_variants(own: Transformer) -> dict[Variant, torch.nn.Module]:
         name = str(dtype).removeprefix("torch.")
         variants["ours", name] = copy.deepcopy(own).to(dtype)
         variants["transformers", name] = copy.deepcopy(theirs).to(dtype)
-    variants["ours", "int8"] = quantize(copy.deepcopy(own).to(torch.bfloat16))
     return variants
 
 
@@ -110,7 +108,7 @@ def compare(
             after[variant].append(rest)
     (batch, length), rows = prompts.shape, []
     for variant, seconds in times.items():
-        base = "transformers", "bfloat16" if variant[1] == "int8" else variant[1]
+        base = "transformers", variant[1]
         ratios = sorted(b / a for a, b in zip(seconds, times[base], strict=True))
         step = statistics.median(after[variant]) / (new - 1)
         row = {

@@ -19,7 +19,6 @@ from cli.recipes import Parser
 from configs.schema import ModelConfig
 from model.cache import KVCache
 from model.generate import generate
-from model.int8 import quantize
 from model.load import load_model
 from model.packed import pack
 from model.transformer import Transformer
@@ -148,12 +147,8 @@ def main() -> None:
     add("--seed", type=_number(int, 0), default=0)
     add("--stop", action="append", default=[], metavar="TEXT", help="stop string; may be repeated")
     add("--json", action="store_true", help="one JSON object per sample")
-    add(
-        "--precision",
-        choices=("auto", "float32", "bfloat16", "int8"),
-        default="auto",
-        help="dtype of the weights; auto is bfloat16 on a GPU, else float32",
-    )
+    kinds = ("auto", "float32", "bfloat16")
+    add("--precision", choices=kinds, default="auto", help="of the weights; auto is bfloat16 on a GPU, else float32")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args()
     if "" in args.stop:
@@ -163,29 +158,17 @@ def main() -> None:
         raise UserError("--device cuda: no GPU is visible to torch")
     model, tokenizer = load_model(args.model)
     on_gpu = cuda and args.device != "cpu"
-    is_bfloat16 = args.precision in ("bfloat16", "int8") or (on_gpu and args.precision == "auto")
+    is_bfloat16 = args.precision == "bfloat16" or (on_gpu and args.precision == "auto")
     model = model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if is_bfloat16 else torch.float32)
-    if args.precision == "int8":
-        quantize(model)
-    elif not on_gpu:
+    if not on_gpu:
         pack(model, args.num_samples)
 
     is_streamed = args.num_samples == 1 and not args.json
     if is_streamed:
         show(args.prompt, end="")
-    for streams in sample(
-        model,
-        tokenizer,
-        args.prompt,
-        max_new_tokens=args.max_new_tokens,
-        num_samples=args.num_samples,
-        stop=args.stop,
-        seed=args.seed,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-    ):
+    used_here = ("model", "json", "precision", "device")
+    settings = {name: value for name, value in vars(args).items() if name not in used_here}
+    for streams in sample(model, tokenizer, **settings):
         if is_streamed:
             show(streams[0].new_text(), end="")
     if is_streamed:
