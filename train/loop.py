@@ -41,7 +41,6 @@ from train.preflight import find_micro_batch, frozen_hash, report_duration, repo
 from train.profiler import Profiler, parse_window, peak_flops
 from train.saver import Saver
 from train.signals import Signals
-from train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class Trainer:
         config, progress, ranks = self.config, self.progress, self.ranks
         with (
             Signals() as signals,
-            Watchdog(ranks, config.hang_seconds, progress),
+            ranks.watchdog(config.hang_seconds),
             Metrics(self.run, config, self.started_at if self.resumed else -1, ranks.is_main) as self.metrics,
         ):
             while True:

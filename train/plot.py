@@ -1,20 +1,18 @@
 """Plot the training curves of one or more runs.
 
-    python -m train.plot RUN [RUN …] [--out report.html]
+    python -m train.plot RUN [RUN …] [--out curves.png]
 
-Writes one self-contained page: a table of the runs and a figure of loss, validation, learning rate,
-gradient norm, speed and memory against tokens. With --out FILE.png it writes only the figure.
+Prints a summary of each run and draws loss, validation, learning rate, gradient norm, speed and
+memory against tokens.
 """
 
 import argparse
-import base64
-import html
-import io
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.atomic import write_atomically
+import numpy as np
+
 from cli.console import say, show
 from cli.errors import UserError, run_command
 from train.metrics import read_metrics
@@ -47,7 +45,7 @@ class Curves:
         return xs, ys
 
     def summary(self) -> dict[str, str]:
-        """One row of the table, as column: text."""
+        """The last step and the best score, as text."""
         steps = [row for row in self.rows if row.get("loss") is not None]
         scores = self.points("bits_per_byte")[1]
         return {
@@ -70,15 +68,19 @@ def load_curves(run: Path) -> Curves:
     return Curves(run.name, rows)
 
 
-def smooth(values: list[float], width: int) -> list[float]:
+def smooth(values: list[float], width: int) -> np.ndarray:
     """The moving average over the last `width` values."""
-    return [statistics.fmean(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
+    sums, last = np.cumsum([0.0, *values]), np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - width)
+    return (sums[last] - sums[first]) / (last - first)
 
 
-def draw_figure(runs: list[Curves]) -> bytes:
-    """The figure as PNG bytes."""
-    from matplotlib.figure import Figure
-
+def draw_figure(runs: list[Curves], path: Path) -> None:
+    """Write the figure as a PNG. Raises UserError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("plotting needs: pip install -e '.[compare]'") from None
     figure = Figure(figsize=(12, 9), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(3, 2).flat, PANELS.items(), strict=True):
         for i, run in enumerate(runs):
@@ -94,87 +96,28 @@ def draw_figure(runs: list[Curves]) -> bytes:
         axes.set_xlabel("tokens", fontsize=8)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
-def render_html(runs: list[Curves], picture: bytes) -> str:
-    """The report as HTML, with the PNG `picture` embedded."""
-    table = [run.summary() for run in runs]
-    head = "".join(f"<th>{html.escape(key)}</th>" for key in table[0])
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in table
-    )
-    image = base64.b64encode(picture).decode()
-    return f"""<!doctype html>
-<meta charset="utf-8">
-<title>{html.escape(", ".join(run.name for run in runs))}</title>
-<style>
-body {{ font-family: sans-serif; margin: 2em; }}
-td, th {{ padding: 0.2em 1em; text-align: right; border-bottom: 1px solid #ddd; }}
-td:first-child, th:first-child {{ text-align: left; }}
-img {{ max-width: 100%; margin-top: 2em; }}
-</style>
-<table>
-<tr>{head}</tr>
-{body}
-</table>
-<img alt="curves against tokens" src="data:image/png;base64,{image}">
-"""
-
-
-def plot_run(run: Path) -> Path | None:
-    """Draw loss and validation bits per byte against tokens into plots/loss.png."""
+def plot_run(run: Path) -> None:
+    """Draw the curves of a finished run into plots/loss.png, or print why that is not possible."""
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("no plots/loss.png: plotting needs pip install -e '.[compare]'")
-        return None
-    rows = read_metrics(run)
-    steps = [row for row in rows if row.get("loss") is not None]
-    tokens = {0: 0} | {row["step"]: row["tokens"] for row in steps}
-    scores = [row for row in rows if row.get("bits_per_byte") is not None and row["step"] in tokens]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    left = figure.subplots()
-    left.plot(
-        [row["tokens"] for row in steps],
-        [row["loss"] for row in steps],
-        color="tab:blue",
-        alpha=0.4,
-        linewidth=1,
-        label="training loss",
-    )
-    left.set_xlabel("tokens")
-    left.set_ylabel("training loss (nats per token)", color="tab:blue")
-    right = left.twinx()
-    right.plot([tokens[row["step"]] for row in scores], [row["bits_per_byte"] for row in scores], "o-", color="tab:red")
-    right.set_ylabel("validation (bits per byte)", color="tab:red")
-    best = min((row["bits_per_byte"] for row in scores), default=float("nan"))
-    whole = [row["whole_bits_per_byte"] for row in rows if row.get("whole_bits_per_byte")]
-    final = f", {whole[-1]:.3f} on the whole split at the end" if whole else ""
-    left.set_title(f"{run.name}: best validation {best:.3f} bits per byte{final}")
-    path = run / "plots" / "loss.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+        draw_figure([load_curves(run)], run / "plots" / "loss.png")
+    except UserError as error:
+        say(f"no plots/loss.png: {error}")
 
 
 def main() -> None:
     """Entry point of `python -m train.plot`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--out", type=Path, default=Path("curves.png"))
     args = parser.parse_args()
-    if args.out.suffix not in (".html", ".png"):
-        raise UserError(f"--out {args.out}: must end in .html or .png")
+    if args.out.suffix != ".png":
+        raise UserError(f"--out {args.out}: must end in .png")
     runs = [load_curves(run) for run in args.runs]
-    try:
-        picture = draw_figure(runs)
-    except ImportError:
-        raise UserError("plotting needs: pip install -e '.[compare]'") from None
-    content = picture if args.out.suffix == ".png" else render_html(runs, picture).encode()
-    write_atomically(args.out, content)
+    draw_figure(runs, args.out)
     for run in runs:
         show("  ".join(f"{key} {value}" for key, value in run.summary().items()))
     say(f"written: {args.out}")
