@@ -34,7 +34,7 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.forward import DataSet
-from train.loop import RunResult, train
+from train.loop import RunResult, Trainer
 from train.run_directory import (
     handle_interrupt,
     report_result,
@@ -59,8 +59,8 @@ def main() -> int:
                     train_classifier(recipe, run, model, tokenizer, own.overwrite)
                 return 0
             prepare_model(model, tokenizer, recipe.method, recipe, recipe.train.seed)
-            train_set, validation_set, prompt = load_data(recipe, model, tokenizer)
-            probe = Probe(recipe, ranks, validation_set, prompt)
+            sets, prompt = load_data(recipe, model, tokenizer)
+            probe = Probe(recipe, ranks, sets[1], prompt)
             if ranks.is_main:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
                 with handle_interrupt():
@@ -70,41 +70,33 @@ def main() -> int:
                         f"({recipe.general}) {before['general_bits_per_byte']:.4f} bits per byte"
                     )
         with handle_interrupt():
-            result = train(
-                model,
-                train_set,
-                validation_set,
-                tokenizer,
-                recipe.train,
-                run,
-                ranks,
-                resume=resume,
-                profile=own.profile,
-                keep_best=True,
+            trainer = Trainer(
+                model, *sets, tokenizer, recipe.train, run, ranks, resume=resume, profile=own.profile, keep_best=True
             )
-            if not ranks.is_main:
-                return 128 * bool(result.signal) + result.signal
-            if not result.signal:
+            result = trainer.train()
+            if ranks.is_main and not result.signal:
                 save_results(run, result, probe, before)
-            lock.close()
+            if ranks.is_main:
+                lock.close()
             return report_result(result, run)
 
 
-def load_data(recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer) -> tuple[DataSet, DataSet, list[int]]:
-    """Training data, validation data, and prompt ids for the sample before and after."""
+def load_data(
+    recipe: FinetuneRecipe, model: Transformer, tokenizer: Tokenizer
+) -> tuple[tuple[DataSet, DataSet], list[int]]:
+    """Training and validation data, and prompt ids for the sample before and after."""
     pack = recipe.seq_len if recipe.pack else 0
     if recipe.task is not None:
         task = load_task(recipe.task, recipe.data)
         sets = task_sets(task, model, tokenizer, pack)
         first = task.opening + task.prompt(task.validation[0].text)
-        return *sets, encode_prompt(model.config, tokenizer, first)
+        return sets, encode_prompt(model.config, tokenizer, first)
     if recipe.examples:
         rows = read_examples(Path(recipe.examples), recipe.data, tokenizer)
         shown = rows[1][0]
-        sets = example_sets(*rows, model, tokenizer, pack)
-        return *sets, shown.ids[: shown.scored.index(True)]
+        return example_sets(*rows, model, tokenizer, pack), shown.ids[: shown.scored.index(True)]
     prompt = encode_prompt(model.config, tokenizer, recipe.sample.prompt)
-    return *text_sets(prepare(recipe.data), model, tokenizer, recipe.seq_len), prompt
+    return text_sets(prepare(recipe.data), model, tokenizer, recipe.seq_len), prompt
 
 
 def save_results(run: Path, result: RunResult, probe: Probe, before: dict) -> None:

@@ -22,7 +22,6 @@ class LoraLinear(nn.Linear):
     lora_B: nn.Parameter
     scale: float
     dropout: float
-    is_merged = False
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LoraConfig, generator: torch.Generator) -> "LoraLinear":
@@ -40,29 +39,16 @@ class LoraLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, in) -> (…, out)."""
         y = F.linear(x, self.weight, self.bias)
-        if self.is_merged:
-            return y
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return y + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
 
-    def update(self) -> torch.Tensor:
-        """The update scale * B A, (out, in), in the dtype of the weight."""
-        return (self.scale * self.lora_B @ self.lora_A).to(self.weight)
-
     @torch.no_grad()
-    def merge(self, merged: bool) -> None:
-        """LoRA merge: add the update to the weight; False subtracts it again (up to rounding)."""
-        if merged != self.is_merged:
-            self.weight.add_(self.update(), alpha=1 if merged else -1)
-            self.is_merged = merged
-
-    @torch.no_grad()
-    def to_linear(self) -> nn.Linear:
-        """A plain linear layer with the update merged into a copy of the weight."""
+    def merge(self) -> nn.Linear:
+        """A plain linear layer with the update scale * B A, (out, in), added to a copy of the weight."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        weight = self.weight if self.is_merged else self.weight + self.update()
-        linear.weight, linear.bias = nn.Parameter(weight), self.bias
+        update = (self.scale * self.lora_B @ self.lora_A).to(self.weight)
+        linear.weight, linear.bias = nn.Parameter(self.weight + update), self.bias
         return linear
 
 
@@ -108,5 +94,5 @@ def merge_lora(model: Transformer) -> Transformer:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, LoraLinear):
-                setattr(parent, name, layer.to_linear())
+                setattr(parent, name, layer.merge())
     return model

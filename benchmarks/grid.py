@@ -34,7 +34,7 @@ from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.evaluate import evaluate
 from train.forward import set_block_forward
-from train.loop import clip_gradients, train
+from train.loop import Trainer, clip_gradients
 from train.metrics import read_metrics
 from train.optim import build_optimizers
 from train.preflight import uses_bfloat16
@@ -100,7 +100,7 @@ def train_cell(cell: Cell) -> Cell:
     run = RUNS / "-".join(parts).replace(" ", "-")
     run.mkdir(parents=True, exist_ok=True)
     with Ranks("cpu") as ranks:
-        result = train(model, train_set, validation, tokenizer, recipe.train, run, ranks, resume=True)
+        result = Trainer(model, train_set, validation, tokenizer, recipe.train, run, ranks, resume=True).train()
         if result.signal:
             raise SystemExit(128 + result.signal)
         bfloat16 = uses_bfloat16(recipe.train.precision, model, ranks.device)

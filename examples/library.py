@@ -8,7 +8,7 @@ from model.build import build_model
 from model.likelihood import score_texts
 from model.load import load_model
 from train.distributed import Ranks
-from train.loop import train
+from train.loop import Trainer
 from train.pretrain import load_data
 from train.run_directory import start_run
 
@@ -18,7 +18,7 @@ model = build_model(recipe.model, tokenizer.vocab_size).init_weights(seed=0)
 
 run = Path("runs/library")
 with start_run(run, recipe, tokenizer, overwrite=True), Ranks("auto") as ranks:
-    result = train(model, train_set, validation_set, tokenizer, recipe.train, run, ranks)
+    result = Trainer(model, train_set, validation_set, tokenizer, recipe.train, run, ranks).train()
 print(f"{result.progress.step} steps: {result.bits_per_byte:.3f} bits per byte on the validation split")
 
 model, tokenizer = load_model(run)

@@ -45,7 +45,7 @@ from train.signals import Signals
 
 @dataclass(frozen=True)
 class RunResult:
-    """The outcome of `train`, including the part before a resume."""
+    """The outcome of `Trainer.train`, including the part before a resume."""
 
     progress: Progress
     bits_per_byte: float
@@ -55,35 +55,8 @@ class RunResult:
     """The signal that ended the run early, or 0."""
 
 
-def train(
-    model: Transformer,
-    train_set: DataSet,
-    validation_set: DataSet,
-    tokenizer: Tokenizer,
-    config: TrainConfig,
-    run: Path,
-    ranks: Ranks,
-    *,
-    resume: bool = False,
-    profile: str | None = None,
-    keep_best: bool = False,
-) -> RunResult:
-    """Train the parameters of `model` that require gradients; every rank calls it.
-
-    Checkpoints, metrics and plots go to the run directory `run`. `resume` continues from its newest
-    checkpoint, if there is one. `profile` names steps to profile, as "10:13". `keep_best` saves
-    whenever the validation score improves, as `config.patience` does.
-
-    Raises UserError if the batch does not divide over ranks, memory is too small, the checkpoint to
-    resume does not match the model, gradients stay non-finite, or the last checkpoint cannot be
-    saved.
-    """
-    trainer = Trainer(model, train_set, validation_set, tokenizer, config, run, ranks, resume, profile, keep_best)
-    return trainer.train()
-
-
 class Trainer:
-    """The state of one call of `train`; its arguments are explained there."""
+    """One training run; every rank creates a Trainer and calls `train`, once."""
 
     def __init__(
         self,
@@ -94,10 +67,20 @@ class Trainer:
         config: TrainConfig,
         run: Path,
         ranks: Ranks,
-        resume: bool,
-        profile: str | None,
-        keep_best: bool,
+        *,
+        resume: bool = False,
+        profile: str | None = None,
+        keep_best: bool = False,
     ):
+        """Prepare to train the parameters of `model` that require gradients.
+
+        Checkpoints, metrics and plots go to the run directory `run`. `resume` continues from its
+        newest checkpoint, if there is one. `profile` names steps to profile, as "10:13".
+        `keep_best` saves whenever the validation score improves, as `config.patience` does.
+
+        Raises UserError if the batch does not divide over ranks, memory is too small, or the
+        checkpoint to resume does not match the model.
+        """
         if config.batch_size % ranks.world_size:
             raise UserError(
                 f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks; use a multiple"
@@ -140,7 +123,10 @@ class Trainer:
         self.saver, self.guard = Saver(run, config.keep_last, ranks), Guard(run, ranks.rank, self.progress)
 
     def train(self) -> RunResult:
-        """The loop: evaluate and save when due, then one step, until the run is done or a signal comes."""
+        """The loop: evaluate and save when due, then one step, until the run is done or a signal comes.
+
+        Raises UserError if gradients stay non-finite, or the last checkpoint cannot be saved.
+        """
         config, progress, ranks = self.config, self.progress, self.ranks
         with (
             Signals() as signals,
@@ -155,7 +141,7 @@ class Trainer:
                 is_last, bits_per_byte, improved = done >= 1, None, False
                 if not stop and (is_last or (is_new and progress.step % config.eval_every == 0)):
                     bits_per_byte, improved = self.evaluate()
-                    is_last = is_last or self.should_stop_early()
+                    is_last = is_last or 0 < config.patience <= progress.stale  # early stopping
                 save_due = progress.step > 0 and progress.step % config.save_every == 0
                 save_due = save_due or (improved and (self.keep_best or config.patience > 0))
                 if is_new and (save_due or is_last or stop or save_now):
@@ -273,10 +259,6 @@ class Trainer:
         self.metrics.evaluation({"step": self.progress.step, **result})
         self.score = result["bits_per_byte"]
         return self.score, self.progress.update_best(self.score)
-
-    def should_stop_early(self) -> bool:
-        """Early stopping: `patience` evaluations in a row without an improvement."""
-        return 0 < self.config.patience <= self.progress.stale
 
     def evaluate_whole_split(self) -> None:
         """Score the whole validation split once, at the end of the run."""

@@ -21,7 +21,7 @@ from model.formats.native import load_run
 from model.sample import encode_prompt, sample
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
-from train.loop import train
+from train.loop import Trainer
 from train.run_directory import (
     handle_interrupt,
     report_result,
@@ -56,22 +56,13 @@ def main() -> int:
                 lock = start_run(run, recipe, tokenizer, resume=resume, overwrite=own.overwrite)
         with handle_interrupt():
             model = build_model(recipe.model, tokenizer.vocab_size).init_weights(recipe.train.seed)
-            result = train(
-                model,
-                train_set,
-                validation_set,
-                tokenizer,
-                recipe.train,
-                run,
-                ranks,
-                resume=resume,
-                profile=own.profile,
-            )
-            if not ranks.is_main:
-                return 128 * bool(result.signal) + result.signal
-            if not result.signal:
+            sets = train_set, validation_set
+            trainer = Trainer(model, *sets, tokenizer, recipe.train, run, ranks, resume=resume, profile=own.profile)
+            result = trainer.train()
+            if ranks.is_main and not result.signal:
                 write_samples(run, recipe)
-            lock.close()
+            if ranks.is_main:
+                lock.close()
             return report_result(result, run)
 
 

@@ -27,7 +27,7 @@ from prompting.shots import ShotSelector, fixed_shots, neighbour_shots, zero_sho
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.forward import DataSet
-from train.loop import train
+from train.loop import Trainer
 from train.run_directory import start_run
 
 STRENGTHS = (1.0, 10.0, 0.1, 100.0)
@@ -144,7 +144,7 @@ def train_within_budget(
     )
     run = study.folder / "training" / cell.name
     with start_run(run, recipe, tokenizer, overwrite=True), Ranks(budget.device) as ranks:
-        result = train(model, *sets, tokenizer, budget, run, ranks)
+        result = Trainer(model, *sets, tokenizer, budget, run, ranks).train()
     if result.signal:
         raise KeyboardInterrupt
     best = best_checkpoint(run)

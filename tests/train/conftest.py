@@ -6,7 +6,7 @@ from cli.recipes import load
 from configs.schema import Recipe
 from model.build import build_model
 from train.distributed import Ranks
-from train.loop import train
+from train.loop import Trainer
 from train.pretrain import load_data
 from train.run_directory import start_run
 
@@ -23,7 +23,7 @@ def fit(recipe, tmp_path):
         folder = tmp_path / name
         start_run(folder, config.model_copy(update={"train": settings}), tokenizer, resume=resume)
         with Ranks("cpu") as ranks:
-            result = train(model, *(sets or text), tokenizer, settings, folder, ranks, resume=resume)
+            result = Trainer(model, *(sets or text), tokenizer, settings, folder, ranks, resume=resume).train()
         return result, folder, model
 
     return run

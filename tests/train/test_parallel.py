@@ -43,7 +43,7 @@ from configs.schema import Recipe
 from data.examples import Examples, encode_completions
 from model.build import build_model
 from train.distributed import Ranks
-from train.loop import train
+from train.loop import Trainer
 from train.pretrain import load_data
 from train.run_directory import start_run
 
@@ -61,7 +61,7 @@ with Ranks("cpu") as ranks:
     if ranks.is_main:
         lock = start_run(run, recipe, tokenizer)
     ranks.sum(0)
-    train(model, *sets, tokenizer, config, run, ranks)
+    Trainer(model, *sets, tokenizer, config, run, ranks).train()
 """
 
 
