@@ -250,6 +250,9 @@ def main() -> None:
             found = run(case, device, dtype, rounds, roof)
             show(found)
             results += found
+    load = None
+    if sys.platform != "win32":
+        load = os.getloadavg()[0]
     report = {
         "date": date.today().isoformat(),
         "device": name,
@@ -262,7 +265,7 @@ def main() -> None:
             "torch": torch.__version__,
             "triton": version("triton") if cuda else "not used",
         },
-        "load_average": os.getloadavg()[0] if sys.platform != "win32" else None,
+        "load_average": load,
         "results": [vars(r) for r in results],
     }
     args.out.mkdir(parents=True, exist_ok=True)
