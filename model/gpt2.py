@@ -4,7 +4,7 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", sect
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.schema import ModelConfig
 from model.cache import KVCache
@@ -15,7 +15,7 @@ from model.transformer import Attention, Block, Transformer
 class GPT2Attention(Attention):
     """Attention without rotary positions."""
 
-    def rotate(self, q: torch.Tensor, k: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotate(self, q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """Returns q and k unchanged: positions are in the embedding."""
         return q, k
 
@@ -28,7 +28,7 @@ class GPT2FeedForward(nn.Module):
         self.w1 = nn.Linear(config.dim, config.hidden_dim)
         self.w2 = nn.Linear(config.hidden_dim, config.dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         return self.w2(nn.functional.gelu(self.w1(x), approximate="tanh"))
 
@@ -50,12 +50,10 @@ class GPT2(Transformer):
         super().__init__(config, vocab_size)
         self.pos_embeddings = nn.Embedding(config.max_seq_len, config.dim)
 
-    def embed(self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
+    def embed(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
         """As `Transformer.embed`, plus the embedding of each position."""
         x = super().embed(tokens, cache, document_starts)
         start = 0 if cache is None else cache.length
-        if start + x.shape[1] > self.config.max_seq_len:
-            raise ValueError(f"{start + x.shape[1]} positions; the context is {self.config.max_seq_len}")
         positions = torch.arange(start, start + x.shape[1], device=x.device)
         if document_starts is not None:
             positions = positions - document_starts

@@ -12,7 +12,7 @@
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.schema import ModelConfig
 from model.cache import KVCache
@@ -33,7 +33,7 @@ class ScratchAttention(Attention):
         if config.value_embeddings:
             self.value_scale = nn.Parameter(torch.ones(1))
 
-    def shift_keys(self, k: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
+    def shift_keys(self, k: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
         """(B, T, K, D) keys, the first half of the heads shifted by one position; zeros come first."""
         half = self.config.n_kv_heads // 2
         shifted = k[:, :, :half]
@@ -46,12 +46,12 @@ class ScratchAttention(Attention):
 
     def forward(
         self,
-        x: torch.Tensor,
-        angles: torch.Tensor,
+        x: Tensor,
+        angles: Tensor,
         cache: KVCache | None = None,
-        document_starts: torch.Tensor | None = None,
-        values: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        document_starts: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
         """As `Attention.forward`; `values` (B, T, K * D) are added to the values of x."""
         q, k, v = self.project(x)
         if values is not None:
@@ -71,11 +71,11 @@ class ReluFeedForward(nn.Module):
         self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
         self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
 
-    def activate(self, x: torch.Tensor) -> torch.Tensor:
+    def activate(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, hidden_dim)."""
         return relu2(self.w1(x))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         return self.w2(self.activate(x))
 
@@ -96,13 +96,13 @@ class ScratchBlock(Block):
 
     def forward(
         self,
-        x: torch.Tensor,
-        angles: torch.Tensor,
+        x: Tensor,
+        angles: Tensor,
         cache: KVCache | None = None,
-        document_starts: torch.Tensor | None = None,
-        pairs: torch.Tensor | None = None,
-        values: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        document_starts: Tensor | None = None,
+        pairs: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C); `pairs` are mixed into x, `values` go to the attention."""
         if pairs is not None:
             x = self.mix[0] * x + self.mix[1] * pairs
@@ -127,35 +127,12 @@ class ScratchTransformer(Transformer):
             tables = (nn.Embedding(vocab_size, kv_dim) for _ in range(config.n_layers))
             self.value_embeddings = nn.ModuleList(tables)
 
-    def init_parameter(self, name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
-        """As `Transformer.init_parameter`, and
-
-        | weights                   | distribution     |
-        | ------------------------- | ---------------- |
-        | value embeddings          | normal, std 0.25 |
-        | bigram embeddings         | 0                |
-        | mixes                     | 1, 0.1           |
-        | wo, w2 with `zero_init`   | 0                |
-        """
-        if name.endswith("mix"):
-            parameter.fill_(0.1)[0] = 1.0
-        elif name == "bigram_embeddings.weight":
-            parameter.zero_()
-        elif name.startswith("value_embeddings"):
-            parameter.normal_(0, 0.25, generator=generator)
-        else:
-            super().init_parameter(name, parameter, generator)
-            if self.config.zero_init and name.endswith(("wo.weight", "w2.weight")):
-                parameter.zero_()
-
-    def embed(self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
+    def embed(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
         """As `Transformer.embed`, then RMSNorm if `embedding_norm` is set."""
         x = super().embed(tokens, cache, document_starts)
         return self.embedding_norm(x) if self.config.embedding_norm else x
 
-    def embed_pairs(
-        self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None
-    ) -> torch.Tensor:
+    def embed_pairs(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
         """(B, T) ids -> (B, T, C), the bigram embedding of each token and the previous one.
 
         The token before the first is id 0 (a window may start anywhere). Bigrams are hashed to the
@@ -170,17 +147,12 @@ class ScratchTransformer(Transformer):
         return self.bigram_embeddings(rows)
 
     def run_layers(
-        self,
-        x: torch.Tensor,
-        tokens: torch.Tensor,
-        angles: torch.Tensor,
-        cache: KVCache | None,
-        document_starts: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, x: Tensor, tokens: Tensor, angles: Tensor, cache: KVCache | None, document_starts: Tensor | None
+    ) -> Tensor:
         """All blocks, (B, T, C) -> (B, T, C); a soft prompt has no bigram or value embeddings."""
         soft = x.shape[1] - tokens.shape[1]
 
-        def padded(embedded: torch.Tensor) -> torch.Tensor:
+        def padded(embedded: Tensor) -> Tensor:
             return nn.functional.pad(embedded, (0, 0, soft, 0)) if soft else embedded
 
         pairs = values = None
@@ -192,9 +164,7 @@ class ScratchTransformer(Transformer):
             x = layer(x, angles, cache, document_starts, pairs, values)
         return x
 
-    def features(
-        self, tokens: torch.Tensor, cache: KVCache | None = None, document_starts: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def features(self, tokens: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None) -> Tensor:
         """As `Transformer.features`; muP multiplies by base_dim / dim."""
         x = super().features(tokens, cache, document_starts)
         return x * self.config.width_ratio if self.config.base_dim else x

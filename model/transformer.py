@@ -8,15 +8,15 @@ Shapes: B batch, T positions, S positions including cached ones, H query heads, 
 D head_dim, C dim, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.schema import ModelConfig
 from model.cache import KVCache
 from model.fused import attend, project_and_score, rope, swiglu
+from model.initial import draw_weights
 from model.norm import LayerNorm, RMSNorm
 from model.rope import rope_table
 from model.soft_prompt import SoftPrompt
@@ -42,15 +42,15 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, T, H * D), keys and values (B, T, K * D) of x (B, T, C)."""
         return self.wq(x), self.wk(x), self.wv(x)
 
-    def split_heads(self, *projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def split_heads(self, *projected: Tensor) -> tuple[Tensor, ...]:
         """Each (B, T, heads * D) as (B, T, heads, D)."""
         return tuple(y.unflatten(-1, (-1, self.config.head_dim)) for y in projected)
 
-    def rotate(self, q: torch.Tensor, k: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotate(self, q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """Apply QK norm and rotary positions, in one kernel, unless this is a NoPE layer."""
         if self.is_nope:
             return q, k
@@ -58,28 +58,16 @@ class Attention(nn.Module):
         eps = self.config.norm_eps
         return rope(q, angles, q_gain, eps), rope(k, angles, k_gain, eps)
 
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cache: KVCache | None,
-        document_starts: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
         """Attention of q, k, v (B, T, heads, D) over these and the cached positions -> (B, T, C)."""
-        prefixes: list[torch.Tensor] = []
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
-            prefixes = cache.prefix_keys_values(self.layer)
-        return self.wo(attend(q, k, v, document_starts, prefixes).flatten(2))
+        if cache is None:
+            return self.wo(attend(q, k, v, document_starts).flatten(2))
+        k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
+        return self.wo(attend(q, k, v, document_starts, cache.prefix_keys_values(self.layer)).flatten(2))
 
     def forward(
-        self,
-        x: torch.Tensor,
-        angles: torch.Tensor,
-        cache: KVCache | None = None,
-        document_starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, x: Tensor, angles: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) are of these T positions."""
         q, k, v = self.split_heads(*self.project(x))
         q, k = self.rotate(q, k, angles)
@@ -95,11 +83,11 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
         self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
 
-    def activate(self, x: torch.Tensor) -> torch.Tensor:
+    def activate(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, hidden_dim)."""
         return swiglu(self.w1(x), self.w3(x))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         return self.w2(self.activate(x))
 
@@ -119,12 +107,8 @@ class Block(nn.Module):
         self.feed_forward = self.feed_forward_class(config)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        angles: torch.Tensor,
-        cache: KVCache | None = None,
-        document_starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, x: Tensor, angles: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         y = self.attention(self.attention_norm(x), angles, cache, document_starts)
         normal, x = self.ffn_norm.add(y, x)  # x + y and its norm in one pass
@@ -155,59 +139,35 @@ class Transformer(nn.Module):
         self.rope = self.rope.to(self.device)
         return self
 
-    @torch.no_grad()
     def init_weights(self, seed: int) -> "Transformer":
-        """Draw all weights; returns self.
-
-        | weights            | distribution                                            |
-        | ------------------ | ------------------------------------------------------- |
-        | norms; biases      | 1; 0                                                    |
-        | embeddings, output | normal, std 0.02                                        |
-        | wo, w2             | normal, std dim^-0.5 / sqrt(2 n_layers) (GPT-2, s. 2.3) |
-        | other matrices     | normal, std dim^-0.5                                    |
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            self.init_parameter(name, parameter, generator)
+        """Draw all weights as `model.initial.draw_weights` says; returns self."""
+        draw_weights(self, self.config, seed)
         return self
 
-    def init_parameter(self, name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
-        """Draw one parameter, in place, as the table of `init_weights` says."""
-        std = self.config.dim**-0.5
-        if parameter.dim() == 1:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        elif name.endswith("embeddings.weight") or name in ("output.weight", "soft_prompt.vectors"):
-            parameter.normal_(0, 0.02, generator=generator)
-        elif name.endswith(("wo.weight", "w2.weight")):
-            parameter.normal_(0, std / math.sqrt(2 * self.config.n_layers), generator=generator)
-        else:
-            parameter.normal_(0, std, generator=generator)
+    def embed(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
+        """(B, T) ids -> (B, T, C), or (B, soft_tokens + T, C) at the start of a text.
 
-    def embed(self, tokens: torch.Tensor, cache: KVCache | None, document_starts: torch.Tensor | None) -> torch.Tensor:
-        """(B, T) ids -> (B, T, C), or (B, soft_tokens + T, C) at the start of a text."""
+        Raises ValueError beyond `max_seq_len` positions.
+        """
         x = self.tok_embeddings(tokens)
         if self.config.soft_tokens and (cache is None or cache.length == 0):
             x = self.soft_prompt.prepend(x)
             if cache is not None:
                 cache.capacity += self.config.soft_tokens
+        end = x.shape[1] + (0 if cache is None else cache.length)
+        if end > self.config.max_seq_len:
+            raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
         return x
 
     def run_layers(
-        self,
-        x: torch.Tensor,
-        tokens: torch.Tensor,
-        angles: torch.Tensor,
-        cache: KVCache | None,
-        document_starts: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, x: Tensor, tokens: Tensor, angles: Tensor, cache: KVCache | None, document_starts: Tensor | None
+    ) -> Tensor:
         """All blocks, (B, T, C) -> (B, T, C)."""
         for layer in self.layers:
             x = layer(x, angles, cache, document_starts)
         return x
 
-    def features(
-        self, tokens: torch.Tensor, cache: KVCache | None = None, document_starts: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def features(self, tokens: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None) -> Tensor:
         """Last hidden states after the final norm, for training, prefill and decode.
 
         Args:
@@ -222,8 +182,6 @@ class Transformer(nn.Module):
         x = self.embed(tokens, cache, document_starts)
         start = 0 if cache is None else cache.length
         end = start + x.shape[1]
-        if end > self.config.max_seq_len:
-            raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
         x = self.run_layers(x, tokens, self.rope[:, start:end], cache, document_starts)
         if cache is not None:
             cache.length, cache.last_tokens = end, tokens[:, -1:]
@@ -231,12 +189,12 @@ class Transformer(nn.Module):
 
     def forward(
         self,
-        tokens: torch.Tensor,
+        tokens: Tensor,
         *,
-        targets: torch.Tensor | None = None,
+        targets: Tensor | None = None,
         cache: KVCache | None = None,
-        document_starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        document_starts: Tensor | None = None,
+    ) -> Tensor:
         """Logits, or the summed loss when `targets` are given.
 
         Args:
