@@ -16,6 +16,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from cli.errors import UserError, nearest
 from configs.schema import ModelConfig
 from model.build import model_from_state
+from model.formats.names import rename
 from model.rope import rope_divisors
 from model.transformer import Transformer
 from tokenizer.bpe import ChatTemplate, Tokenizer
@@ -28,7 +29,11 @@ _WORD_PATTERN = (
 )
 _LLAMA_3 = (1.0, 4.0, 8192.0)  # RoPE scaling of Llama 3.1 and later: low and high factor, context
 
-_NAMES = {
+_NAMES = {  # theirs: ours
+    "blk": "layers",
+    "token_embd": "tok_embeddings",
+    "output_norm": "norm",
+    "output": "output",
     "attn_q": "attention.wq",
     "attn_k": "attention.wk",
     "attn_v": "attention.wv",
@@ -39,7 +44,6 @@ _NAMES = {
     "ffn_up": "feed_forward.w3",
     "ffn_norm": "ffn_norm",
 }
-_TOP = {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output"}
 
 
 def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
@@ -79,11 +83,11 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
         rope_scaling=[] if divisors is None else _rope_scaling(divisors.data, theta, head_dim, path),
         norm_eps=value("attention.layer_norm_rms_epsilon"),
     )
-    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
-    state = {}
-    for name, tensor in tensors.items():
-        key, kind = _our_name(name, path)
-        state[key] = torch.from_numpy(_dequantize(tensor, heads.get(kind), path))
+    heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
+    state = {
+        name: torch.from_numpy(_dequantize(tensor, heads.get(name.split(".")[-2]), path))
+        for name, tensor in rename(tensors, _NAMES, str(path)).items()
+    }
     try:
         model = model_from_state(config, state).eval()
     except (KeyError, RuntimeError) as error:
@@ -169,16 +173,6 @@ def _field(reader: Any, key: str) -> Any:
     if field is None:
         raise UserError(f'{reader.data.filename}: no "{key}" in the file')
     return field.contents()
-
-
-def _our_name(name: str, path: Path) -> tuple[str, str]:
-    parts = name.split(".")
-    try:
-        if parts[0] == "blk":
-            return f"layers.{parts[1]}.{_NAMES[parts[2]]}.{parts[3]}", parts[2]
-        return f"{_TOP[parts[0]]}.{parts[1]}", parts[0]
-    except (KeyError, IndexError):
-        raise UserError(f'{path}: unknown tensor "{name}"') from None
 
 
 def _rope_scaling(divisors: np.ndarray, theta: float, head_dim: int, path: Path) -> list[float]:

@@ -8,15 +8,20 @@ import torch
 
 from cli.errors import UserError
 from configs.schema import ModelConfig
+from model.formats.names import inverted, rename
 
-LAYER_NAMES = {  # ours: theirs; c_attn holds wq, wk and wv concatenated
+_NAMES = {  # ours: theirs
+    "layers": "h",
+    "tok_embeddings": "wte",
+    "pos_embeddings": "wpe",
+    "norm": "ln_f",
+    "attention.wqkv": "attn.c_attn",  # wq, wk and wv concatenated
     "attention.wo": "attn.c_proj",
     "attention_norm": "ln_1",
     "feed_forward.w1": "mlp.c_fc",
     "feed_forward.w2": "mlp.c_proj",
     "ffn_norm": "ln_2",
 }
-_TOP = {"tok_embeddings": "wte", "pos_embeddings": "wpe", "norm": "ln_f"}
 _QKV = ("wq", "wk", "wv")
 
 
@@ -70,43 +75,28 @@ def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
 
 def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hugging Face tensors under our names. Raises UserError for an unknown name."""
-    layer = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
-    top = {theirs: ours for ours, theirs in _TOP.items()}
-    state = {}
+    kept = {}
     for name, tensor in weights.items():
         name = name.removeprefix("transformer.")
-        inside = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
-        stem, _, kind = name.rpartition(".")
         if name == "lm_head.weight" or re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
             continue  # the tied embedding; the causal mask in old files
-        if inside and ".c_" in f".{inside[2]}" and kind == "weight":
-            tensor = tensor.T.contiguous()  # linear layers are stored as (in, out)
-        if inside and inside[2] == "attn.c_attn":
-            for part, rows in zip(_QKV, tensor.chunk(3), strict=True):
-                state[f"layers.{inside[1]}.attention.{part}.{kind}"] = rows.contiguous()
-        elif inside and inside[2] in layer:
-            state[f"layers.{inside[1]}.{layer[inside[2]]}.{kind}"] = tensor
-        elif stem in top:
-            state[f"{top[stem]}.{kind}"] = tensor
-        else:
-            raise UserError(f'model.safetensors: unknown tensor "{name}"')
+        is_linear = ".c_" in name and name.endswith(".weight")
+        kept[name] = tensor.T.contiguous() if is_linear else tensor
+    state = rename(kept, inverted(_NAMES), "model.safetensors")
+    for name in [name for name in state if ".wqkv." in name]:
+        for part, rows in zip(_QKV, state.pop(name).chunk(3), strict=True):
+            state[name.replace("wqkv", part)] = rows.contiguous()
     return state
 
 
 def write_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors under Hugging Face names."""
-    named = {}
+    fused = {}
     for name, tensor in state.items():
-        inside = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
-        stem, _, kind = name.rpartition(".")
-        key = f"transformer.{_TOP.get(stem)}.{kind}"
-        if inside and inside[2] in ("attention.wk", "attention.wv"):
+        if ".wk." in name or ".wv." in name:
             continue
-        if inside and inside[2] == "attention.wq":
+        if ".wq." in name:
             tensor = torch.cat([state[name.replace("wq", part)] for part in _QKV])
-            key = f"transformer.h.{inside[1]}.attn.c_attn.{kind}"
-        elif inside:
-            key = f"transformer.h.{inside[1]}.{LAYER_NAMES[inside[2]]}.{kind}"
-        linear = inside and "norm" not in inside[2] and kind == "weight"
-        named[key] = tensor.T if linear else tensor
-    return named
+        is_linear = name.startswith("layers.") and tensor.dim() == 2
+        fused[name.replace(".wq.", ".wqkv.")] = tensor.T if is_linear else tensor
+    return {f"transformer.{name}": tensor for name, tensor in rename(fused, _NAMES, "model").items()}

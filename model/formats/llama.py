@@ -1,12 +1,12 @@
 """Tensor names and settings of the Llama family: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3."""
 
-import re
 from typing import Any
 
 import torch
 
 from cli.errors import UserError
 from configs.schema import ModelConfig
+from model.formats.names import inverted, rename
 
 LAYER_NAMES = {  # ours: theirs
     "attention.wq": "self_attn.q_proj",
@@ -21,7 +21,8 @@ LAYER_NAMES = {  # ours: theirs
     "feed_forward.w3": "mlp.up_proj",
     "ffn_norm": "post_attention_layernorm",
 }
-_TOP = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+_TOP = {"layers": "model.layers", "tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+_NAMES = LAYER_NAMES | _TOP
 
 
 def read_config(kind: str, c: dict[str, Any]) -> ModelConfig:
@@ -99,31 +100,10 @@ def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
 
 def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hugging Face tensors under our names. Raises UserError for an unknown name."""
-    layer = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
-    top = {theirs: ours for ours, theirs in _TOP.items()}
-    state = {}
-    for name, tensor in weights.items():
-        if name.endswith("rotary_emb.inv_freq"):
-            continue
-        inside = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
-        stem, _, kind = name.rpartition(".")
-        if inside and inside[2] in layer:
-            state[f"layers.{inside[1]}.{layer[inside[2]]}.{inside[3]}"] = tensor
-        elif stem in top:
-            state[f"{top[stem]}.{kind}"] = tensor
-        else:
-            raise UserError(f'model.safetensors: unknown tensor "{name}"')
-    return state
+    kept = {name: x for name, x in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    return rename(kept, inverted(_NAMES), "model.safetensors")
 
 
 def write_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors under Hugging Face names."""
-    named = {}
-    for name, tensor in state.items():
-        inside = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
-        stem, _, kind = name.rpartition(".")
-        key = f"{_TOP.get(stem)}.{kind}"
-        if inside:
-            key = f"model.layers.{inside[1]}.{LAYER_NAMES[inside[2]]}.{inside[3]}"
-        named[key] = tensor
-    return named
+    return rename(state, _NAMES, "model")

@@ -20,7 +20,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
@@ -177,8 +176,8 @@ def load_run(run: Path) -> tuple[Transformer, Tokenizer]:
     state = read_file(checkpoint, weights_file(checkpoint))
     if "tok_embeddings.weight" not in state:
         raise UserError(f"{run}: holds an adapter, not a whole model; use {run}/merged")
-    tables = validate(_ModelTable, read_toml(run / "config.toml"), f"{run}/config.toml")
-    return model_from_state(tables.model, state).eval(), tokenizer
+    config = validate(ModelConfig, read_toml(run / "config.toml")["model"], f"{run}/config.toml: [model]")
+    return model_from_state(config, state).eval(), tokenizer
 
 
 def check_tokenizer(run: Path, tokenizer: Tokenizer, manifest: dict) -> None:
@@ -189,12 +188,6 @@ def check_tokenizer(run: Path, tokenizer: Tokenizer, manifest: dict) -> None:
             f"{manifest['tokenizer'][:12]}, not {tokenizer.hash[:12]}); use the tokenizer.json it "
             "was trained with"
         )
-
-
-class _ModelTable(BaseModel):
-    # The [model] table of a recipe of any kind.
-    model_config = ConfigDict(extra="ignore")
-    model: ModelConfig
 
 
 def _checked_bytes(checkpoint: Path, name: str, manifest: dict) -> bytes:
