@@ -20,6 +20,7 @@ from cli.errors import UserError
 from configs.finetune_recipe import FeaturesConfig, FinetuneRecipe
 from data.items import Task
 from data.tasks import load_task
+from model.batches import batch_by_length
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.preflight import uses_bfloat16
@@ -91,14 +92,9 @@ def extract_features(
     hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: states.append(x[0]))]
     hooks += [layer.register_forward_hook(lambda _, __, x: states.append(x)) for layer in model.layers]
     features = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))  # similar lengths need little padding
     try:
-        for start in track(range(0, len(order), batch), "extracting features", -(-len(order) // batch)):
-            rows = order[start : start + batch]
+        for rows, inputs in track(batch_by_length(encoded, batch), "extracting features", -(-len(texts) // batch)):
             lengths = torch.tensor([len(encoded[i]) for i in rows], device=model.device)
-            inputs = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-            for row, i in enumerate(rows):
-                inputs[row, : len(encoded[i])] = torch.tensor(encoded[i])
             states.clear()
             model.features(inputs.to(model.device))
             x = torch.stack(states, 1)[:, :, model.config.soft_tokens :].float()
@@ -126,10 +122,8 @@ def fit_classifier(
     """
     if len(labels := {item.label for item in task.train}) < 2:
         raise UserError(f"all {len(task.train)} training items are labelled {labels}; add items of another label")
-    count = train.shape[1]
-    choices = {"last": [[count - 1]], "all": [list(range(count))], "best": [[layer] for layer in range(count)]}[
-        config.layers
-    ]
+    every = list(range(train.shape[1]))
+    choices = {"last": [every[-1:]], "all": [every], "best": [[layer] for layer in every]}[config.layers]
     best: tuple[float, Classifier] | None = None
     for layers in track(choices, "fitting heads", len(choices)):
         for strength in STRENGTHS:

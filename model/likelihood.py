@@ -7,6 +7,7 @@ import torch
 
 from cli.console import track
 from cli.errors import UserError
+from model.batches import pad_ids
 from model.cache import KVCache
 from model.fused import project_and_score
 from model.transformer import Transformer
@@ -54,11 +55,8 @@ def document_bits(
     bits = [0.0] * len(texts)
     batches = list(_batches(pieces))
     for batch in track(batches, "scoring documents", len(batches)):
-        longest = max(len(ids) for _, ids, _ in batch) - 1
-        inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
-        for index, (_, piece, _) in enumerate(batch):
-            inputs[index, : len(piece) - 1] = torch.tensor(piece[:-1])
-        features = model.features(inputs.to(model.device), cache and cache.fork(len(batch), longest))
+        inputs = pad_ids([piece[:-1] for _, piece, _ in batch])
+        features = model.features(inputs.to(model.device), cache and cache.fork(*inputs.shape))
         for hidden, (number, piece, count) in zip(features, batch, strict=True):
             x = hidden[len(piece) - 1 - count : len(piece) - 1]
             targets = torch.tensor(piece[-count:], device=model.device)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cli.errors import UserError
+from model.batches import batch_by_length
 from model.load import load_model
 
 Encoder = Callable[[Sequence[str]], np.ndarray]  # texts -> (N, width) float32
@@ -50,12 +51,7 @@ def _model_encoder(name: str) -> Encoder:
                 f"{name}; lower chunk_chars"
             )
         pooled = np.zeros((len(texts), model.config.dim), np.float32)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            inputs = torch.zeros(len(rows), max(len(ids[i]) for i in rows), dtype=torch.int64)
-            for row, i in enumerate(rows):
-                inputs[row, : len(ids[i])] = torch.tensor(ids[i])
+        for rows, inputs in batch_by_length(ids, BATCH):
             features = model.features(inputs)
             for row, i in enumerate(rows):
                 pooled[i] = features[row, 1 : max(2, len(ids[i]))].mean(0)

@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.progress import TextColumn
 
@@ -152,14 +152,7 @@ def peak_memory(device: torch.device) -> int:
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss includes the peak of the parent process
         return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return psutil.Process().memory_info().rss  # other systems: the memory in use now
 
 
 def reset_peak_memory(device: torch.device) -> None:
