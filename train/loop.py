@@ -95,7 +95,7 @@ class Trainer:
         micro, pass_seconds = find_micro_batch(self.wrapped, train_set, config, ranks, self.autocast)
         self.config = config = config.model_copy(update={"micro_batch_size": micro})
         report_setup(model, train_set, config, ranks, bfloat16)
-        speedup = compile_if_faster(model, self.wrapped, train_set, config, ranks, self.autocast, bfloat16, run)
+        speedup = compile_if_faster(model, self.wrapped, train_set, config, ranks, self.autocast, run, pass_seconds)
         seed_generators(config.seed + ranks.rank)
 
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

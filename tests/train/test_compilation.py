@@ -1,4 +1,4 @@
-"""torch.compile: the same losses, measured only in long runs, cached, and optional."""
+"""torch.compile: the same losses, measured only in long runs, once, and optional."""
 
 import json
 
@@ -13,12 +13,9 @@ from train.metrics import read_metrics
 
 
 @pytest.fixture
-def compile_cache(tmp_path, monkeypatch):
-    """The folder of cached speedups; every run is long enough to be measured."""
+def every_run_is_long(monkeypatch):
     monkeypatch.setattr(compilation, "MIN_RUN_SECONDS", 0.0)
-    monkeypatch.setattr(compilation, "CACHE", tmp_path / "compile_cache")
     torch.compiler.reset()
-    return tmp_path / "compile_cache"
 
 
 def losses(run):
@@ -71,41 +68,36 @@ def test_compiled_bfloat16_is_as_close_to_float32_as_eager_bfloat16(recwarn):
     assert not [str(w.message) for w in recwarn if "dtype" in str(w.message)]
 
 
-def test_the_speedup_is_measured_once_and_cached(fit, compile_cache, capsys):
-    _, first, _ = fit(name="first", steps=2)
-    (path,) = compile_cache.iterdir()
-    assert json.loads(path.read_text())["speedup"] > 0
-    assert str(path) in capsys.readouterr().err
-    for speedup, used in ((2.0, True), (1.0, False)):
-        path.write_text(json.dumps({"speedup": speedup, "why": ""}))
-        _, run, model = fit(name=f"at-{speedup}", steps=2)
-        assert all(("forward" in vars(layer)) is used for layer in model.layers)
-        assert ("; used (" if used else "; not used (") in capsys.readouterr().err
-        assert losses(run) == pytest.approx(losses(first), rel=1e-5)
-    assert list(compile_cache.iterdir()) == [path]
+@pytest.mark.parametrize("speedup", [2.0, 1.0])
+def test_the_speedup_is_measured_and_a_resumed_run_repeats_its_choice(
+    fit, every_run_is_long, monkeypatch, capsys, speedup
+):
+    _, plain, _ = fit(name="plain", compile="never", steps=2)
+    times = []
 
+    def median(ratios):
+        times.append(ratios)
+        return speedup
 
-def test_short_runs_ignore_the_cached_speedup(fit, compile_cache, monkeypatch):
-    fit(name="long", steps=2)
-    (path,) = compile_cache.iterdir()
-    path.write_text(json.dumps({"speedup": 9.0, "why": ""}))
-    monkeypatch.setattr(compilation, "MIN_RUN_SECONDS", 600.0)
-    _, _, model = fit(name="short", steps=2)
-    assert not any("forward" in vars(layer) for layer in model.layers)
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_a_resumed_run_repeats_its_choice(fit, compile_cache, before):
-    fit(name="to-create-the-cache-file", steps=2)
-    (path,) = compile_cache.iterdir()
-    for faster, resume, steps in ((before, False, 2), (not before, True, 4)):
-        path.write_text(json.dumps({"speedup": 9.0 * faster, "why": ""}))
+    monkeypatch.setattr(compilation.statistics, "median", median)
+    for resume, steps in ((False, 2), (True, 4)):
         _, run, model = fit(steps=steps, resume=resume)
-        assert all(("forward" in vars(layer)) is before for layer in model.layers)
+        assert all(("forward" in vars(layer)) is (speedup > 1) for layer in model.layers)
+    assert json.loads((run / "compiled.json").read_text()) == {"speedup": speedup}
+    assert len(times) == 1
+    assert min(times[0]) > 0
+    assert ("; used" if speedup > 1 else "; not used") in capsys.readouterr().err
+    assert losses(run)[:2] == pytest.approx(losses(plain), rel=1e-5)
     assert len(losses(run)) == 4
 
 
-def test_training_works_without_a_compiler(fit, compile_cache, monkeypatch, capsys):
+def test_short_runs_are_not_measured(fit, capsys):
+    _, _, model = fit(name="short", steps=2)
+    assert not any("forward" in vars(layer) for layer in model.layers)
+    assert "torch.compile" not in capsys.readouterr().err
+
+
+def test_training_works_without_a_compiler(fit, every_run_is_long, monkeypatch, capsys):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/g++",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     _, run, _ = fit(steps=2)
