@@ -25,7 +25,7 @@ from model.transformer import Transformer
 from train.preflight import frozen_hash
 
 _PREFIX = "base_model.model.model.layers"
-_OUR_NAMES = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+_TARGETS = {theirs.rpartition(".")[2]: ours.rpartition(".")[2] for ours, theirs in LAYER_NAMES.items()}
 
 
 def save_adapter(model: Transformer, folder: Path, base: str) -> None:
@@ -161,7 +161,7 @@ def _peft_name(name: str) -> str:
 
 
 def _target(name: str, folder: Path) -> str:
-    for theirs, ours in _OUR_NAMES.items():
-        if theirs.rpartition(".")[2] == name.rpartition(".")[2]:
-            return ours.rpartition(".")[2]
-    raise UserError(f'{folder}: target module "{name}" is not supported')
+    try:
+        return _TARGETS[name.rpartition(".")[2]]
+    except KeyError:
+        raise UserError(f'{folder}: target module "{name}" is not supported') from None

@@ -52,7 +52,14 @@ class Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if not self.is_main:
+            return
+        self.bar.stop()
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+        if self.tensorboard:
+            self.tensorboard.close()
 
     def step(self, row: dict, share: float) -> None:
         """Record one training step; `share` of the run is done."""
@@ -101,17 +108,6 @@ class Metrics:
         if self.is_main:
             self.file.close()
             self._open(step)
-
-    def close(self) -> None:
-        """Remove the progress bar and close the files."""
-        if not self.is_main:
-            return
-        self.bar.stop()
-        self.file.close()
-        if self.wandb:
-            self.wandb.finish()
-        if self.tensorboard:
-            self.tensorboard.close()
 
     def _write(self, row: dict) -> None:
         self.file.write(to_json(row) + "\n")

@@ -93,19 +93,15 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the weights do not fit the metadata: {reason}") from None
-    return model, _tokenizer(reader, path, split_digits=True)
+    return model, _tokenizer(reader, path)
 
 
-def gguf_tokenizer(path: Path, split_digits: bool = True) -> Tokenizer:
-    """The byte-level BPE tokenizer stored in the file.
-
-    `split_digits=False` omits the digit split of `tokenizer.ggml.pre`, as the conversion in
-    `transformers` does; only comparisons with it need that.
-    """
-    return _tokenizer(_open(path), path, split_digits)
+def gguf_tokenizer(path: Path) -> Tokenizer:
+    """The byte-level BPE tokenizer stored in the file."""
+    return _tokenizer(_open(path), path)
 
 
-def _tokenizer(reader: Any, path: Path, split_digits: bool) -> Tokenizer:
+def _tokenizer(reader: Any, path: Path) -> Tokenizer:
     model, pre = (_field(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2":
         raise UserError(f'{path}: tokenizer "{model}"; only byte-level BPE ("gpt2") is supported')
@@ -116,7 +112,7 @@ def _tokenizer(reader: Any, path: Path, split_digits: bool) -> Tokenizer:
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre if split_digits else "gpt-2"]())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre]())
     backend.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     backend.add_special_tokens([AddedToken(token, special=True) for token in control])

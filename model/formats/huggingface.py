@@ -104,14 +104,14 @@ def find_family(config: ModelConfig) -> str:
     for option in ("key_shift", "embedding_norm", "value_embeddings", "bigram_buckets", "base_dim", "soft_tokens"):
         value = getattr(config, option)
         if value != getattr(plain, option):
-            raise UserError(f"model.{option} = {_shown(value)} has no Hugging Face equivalent")
+            raise UserError(f"model.{option} = {json.dumps(value)} has no Hugging Face equivalent")
     old = {"norm": "layer", "biases": "all", "positions": "learned", "activation": "gelu"}
     if all(getattr(config, option) == value for option, value in old.items()):
         return "gpt2"
     for option, value in old.items():
         own = getattr(config, option)
         if own == value or own == "relu2":
-            raise UserError(f"model.{option} = {_shown(own)} has no Hugging Face equivalent here")
+            raise UserError(f"model.{option} = {json.dumps(own)} has no Hugging Face equivalent here")
     extras = {"qwen2": config.biases == "qkv", "qwen3": config.qk_norm, "smollm3": config.nope_every > 0}
     found = [kind for kind, has in extras.items() if has]
     if len(found) > 1:
@@ -171,7 +171,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON object")
     return found
-
-
-def _shown(value: object) -> str:
-    return json.dumps(value)
