@@ -293,9 +293,8 @@ class TaskConfig(Section):
     """A labelled task: derived from the corpus, or read from a file."""
 
     name: str = "tune-key"
-    """tune-key, tune-rhythm, tune-meter (of folk-tunes), api-operation, api-service (of aws-api),
-    docstring-name (of python-stdlib), or a .jsonl file of {"text", "label"} rows, which may also
-    have a "group" that stays in one split, or a "split"."""
+    """tune-key (of folk-tunes), api-service (of aws-api), or a .jsonl file of {"text", "label"} rows,
+    which may also have a "group" that stays in one split, or a "split"."""
     kind: Literal["classification", "naming", "completion"] = "classification"
     """For a file: labels are a closed set, open answers, or free text. Built-ins define their own."""
     field: str = "Text"

@@ -37,19 +37,14 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
         raise UserError(f'task.name: no task or .jsonl file "{config.name}"{hint}')
     builder, folder = TASKS[config.name], prepare(data)
     items = {split: [item for d in read_shuffled(folder, split) for item in builder.make_items(d)] for split in SPLITS}
-    if builder.kind == "naming":  # an answer that can be copied from the input shows no skill
-        items = {s: [i for i in its if i.label.lower() not in i.text.lower()] for s, its in items.items()}
-    labels: list[str] = []
-    if builder.classes:
-        common = Counter(item.label for item in items["train"]).most_common(builder.classes)
-        labels = sorted(label for label, _ in common)
-        items = {s: [i for i in its if i.label in labels] for s, its in items.items()}
+    common = Counter(item.label for item in items["train"]).most_common(builder.classes)
+    labels = sorted(label for label, _ in common)
+    items = {split: [i for i in its if i.label in labels] for split, its in items.items()}
     for split, split_items in items.items():
         if not split_items:
             raise UserError(f"task {config.name}: the {split} split of the corpus has no {builder.source}")
     train, validation, test = (items[split] for split in SPLITS)
-    task = Task(builder.field, builder.answer, labels, train, validation, test, builder.kind)
-    return _apply_limits(task, config)
+    return _apply_limits(Task(builder.field, builder.answer, labels, train, validation, test), config)
 
 
 def _apply_limits(task: Task, config: TaskConfig) -> Task:

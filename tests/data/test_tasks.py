@@ -40,48 +40,23 @@ def test_tune_key_items_hide_the_label_and_keep_the_split(cache):
             assert item.label.startswith(key)
 
 
-@pytest.mark.parametrize(("name", "header"), [("tune-rhythm", "R"), ("tune-meter", "M")])
-def test_rhythm_and_meter_labels_equal_the_headers(cache, name, header):
-    data = DataConfig(cache_dir=str(cache))
-    folder, task = prepare(data), load_task(TaskConfig(name=name), data)
-    assert len(task.labels) == {"R": 6, "M": 7}[header]
-    texts = {d["id"]: d["text"] for d in read_documents(folder, "test")}
-    for item in task.test:
-        found = re.findall(rf"(?m)^{header}:\s*(.*)$", texts[item.id])
-        assert [label.lower() for label in found] == [item.label.lower()]
-        assert f"{header}:" not in item.text
-
-
-def test_docstring_items_do_not_contain_the_function_name(cache):
-    data = DataConfig(corpus="python-stdlib", cache_dir=str(cache))
-    folder, task = prepare(data), load_task(TaskConfig(name="docstring-name"), data)
-    assert task.labels == []
-    assert task.completion("dumps") == " dumps\n"
-    sources = {d["id"]: d["text"] for d in read_documents(folder, "test")}
-    packages = [{i.id.split("/")[0] for i in getattr(task, s)} for s in ("train", "test")]
-    assert not packages[0] & packages[1]
-    for item in task.test:
-        assert item.label.lower() not in item.text.lower()
-        source = sources[item.id.rpartition(":")[0]]
-        assert re.search(rf"def {item.label}[\[(]", source)  # "[" from Python 3.12 on
-
-
 @pytest.mark.slow
-def test_aws_tasks_follow_the_split_by_service_or_document(cache):
+def test_api_service_needs_a_split_by_document_and_hides_the_label(cache):
     config = DataConfig(corpus="aws-api", cache_dir=str(cache))
-    task = load_task(TaskConfig(name="api-operation"), config)
-    services = [{i.id.split("/")[0] for i in getattr(task, split)} for split in SPLITS]
+    folder = prepare(config)
+    services = [{d["id"].split("/")[0] for d in read_documents(folder, split)} for split in SPLITS]
     assert not services[0] & services[2]
     assert not services[0] & services[1]
-    for item in task.test:
-        assert item.id.endswith(f"/operation/{item.label}")
-        assert item.label.lower() not in item.text.lower()
     with pytest.raises(UserError, match='group_field = "document"'):
         load_task(TaskConfig(name="api-service"), config)
     by_document = config.model_copy(update={"group_field": "document"})
     service = load_task(TaskConfig(name="api-service", test_items=1000), by_document)
     assert len(service.labels) == 12
     assert {i.label for i in service.test} == set(service.labels)
+    for item in service.test:
+        assert item.id.startswith(f"{item.label}/")
+        assert "/operation/" in item.id
+        assert item.label.lower() not in item.text.lower()
 
 
 def test_a_task_file_keeps_groups_in_one_split(data, file):
@@ -96,6 +71,9 @@ def test_a_task_file_keeps_groups_in_one_split(data, file):
     free = load_task(TaskConfig(name=file(*given), kind="completion", instruction="Do."), data)
     assert {int(i.text.split()[-1]) % 3 for i in free.test} == {2}
     assert free.labels == []
+    named = load_task(TaskConfig(name=file(*given), kind="naming"), data)
+    assert named.labels == []
+    assert named.completion("dumps") == " dumps\n"
     assert free.completion("a\nb") == " a\nb\n\n"
     assert free.opening == "Do.\n\n"
 
