@@ -22,6 +22,11 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"; known: {', '.join(known)}"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its status; a UserError or OSError becomes one line and status 2.
 
@@ -34,9 +39,6 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
@@ -44,7 +46,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         # The reader (head, less) has closed the pipe, which is no error; stop Python's flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except OSError as error:
+    except (UserError, OSError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = 2
     sys.exit(status)

@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli.errors import UserError, nearest
+from cli.errors import UserError, first_line, nearest
 from cli.revisions import is_commit
 from configs.schema import DataConfig
 from data.builtin import BUILTIN
 from data.documents import Corpus, Document, fingerprint_files
-from data.readers import CONVERT, TABLES, check_file, effective_suffix, fields, list_files, read_rows, section_target
+from data.readers import TABLES, check_file, effective_suffix, fields, list_files, read_rows, section_target
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -41,15 +41,11 @@ def pin_dataset(corpus: str) -> str:
     return _resolve_revision(corpus) if _is_hub_name(corpus) else corpus
 
 
-def utf8_name(path: Path) -> str:
-    """Return a path as valid UTF-8 text; other bytes become backslash escapes."""
-    return os.fsencode(path.as_posix()).decode("utf-8", errors="backslashreplace")
-
-
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     for path in files:
         check_file(path, config, is_explicit=path == root)
-    names = [utf8_name(path.relative_to(root) if path != root else Path(path.name)) for path in files]
+    relative = [path.relative_to(root if path != root else root.parent).as_posix() for path in files]
+    names = [os.fsencode(name).decode("utf-8", errors="backslashreplace") for name in relative]
     digests = hashlib.sha256()
     for name, path in zip(names, files, strict=True):
         digests.update(f"{name}:{fingerprint_files([path])}".encode())
@@ -68,7 +64,7 @@ def _is_hub_name(corpus: str) -> bool:
     path = Path(corpus)
     name = corpus.partition("@")[0]  # a revision may contain slashes
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
-    return not (corpus in BUILTIN or is_path or effective_suffix(path) in (*TABLES, *CONVERT, ".txt", ".md"))
+    return not (corpus in BUILTIN or is_path or effective_suffix(path) in (*TABLES, ".txt", ".md"))
 
 
 def _resolve_revision(corpus: str) -> str:
@@ -81,10 +77,8 @@ def _resolve_revision(corpus: str) -> str:
     try:
         found = HfApi().dataset_info(name, revision=revision or None, timeout=10).sha
     except Exception as error:  # the hub, its client and the network raise different types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = nearest(name, list(BUILTIN))
-        message = f'data.corpus = "{name}" is not a file, folder or built-in corpus{hint}'
-        raise UserError(f"{message}; as a hub dataset: {reason}") from None
+        message = f'data.corpus = "{name}" is not a file, folder or built-in corpus{nearest(name, list(BUILTIN))}'
+        raise UserError(f"{message}; as a hub dataset: {first_line(error)}") from None
     return f"{name}@{found}"
 
 
@@ -104,7 +98,6 @@ def _hub_corpus(config: DataConfig) -> Corpus:
         except UserError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f'hub dataset "{name}": {reason}') from None
+            raise UserError(f'hub dataset "{name}": {first_line(error)}') from None
 
     return Corpus(name, resolved, read)

@@ -15,23 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from cli.console import say
-from cli.errors import UserError, nearest
+from cli.errors import UserError, first_line, nearest
 from configs.schema import DataConfig
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-# Formats that are never plain text, with the fix for the error message.
-CONVERT = {
-    ".pdf": "a PDF; convert it to text first, with pdftotext for example",
-    ".docx": "a Word document; save it as plain text",
-    ".odt": "an OpenDocument text; save it as plain text",
-    ".epub": "an e-book; convert it to text first, with pandoc for example",
-    ".zip": "an archive; unpack it and give the folder",
-    ".tar": "an archive; unpack it and give the folder",
-    ".tgz": "an archive; unpack it and give the folder",
-    ".json": "one JSON value; write one object per line and call the file .jsonl",
-    ".exe": "a program",
-}
 _HEAD = 1 << 16  # bytes read to detect the type of a file
 _INVALID = 0.2  # above this share of invalid UTF-8 characters, a file is refused
 _WARN = 0.001  # above this share, there is a warning
@@ -75,7 +63,7 @@ def list_files(root: Path) -> list[Path]:
         if not path.is_file():
             continue
         is_known = effective_suffix(path) in (*TABLES, ".txt", ".md")
-        (kept if is_known or not detect_non_text(path) else skipped).append(path)
+        (kept if is_known or not _read_head(path)[0] else skipped).append(path)
     if skipped:
         shown = ", ".join(path.name for path in skipped[:3]) + (", …" if len(skipped) > 3 else "")
         say(f"{root}: {len(skipped)} files are not text and are skipped: {shown}")
@@ -92,36 +80,35 @@ def effective_suffix(path: Path) -> str:
 
 
 @contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    # An OSError from a failed read does not name the file.
+def _open_bytes(path: Path) -> Iterator[Any]:
+    # Opens a binary stream of the uncompressed bytes. Raises UserError, naming the file, if a read fails.
+    kind = COMPRESSED.get(path.suffix.lower())
     try:
-        yield
+        with open(path, "rb") as file:
+            if kind:
+                import pyarrow
+
+                yield pyarrow.CompressedInputStream(pyarrow.PythonFile(file), kind)
+            else:
+                yield file
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be read: {reason}; check it, or move it out of the corpus") from None
+        why = error.strerror or f"it is damaged or truncated: {error}"  # pyarrow's errors have only a text
+        raise UserError(f"{path}: cannot be read: {why}; check it, or move it out of the corpus") from None
 
 
-def detect_non_text(path: Path) -> str:
-    """Describe a file that is not UTF-8 text; return "" if it is. Raises UserError if unreadable."""
-    suffix = effective_suffix(path)
-    if suffix in CONVERT and suffix != ".json":
-        return CONVERT[suffix]
-    with _read_errors(path), _open_bytes(path) as file:
+def _read_head(path: Path) -> tuple[str, float]:
+    # Describes a file that is not UTF-8 text ("" if it is), and the share of its characters that are invalid.
+    with _open_bytes(path) as file:
         head = file.read(_HEAD)
-    if head.startswith(b"%PDF-"):
-        return CONVERT[".pdf"]
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
-    if b"\0" in head:
-        return "a binary file (it contains NUL bytes); use a text file"
-    if _invalid_share(head) > _INVALID:
-        return "not UTF-8; convert it: iconv -f ENCODING -t UTF-8"
-    return ""
-
-
-def _invalid_share(head: bytes) -> float:
     text = head.decode("utf-8", errors="replace")
-    return text.count("\ufffd") / max(1, len(text))
+    invalid = text.count("\ufffd") / max(1, len(text))
+    if head.startswith(b"%PDF-"):
+        return "a PDF; convert it to text first, with pdftotext for example", invalid
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16; convert it: iconv -f UTF-16 -t UTF-8", invalid
+    if b"\0" in head:
+        return "a binary file (it contains NUL bytes); convert it to text, or unpack it", invalid
+    return "not UTF-8; convert it: iconv -f ENCODING -t UTF-8" if invalid > _INVALID else "", invalid
 
 
 def check_file(path: Path, config: DataConfig, is_explicit: bool) -> None:
@@ -134,17 +121,18 @@ def check_file(path: Path, config: DataConfig, is_explicit: bool) -> None:
         raise UserError(f"{path}: Parquet is already compressed; decompress it")
     if suffix in TABLES and config.document != "section":
         raise UserError(f'{path}: data.document = "{config.document}" is for text; here a row is a document: remove it')
-    if suffix in CONVERT and (is_explicit or suffix != ".json"):
-        raise UserError(f"{path}: cannot read {suffix}: it is {CONVERT[suffix]}")
+    if suffix == ".json" and is_explicit:
+        raise UserError(
+            f"{path}: cannot read .json: it is one JSON value; write one object per line and call the file .jsonl"
+        )
     if suffix == ".parquet":
         return
-    if reason := detect_non_text(path):
-        raise UserError(f"{path}: is {reason}")
-    with _open_bytes(path) as file:
-        share = _invalid_share(file.read(_HEAD))
-    if share > _WARN:
+    found, invalid = _read_head(path)
+    if found:
+        raise UserError(f"{path}: is {found}")
+    if invalid > _WARN:
         say(
-            f"WARNING: {path}: {share:.1%} of its characters are not UTF-8 and are dropped; if it "
+            f"WARNING: {path}: {invalid:.1%} of its characters are not UTF-8 and are dropped; if it "
             "has another encoding, convert it: iconv -f ISO-8859-1 -t UTF-8"
         )
 
@@ -154,8 +142,8 @@ def section_target(files: Iterable[Path], config: DataConfig) -> int:
     wanted, size = _SECTIONS * config.section_chars, 0
     for path in files:
         if effective_suffix(path) not in TABLES and size < wanted:
-            with io.TextIOWrapper(_open_bytes(path), "utf-8", errors="replace") as file:
-                size += len(file.read(wanted))
+            with _open_bytes(path) as file:
+                size += len(io.TextIOWrapper(file, "utf-8", errors="replace").read(wanted))
     return max(1, min(config.section_chars, size // _SECTIONS))
 
 
@@ -193,7 +181,7 @@ def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
 
 
 def _read_text_file(path: Path, is_table: bool, read: Callable[[IO[str]], Iterator[Row]]) -> Iterator[Row]:
-    with _read_errors(path), _open_bytes(path) as compressed:
+    with _open_bytes(path) as compressed:
         # A table keeps its line ends unchanged, because a quoted field can contain them.
         newline = "" if is_table else None
         yield from read(io.TextIOWrapper(compressed, "utf-8-sig", errors="replace", newline=newline))
@@ -271,36 +259,4 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     yield fields(row, config, str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not readable as Parquet: {reason}; check the file") from None
-
-
-class _Decompressed(io.RawIOBase):
-    """The bytes of a compressed file; raises UserError, naming the file, if it is damaged."""
-
-    def __init__(self, path: Path, kind: str):
-        import pyarrow
-
-        self.path, self.errors = path, (pyarrow.ArrowException, OSError)
-        self.compressed = open(path, "rb")
-        self.file = pyarrow.CompressedInputStream(pyarrow.PythonFile(self.compressed), kind)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self.file.read(len(buffer))
-        except self.errors as error:
-            raise UserError(f"{self.path}: is damaged or truncated: {error}") from None
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self.compressed.close()
-        super().close()
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    kind = COMPRESSED.get(path.suffix.lower())
-    return io.BufferedReader(_Decompressed(path, kind), _PART) if kind else open(path, "rb")
+        raise UserError(f"{path}: not readable as Parquet: {first_line(error)}; check the file") from None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from cli.errors import UserError, nearest
+from cli.errors import UserError, first_line, nearest
 from cli.revisions import is_commit
 from model.formats.gguf import load_gguf
 from model.formats.huggingface import load_huggingface
@@ -77,8 +77,8 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
     except Exception as error:  # the hub, its client and the network raise their own types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f'"{name}": neither a folder here nor a model on the Hugging Face hub: {reason}') from None
+        why = first_line(error)[:200]
+        raise UserError(f'"{name}": neither a folder here nor a model on the Hugging Face hub: {why}') from None
 
 
 def foundation_file(name: str) -> Path:

@@ -40,7 +40,7 @@ def test_a_folder_groups_documents_by_file(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "a.txt").write_text(words(1, 50))
     (tmp_path / "deep" / "b.jsonl").write_text(json.dumps({"text": "from b"}) + "\n")
-    (tmp_path / "ignored.pdf").write_bytes(b"%PDF")
+    (tmp_path / "ignored.pdf").write_bytes(b"%PDF-1.7")
     corpus = open_corpus(DataConfig(corpus=str(tmp_path), group_field="file"))
     assert {d.group for d in corpus.read()} == {"a.txt", "deep/b.jsonl"}
 

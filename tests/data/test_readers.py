@@ -208,10 +208,10 @@ def test_a_source_tree_gives_its_text_files(tmp_path, capsys):
     ("name", "data", "message"),
     [
         ("paper.txt", b"%PDF-1.7\n" + b"text without a zero byte\n" * 40, "is a PDF; convert it"),
-        ("paper.pdf", b"%PDF-1.7\n", r"cannot read \.pdf: it is a PDF"),
+        ("paper.pdf", b"%PDF-1.7\n", r"is a PDF; convert it"),
         ("wide.txt", "some text\n".encode("utf-16") * 40, "is UTF-16; convert it: iconv"),
         ("cyrillic.txt", ("привет мир\n" * 40).encode("cp1251"), "is not UTF-8; convert it: iconv"),
-        ("letter.docx", b"PK\x03\x04", r"cannot read \.docx: it is a Word document"),
+        ("letter.docx", b"PK\x03\x04\x14\0\6\0", "is a binary file .*; convert it to text, or unpack it"),
         ("rows.json", b'[{"text": "a"}]', r"cannot read \.json: .* write one object per line"),
         ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), "Parquet is already compressed; decompress it"),
     ],
