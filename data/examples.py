@@ -13,7 +13,7 @@ import torch
 from cli.errors import UserError
 from configs.schema import DataConfig
 from data.shards import IGNORE
-from data.tasks import assign_split, parse_row, read_numbered_lines, row_group
+from data.tasks import assign_split, read_json_rows, require_texts, row_group
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import encode_chat
 
@@ -94,19 +94,18 @@ def read_examples(path: Path, data: DataConfig, tokenizer: Tokenizer) -> tuple[l
     for a malformed line, naming it, and for an empty split.
     """
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
-    for number, line in read_numbered_lines(path, "examples"):
+    settings = data.model_copy(update={"test_fraction": 0.0})
+    for number, row in read_json_rows(path, "examples"):
         place = f"{path}: line {number}"
-        row = parse_row(line, place, ())
         if "messages" in row:
             text = Row(*encode_chat(tokenizer, row["messages"], place))
-            group = json.dumps(row["messages"])
+            text_key = json.dumps(row["messages"])
         else:
-            row = parse_row(line, place, ("prompt", "completion"))
+            require_texts(row, place, ("prompt", "completion"))
             (text,) = encode_completions([(row["prompt"], row["completion"])], tokenizer, end=True)
-            group = row["prompt"]
-        settings = data.model_copy(update={"test_fraction": 0.0})
-        text = text._replace(place=place)
-        splits[assign_split(row_group(row, group), settings)].append(text)
+            text_key = row["prompt"]
+        split = assign_split(row_group(row) or text_key, settings)
+        splits[split].append(text._replace(place=place))
     for split, texts in splits.items():
         if not texts:
             raise UserError(f"{path}: the {split} split is empty; add lines")

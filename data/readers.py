@@ -219,18 +219,26 @@ def _split_line(line: str, target: int) -> Iterator[str]:
     yield line[start:]
 
 
-def _json_lines(path: Path, file: IO[str], config: DataConfig) -> Iterator[Row]:
-    for number, line in enumerate(file, 1):
+def parse_json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict]]:
+    """Parse one JSON object per non-empty line of `path`; yields the line numbers, from 1, and the objects.
+
+    Raises UserError, naming the line, for anything else.
+    """
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        place = f"{path}: line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: malformed JSON: {error}") from None
+            raise UserError(f"{path}: line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise UserError(f"{place}: not a JSON object; write one object per line")
-        yield fields(row, config, place)
+            raise UserError(f"{path}: line {number}: not a JSON object; write one object per line")
+        yield number, row
+
+
+def _json_lines(path: Path, file: IO[str], config: DataConfig) -> Iterator[Row]:
+    for number, row in parse_json_lines(path, file):
+        yield fields(row, config, f"{path}: line {number}")
 
 
 def _csv(path: Path, file: IO[str], config: DataConfig, delimiter: str) -> Iterator[Row]:

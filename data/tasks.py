@@ -19,6 +19,7 @@ from configs.schema import DataConfig, TaskConfig
 from data.builtin_tasks import TASKS
 from data.items import Item, Task
 from data.prepare import SPLITS, prepare, read_shuffled
+from data.readers import parse_json_lines
 
 
 def load_task(config: TaskConfig, data: DataConfig) -> Task:
@@ -69,14 +70,14 @@ def _load_file(config: TaskConfig, data: DataConfig) -> Task:
     path = Path(config.name)
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     split_of_group: dict[str, str] = {}
-    for number, line in read_numbered_lines(path, "task.name"):
-        row = parse_row(line, f"{path}: line {number}", ("text", "label"))
-        group = row_group(row, row["text"])
-        split = row.get("split") or assign_split(group, data)
+    for number, row in read_json_rows(path, "task.name"):
+        require_texts(row, f"{path}: line {number}", ("text", "label"))
+        group = row_group(row)
+        split = row.get("split") or assign_split(group or row["text"], data)
         if split not in splits:
             hint = nearest(str(split), SPLITS)
             raise UserError(f'{path}: line {number}: no split "{split}"{hint}')
-        if has_group(row) and split_of_group.setdefault(group, split) != split:
+        if group and split_of_group.setdefault(group, split) != split:
             raise UserError(
                 f'{path}: line {number}: group "{group}" is already in the {split_of_group[group]} split, '
                 f"here it is in {split}; use one split per group"
@@ -104,42 +105,30 @@ def _load_file(config: TaskConfig, data: DataConfig) -> Task:
     return Task(config.field, config.answer, labels, train, validation, test, config.kind)
 
 
-def read_numbered_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
-    """Read the non-empty lines of a file with their numbers, from 1.
+def read_json_rows(path: Path, key: str) -> Iterator[tuple[int, dict]]:
+    """Read the objects of a .jsonl file with their line numbers, from 1.
 
-    Raises UserError, naming the setting `key`, if the file cannot be read.
+    Raises UserError for a malformed line, naming it, and if the file cannot be read, naming the setting `key`.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key}: {path}: {error}") from None
-    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    return parse_json_lines(path, lines)
 
 
-def parse_row(line: str, place: str, fields: tuple[str, ...]) -> dict:
-    """Parse a JSON object with non-empty strings in `fields`. Raises UserError, naming `place`."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: not a JSON object: {line[:60]}")
+def require_texts(row: dict, place: str, fields: tuple[str, ...]) -> None:
+    """Raises UserError, naming `place`, unless the row has a non-empty string in each of `fields`."""
     for name in fields:
         if name not in row:
             raise UserError(f'{place}: no "{name}"; its keys: {", ".join(row) or "none"}')
         if not isinstance(row[name], str) or not row[name].strip():
             raise UserError(f'{place}: "{name}" is not a non-empty string: {json.dumps(row[name])[:60]}')
-    return row
 
 
-def has_group(row: dict) -> bool:
-    """Whether a row names its group; a number, 0 included, is a valid group."""
-    return row.get("group") not in (None, "")
-
-
-def row_group(row: dict, default: str) -> str:
-    """Return the group of a row as text, or `default`; a group stays in one split."""
-    return str(row["group"]) if has_group(row) else default
+def row_group(row: dict) -> str:
+    """Return the group of a row as text (a number, 0 included, is a group), or an empty string."""
+    return "" if row.get("group") is None else str(row["group"])
 
 
 def assign_split(group: str, data: DataConfig) -> str:

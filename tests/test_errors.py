@@ -66,7 +66,7 @@ def test_malformed_jsonl_line(refused, recipe, tmp_path):
     rows = [json.dumps({"text": words(n, 50)}) for n in range(50)]
     rows[36] = rows[36][:-5]
     said = prepare(refused, recipe, tmp_path, "a.jsonl", "\n".join(rows))
-    assert "a.jsonl: line 37: malformed JSON" in said
+    assert "a.jsonl: line 37: not JSON" in said
 
 
 def test_unknown_key_and_wrong_type(refused, recipe, tmp_path):

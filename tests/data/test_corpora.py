@@ -54,7 +54,7 @@ def test_invalid_utf8_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ('{"text": "a"}\n{"text": broken\n', "line 2: malformed JSON"),
+        ('{"text": "a"}\n{"text": broken\n', "line 2: not JSON"),
         ('{"text": "a"}\n["list"]\n', "line 2: not a JSON object; write one object per line"),
         ('{"txet": "a"}\n', 'no column "text"; did you mean "txet"?'),
         ('{"text": 5}\n', "is 5, not text; set data.text_field"),

@@ -153,7 +153,7 @@ def test_error_names_the_line_of_a_malformed_table(tmp_path):
     with pytest.raises(UserError, match=r'no column "text"; known: review, stars; set data\.text_field'):
         read(path)
     (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n")
-    with pytest.raises(UserError, match=r"line 1: malformed JSON"):
+    with pytest.raises(UserError, match=r"line 1: not JSON"):
         read(tmp_path / "deep.jsonl")
 
 
