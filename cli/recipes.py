@@ -6,9 +6,9 @@ python -m package.command RECIPE.toml [--section.key value …] [--print-config]
 import argparse
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_origin
 
 import tomli_w
 import tyro
@@ -46,7 +46,7 @@ def validate(schema: type[T], values: dict, place: str) -> T:
         path = [str(part) for part in first["loc"]]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
-            hint = nearest(path[-1], list(_keys(schema, path[:-1])))
+            hint = nearest(path[-1], _keys(schema, path[:-1]))
             raise UserError(f'{place}: unknown key "{key}"{hint}') from None
         message = first["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
@@ -61,14 +61,12 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     values = read_toml(path)
     recipe = validate(schema, values, str(path))
-    if not overrides:
-        return recipe
     for keys, value in _assignments(schema, overrides):
         table = values
         for key in keys[:-1]:
             table = table.setdefault(key, {})
         table[keys[-1]] = value
-    return validate(schema, values, "command line")
+    return validate(schema, values, "command line") if overrides else recipe
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,44 +109,40 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def _keys(schema: Any, path: Sequence[str]) -> dict[str, Any]:
+def _keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         schema = _section(schema.model_fields[part].annotation) or schema
-    return {name: field.annotation for name, field in schema.model_fields.items()}
+    return list(schema.model_fields)
 
 
-def _leaves(schema: type[BaseModel], path: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for name, annotation in _keys(schema, ()).items():
-        section, here = _section(annotation), (*path, name)
-        found |= _leaves(section, here) if section else {"--" + ".".join(here): here}
+def _leaves(schema: type[BaseModel], path: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
+    # The path and type of every setting that is not a table, by option name.
+    found: dict[str, tuple[tuple[str, ...], Any]] = {}
+    for name, field in schema.model_fields.items():
+        section, here = _section(field.annotation), (*path, name)
+        found |= _leaves(section, here) if section else {"--" + ".".join(here): (here, field.annotation)}
     return found
 
 
-def _assignments(schema: type[BaseModel], overrides: Sequence[str]) -> list[tuple]:
+def _assignments(schema: type[BaseModel], overrides: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Parse `--a.b-c v` or `--a.b_c=v` into `((a, b_c), v)`; several values after a flag are a list."""
     leaves = _leaves(schema)
-    found: list[tuple[tuple[str, ...], list[str]]] = []
+    found: list[tuple[str, list[str]]] = []
     for word in overrides:
-        flag, equals, value = word.partition("=")
         if word.startswith("--"):
-            flag = flag.replace("-", "_").replace("__", "--", 1)
+            flag, equals, value = word.partition("=")
+            flag = "--" + flag[2:].replace("-", "_")
             if flag not in leaves:
-                hint = nearest(flag, sorted(leaves))
-                raise UserError(f'command line: unknown option "{flag}"{hint}')
-            found.append((leaves[flag], [value] if equals else []))
+                raise UserError(f'command line: unknown option "{flag}"{nearest(flag, sorted(leaves))}')
+            found.append((flag, [value] if equals else []))
         elif found:
             found[-1][1].append(word)
         else:
             raise UserError(f'command line: "{word}" is not an option; overrides are --section.key')
-    assignments: list[tuple] = []
-    for path, values in found:
-        annotation = _keys(schema, path[:-1])[path[-1]]
-        if getattr(annotation, "__origin__", None) is list:
-            assignments.append((path, values))
-        elif len(values) == 1:
-            assignments.append((path, values[0]))
-        else:
+    for flag, values in found:
+        path, annotation = leaves[flag]
+        is_list = get_origin(annotation) is list
+        if not is_list and len(values) != 1:
             given = f"{len(values)} values" if values else "no value"
-            raise UserError(f"command line: --{'.'.join(path)} takes one value, got {given}")
-    return assignments
+            raise UserError(f"command line: {flag} takes one value, got {given}")
+        yield path, values if is_list else values[0]
