@@ -35,7 +35,7 @@ from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
 from configs.schema import DataConfig, Recipe
 from data.corpora import open_corpus
-from data.documents import Corpus, Document
+from data.documents import Corpus
 
 SPLITS = ("train", "validation", "test")
 VERSION = 3  # increase it when the steps above change; this invalidates old caches
@@ -122,24 +122,23 @@ def subsample(folder: Path, share: float, seed: int) -> Path:
     def random_key(row: dict) -> bytes:
         return hashlib.sha256(f"{seed}:{row['id']}".encode()).digest()
 
+    rows = list(read_documents(folder, "train"))
     wanted, size = share * whole["splits"]["train"]["bytes"], 0
     taken: set[str] = set()
-    for row in sorted(read_documents(folder, "train"), key=random_key):
-        if taken and size + len(row["text"].encode()) > wanted:
+    for row in sorted(rows, key=random_key):
+        row_size = len(row["text"].encode())
+        if taken and size + row_size > wanted:
             break
         taken.add(row["id"])
-        size += len(row["text"].encode())
-    counts = Counter(documents=0, characters=0, bytes=0)
+        size += row_size
+    kept = [row for row in rows if row["id"] in taken]
+    characters = sum(len(row["text"]) for row in kept)
     with atomic_folder(part, keep_existing=valid_manifest) as aside:
         with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
-            for row in read_documents(folder, "train"):
-                if row["id"] in taken:
-                    file.write(json.dumps(row) + "\n")
-                    text = row["text"]
-                    counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
+            file.writelines(json.dumps(row) + "\n" for row in kept)
         for split in SPLITS[1:]:
             shutil.copyfile(folder / f"{split}.jsonl", aside / f"{split}.jsonl")
-        whole["splits"]["train"] = dict(counts)
+        whole["splits"]["train"] = {"documents": len(kept), "characters": characters, "bytes": size}
         write_manifest(aside, whole | {"fingerprint": name, "share": share, "seed": seed})
     return part
 
@@ -153,21 +152,21 @@ class _SimilarityIndex:
         usable = [n for n in divisors if (1 - threshold**n) ** (_PERMUTATIONS / n) <= 0.05]
         rows = max(usable, default=1)
         self.threshold = threshold
+        self.signatures: list[RMinHash] = []
         self.index = RMinHashLSH(threshold, _PERMUTATIONS, _PERMUTATIONS // rows)
 
-    def add(self, number: int, signature: RMinHash) -> None:
-        self.index.insert(number, signature)
+    def add(self, signature: RMinHash) -> None:
+        self.index.insert(len(self.signatures), signature)
+        self.signatures.append(signature)
 
-    def has_similar(self, signature: RMinHash, signatures: list[RMinHash]) -> bool:
-        candidates = self.index.query(signature)
-        return any(signature.jaccard(signatures[i]) >= self.threshold for i in candidates)
+    def has_similar(self, signature: RMinHash) -> bool:
+        return any(signature.jaccard(self.signatures[i]) >= self.threshold for i in self.index.query(signature))
 
 
 def _prepare_corpus(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
     counts: Counter[str] = Counter()
     changed: Counter[str] = Counter()
     seen: set[bytes] = set()
-    signatures: list[RMinHash] = []
     kept = _SimilarityIndex(config.drop_similarity)
     groups: list[str] = []
     sizes = array("q")
@@ -188,23 +187,21 @@ def _prepare_corpus(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
             seen.add(digest)
             signature = RMinHash(_PERMUTATIONS, 0)
             signature.update(_shingles(document.dedup_text or text))
-            if kept.has_similar(signature, signatures):
+            if kept.has_similar(signature):
                 counts["dropped_near_duplicate"] += 1
                 continue
-            kept.add(len(groups), signature)
-            signatures.append(signature)
-            ungrouped = config.group_field == "document"
-            groups.append(document.id if ungrouped else document.group or document.id)
+            kept.add(signature)
+            group = "" if config.group_field == "document" else document.group
+            groups.append(group or document.id)
             sizes.append(len(text))
-            row = Document(document.id, text, groups[-1])
-            file.write(json.dumps({"id": row.id, "text": text, "group": row.group}) + "\n")
+            file.write(json.dumps({"id": document.id, "text": text, "group": groups[-1]}) + "\n")
     if not groups:
         raise UserError(
             f"{config.corpus}: empty corpus: {counts['documents_read']} documents read, none has "
             f"data.min_chars = {config.min_chars} characters or more after cleaning; check the corpus"
         )
     split_of = _assign_splits(groups, sizes, config)
-    straddling = _find_straddlers(signatures, split_of, config.straddle_similarity)
+    straddling = _find_straddlers(kept.signatures, split_of, config.straddle_similarity)
     counts["dropped_straddles_split"] = len(straddling)
     return _write_splits(all_documents, folder, split_of, straddling, counts, changed)
 
@@ -252,11 +249,10 @@ def _find_straddlers(signatures: list[RMinHash], split_of: list[str], threshold:
     for split in ("train", "test", "validation"):
         numbers = [number for number, its in enumerate(split_of) if its == split]
         if split != "train":
-            straddling = {n for n in numbers if others.has_similar(signatures[n], signatures)}
-            dropped |= straddling
-            numbers = [n for n in numbers if n not in straddling]
+            dropped |= {n for n in numbers if others.has_similar(signatures[n])}
         for number in numbers:
-            others.add(number, signatures[number])
+            if number not in dropped:
+                others.add(signatures[number])
     return dropped
 
 
