@@ -29,14 +29,10 @@ def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[i
         raise UserError(f"{place}: this model has no chat template; use prompt and completion")
     if not isinstance(messages, list) or not messages:
         raise UserError(f'{place}: "messages" is not a list of messages, or is empty')
-    for number, message in enumerate(messages):
-        if not (
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
+    for number, message in enumerate(messages, 1):
+        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
             shown = json.dumps(message)[:60]
-            raise UserError(f'{place}: message {number + 1} has no "role" and "content" as text: {shown}')
+            raise UserError(f'{place}: message {number} has no "role" and "content" as text: {shown}')
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{place}: the last message is not the assistant's, so it has no loss; end with the assistant")
     with_placeholders = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
@@ -84,16 +80,12 @@ def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
         from jinja2 import Template
     except ImportError:
         raise UserError("chat messages need: pip install jinja2") from None
-    values = {
-        "bos_token": chat.bos_token,
-        "eos_token": chat.eos_token,
-        "messages": messages,
-        "add_generation_prompt": False,
-    }
 
     def render() -> str:
         template: Template = _compiled(chat.template)
-        return template.render(values)
+        return template.render(
+            messages=messages, bos_token=chat.bos_token, eos_token=chat.eos_token, add_generation_prompt=False
+        )
 
     try:
         return _call_with_timeout(TEMPLATE_SECONDS, render)
