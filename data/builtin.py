@@ -1,4 +1,4 @@
-"""The built-in corpora: text inside installed packages, read in place.
+"""The built-in corpora: text inside installed packages, read in place; and the tasks made from them.
 
     folk-tunes      music21           three tune books of 1782 to 1883, in ABC  public domain
     aws-api         botocore          documentation of every AWS operation      Apache-2.0
@@ -6,6 +6,13 @@
 
 The pretraining data of any recent foundation model almost certainly contains aws-api and
 python-stdlib.
+
+    tune-key        folk-tunes      notes -> key (the ten most frequent)
+    api-service     aws-api         first sentence of the documentation -> service (the twelve with most operations)
+
+The input of a task never contains the label. Items keep the split of their document, so no melody is
+in two splits. `api-service` needs every service in the training split, so its corpus must be split
+document by document (data.group_field = "document").
 """
 
 import gzip
@@ -15,15 +22,18 @@ import importlib.util
 import json
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from cli.errors import UserError
 from data.documents import Corpus, Document, fingerprint_files
+from data.items import Item
 
 # Matches a header field such as `K:G`, but not the notes `A:|` at the end of a repeat.
-ABC_HEADER = re.compile(r"[A-Zw]:(?!\|)")
+_ABC_HEADER = re.compile(r"[A-Zw]:(?!\|)")
+_MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor", "mix": "mix"}
 
 
 def _package(name: str, requirement: str) -> Path:
@@ -72,7 +82,7 @@ def abc_body(tune: str) -> str:
     lines = []
     for line in tune.split("\n"):
         line = line.split("%")[0].rstrip()
-        header = ABC_HEADER.match(line)
+        header = _ABC_HEADER.match(line)
         if not line or (header and line[0] not in "MLRK"):
             continue
         line = f"{line[:2]}{line[2:].strip()}" if header else re.sub(r'"[^"]*"', "", line).replace("`", "")
@@ -82,7 +92,7 @@ def abc_body(tune: str) -> str:
 
 def melody(body: str) -> list[int]:
     """Return the note letters of an ABC body as 0–6 (a–g); skips octaves, accidentals, grace notes."""
-    notes = "".join(line for line in body.split("\n") if not ABC_HEADER.match(line))
+    notes = "".join(line for line in body.split("\n") if not _ABC_HEADER.match(line))
     notes = re.sub(r"\{[^}]*\}|![^!]*!|\[[A-Z]:[^\]]*\]", "", notes)
     return [ord(letter.lower()) - ord("a") for letter in re.findall(r"[A-Ga-g]", notes)]
 
@@ -93,7 +103,7 @@ def aws_api() -> Corpus:
     The entries of a service share boilerplate, so the group is the service.
     """
     root = _package("botocore", "botocore==1.44.5") / "data"
-    files = sorted([*root.glob("*/*/service-2.json"), *root.glob("*/*/service-2.json.gz")])
+    files = sorted(root.glob("*/*/service-2.json.gz"))
 
     def read() -> Iterator[Document]:
         seen: set[bytes] = set()
@@ -108,8 +118,7 @@ def aws_api() -> Corpus:
             return text
 
         for path in files:
-            opened = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rt", encoding="utf-8") as file:
+            with gzip.open(path) as file:
                 api = json.load(file)
             service = path.parent.parent.name
             for kind in ("operations", "shapes"):
@@ -145,3 +154,50 @@ def python_stdlib() -> Corpus:
 
 
 BUILTIN = {"folk-tunes": folk_tunes, "aws-api": aws_api, "python-stdlib": python_stdlib}
+
+
+class TaskBuilder(NamedTuple):
+    """How to make the items of a classification task from the documents of a corpus."""
+
+    field: str
+    answer: str
+    classes: int
+    """Number of most frequent labels in the closed set."""
+    source: str
+    """What an item is made from, for error messages."""
+    make_items: Callable[[dict], Iterator[Item]]
+
+
+def _tune_key_items(document: dict) -> Iterator[Item]:
+    keys: list[str] = []
+    notes = ""
+    for line in document["text"].split("\n"):
+        if not _ABC_HEADER.match(line):
+            notes += line.strip(" \\")
+        elif line[0] == "K":
+            keys.append(line[2:].strip())
+    notes = re.sub(r"\[[KMR]:[^\]]*\]", "", notes)
+    match = re.match(r"([A-G][#b]?)\s*(\w*)", keys[0]) if len(keys) == 1 else None
+    mode = match[2].lower()[:3] if match else "?"
+    if match and notes and mode in _MODES:
+        yield Item(document["id"], notes, match[1] + _MODES[mode])
+
+
+def _api_service_items(document: dict) -> Iterator[Item]:
+    service, _, kind, _ = document["id"].split("/")
+    _, _, text = document["text"].partition("\n")
+    sentence = re.split(r"(?<=[.!?])\s", text.split("\n")[0], maxsplit=1)[0]
+    if kind == "operation" and len(sentence) >= 20 and service.lower() not in sentence.lower():
+        yield Item(document["id"], sentence, service)
+
+
+TASKS = {
+    "tune-key": TaskBuilder("Tune", "Key", 10, "tune with a key", _tune_key_items),
+    "api-service": TaskBuilder(
+        "Description",
+        "Service",
+        12,
+        'service that is also in the train split: set data.group_field = "document"',
+        _api_service_items,
+    ),
+}

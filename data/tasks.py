@@ -16,7 +16,7 @@ from pathlib import Path
 from cli.console import say
 from cli.errors import UserError, nearest
 from configs.schema import DataConfig, TaskConfig
-from data.builtin_tasks import TASKS
+from data.builtin import TASKS
 from data.items import Item, Task
 from data.prepare import SPLITS, prepare, read_shuffled
 from data.readers import parse_json_lines
