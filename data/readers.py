@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -154,13 +154,19 @@ def read_rows(path: Path, config: DataConfig, target: int) -> Iterator[Row]:
     """
     kind = effective_suffix(path)
     if kind == ".parquet":
-        return _parquet(path, config)
-    readers: dict[str, Callable[[IO[str]], Iterator[Row]]] = {
-        ".jsonl": lambda file: _json_lines(path, file, config),
-        ".csv": lambda file: _csv(path, file, config, ","),
-        ".tsv": lambda file: _csv(path, file, config, "\t"),
-    }
-    return _read_text_file(path, kind in TABLES, readers.get(kind, lambda f: _text(f, config, target)))
+        yield from _parquet(path, config)
+        return
+    # A table keeps its line ends unchanged, because a quoted field can contain them.
+    newline = "" if kind in TABLES else None
+    with _open_bytes(path) as compressed:
+        file = io.TextIOWrapper(compressed, "utf-8-sig", errors="replace", newline=newline)
+        if kind == ".jsonl":
+            for number, row in parse_json_lines(path, file):
+                yield fields(row, config, f"{path}: line {number}")
+        elif kind in (".csv", ".tsv"):
+            yield from _csv(path, file, config, "," if kind == ".csv" else "\t")
+        else:
+            yield from _text(file, config, target)
 
 
 def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
@@ -180,20 +186,12 @@ def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
     return text or "", group.encode("utf-8", "backslashreplace").decode()
 
 
-def _read_text_file(path: Path, is_table: bool, read: Callable[[IO[str]], Iterator[Row]]) -> Iterator[Row]:
-    with _open_bytes(path) as compressed:
-        # A table keeps its line ends unchanged, because a quoted field can contain them.
-        newline = "" if is_table else None
-        yield from read(io.TextIOWrapper(compressed, "utf-8-sig", errors="replace", newline=newline))
-
-
 def _text(file: IO[str], config: DataConfig, target: int) -> Iterator[Row]:
     if config.document == "file":
         yield file.read(), ""
         return
     if config.document == "line":
-        for line in file:
-            yield line, ""
+        yield from ((line, "") for line in file)
         return
     # Split at line ends; a line much longer than a section, even than memory, is split at spaces.
     section: list[str] = []
@@ -234,11 +232,6 @@ def parse_json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, di
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: not a JSON object; write one object per line")
         yield number, row
-
-
-def _json_lines(path: Path, file: IO[str], config: DataConfig) -> Iterator[Row]:
-    for number, row in parse_json_lines(path, file):
-        yield fields(row, config, f"{path}: line {number}")
 
 
 def _csv(path: Path, file: IO[str], config: DataConfig, delimiter: str) -> Iterator[Row]:
