@@ -8,9 +8,11 @@ other seeds use the chosen setting. The test split is read once, after this choi
 """
 
 import os
+import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -62,8 +64,10 @@ def measure(study: Study, cell: Cell) -> dict:
             search.append({"setting": setting, "validation": score, **costs})
         if best is None or score > best[0]:
             best = score, setting, learned
-            if learned.save:
-                learned.save()
+            if learned.tried:
+                kept = learned.tried.with_suffix("")
+                shutil.rmtree(kept, ignore_errors=True)
+                learned.tried.rename(kept)
     assert best is not None
     _, setting, learned = best
     row: dict = {"setting": setting, "search": search, **learned.costs}
@@ -84,8 +88,8 @@ def measure(study: Study, cell: Cell) -> dict:
         row["general_bytes"] = sum(len(text.encode()) for text in study.general_texts)
     row["peak_bytes"] = max(row["peak_bytes"], peak_memory(device))
     row["overlap"] = study.held_out.overlap(learned.seen_texts)
-    if learned.write and learned.prompts and cell.seed == study.recipe.seeds[0]:
-        row["written"] = write_samples(study, cell, learned)
+    if learned.write and cell.seed == study.recipe.seeds[0]:
+        row["written"] = write_samples(study, cell, learned.write)
     return row
 
 
@@ -104,25 +108,13 @@ def validate(study: Study, cell: Cell, learned: Learned) -> tuple[float, float]:
     return -sum(learned.bits(texts)) / sum(len(text.encode()) for text in texts), 0.0
 
 
-def write_samples(study: Study, cell: Cell, learned: Learned) -> list[dict]:
-    """Samples of the method for the first held-out prompts: "prompt", "expected", "text"."""
-    assert learned.write is not None
-    assert learned.prompts is not None
+def write_samples(study: Study, cell: Cell, write: Callable[[str], str]) -> list[dict]:
+    """Samples of a method for the first held-out prompts: "prompt", "expected", "text"."""
     if cell.axis == "task":
-        items = study.task.test[:SAMPLES]
-        prompts = learned.prompts([item.text for item in items])
-        return [
-            {"prompt": item.text, "expected": item.label, "text": learned.write(prompt)}
-            for item, prompt in zip(items, prompts, strict=True)
-        ]
-    return [
-        {
-            "prompt": text[:PROMPT_CHARS],
-            "expected": text[PROMPT_CHARS:EXPECTED_CHARS],
-            "text": learned.write(learned.prompts([text[:PROMPT_CHARS]])[0]),
-        }
-        for text in study.test[:SAMPLES]
-    ]
+        pairs = [(item.text, item.label) for item in study.task.test[:SAMPLES]]
+    else:
+        pairs = [(text[:PROMPT_CHARS], text[PROMPT_CHARS:EXPECTED_CHARS]) for text in study.test[:SAMPLES]]
+    return [{"prompt": prompt, "expected": expected, "text": write(prompt)} for prompt, expected in pairs]
 
 
 def exit_with_parent() -> None:

@@ -12,7 +12,6 @@ from cli.console import say
 from cli.errors import UserError
 from cli.recipes import load
 from compare.leaks import HeldOut
-from configs.schema import TrainConfig
 from configs.study_recipe import StudyRecipe
 from data.items import Item, Task
 from data.prepare import prepare, read_documents, read_shuffled, subsample
@@ -126,15 +125,6 @@ class Study:
         self.check_leaks(place, [item.text for item in items[:count]])
         validation = self.task.validation[: max(count, MIN_VALIDATION)]
         return self.task._replace(train=items[:count], validation=validation)
-
-    def with_budget(self, settings: TrainConfig, rate: float) -> TrainConfig:
-        """`settings` with this seed, a learning rate, and the budget in seconds or FLOPs."""
-        changes: dict = {"seed": self.seed, "learning_rate": rate}
-        if self.recipe.budget_flops:
-            changes["max_flops"] = self.recipe.budget_flops
-        else:
-            changes["max_seconds"] = self.recipe.budget_seconds
-        return settings.model_copy(update=changes)
 
     def load_foundation(self) -> tuple[Transformer, Tokenizer]:
         """The foundation model in float32, and its tokenizer."""

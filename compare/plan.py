@@ -18,7 +18,6 @@ from cli.atomic import parse_json, read_json
 from cli.console import show
 from cli.errors import UserError, nearest
 from compare.context import Cell, load_study_task
-from compare.method import sizes_of
 from compare.methods import METHODS
 from configs.study_recipe import StudyRecipe
 from data.prepare import load_manifest, prepare
@@ -47,7 +46,7 @@ def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
         for name, method in METHODS.items():
             if name not in listed or (methods and name not in methods):
                 continue
-            for size in sizes_of(method, axis, study):
+            for size in method.sizes_on(axis, study):
                 seeds = study.seeds if method.is_seeded else study.seeds[:1]
                 found += [Cell(name, axis, size, seed) for seed in seeds]
     needed = {(METHODS[c.method].base_method, c.seed) for c in found if METHODS[c.method].base_method}
@@ -93,11 +92,11 @@ def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
 
     def digest(cell: Cell) -> str:
         method = METHODS[cell.method]
-        settings = study.model_dump(mode="json", include={*SHARED_SETTINGS, *method.recipe_tables})
+        settings = study.model_dump(mode="json", include={*SHARED_SETTINGS, method.recipe_table})
+        table = settings.get(method.recipe_table, {})
         for axis in set(AXES) - {cell.axis, "text" if method.base_method else cell.axis}:
-            for table in method.recipe_tables:  # training settings of the other axis do not matter
-                settings[table].pop(axis, None)
-                settings[table].pop(f"{axis}_rates", None)
+            table.pop(axis, None)  # training settings of the other axis do not matter
+            table.pop(f"{axis}_rates", None)
         hashed = [cell, study.seeds[0], settings, data]
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 

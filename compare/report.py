@@ -52,7 +52,7 @@ CAPTIONS = {
 def describe_data(axis: str, method: str, size: float) -> str:
     """The data of a method at a size, in words, such as "the text, then 64 items"."""
     base = "the text, then " if METHODS[method].base_method else ""
-    if not size and METHODS[method].retrieves:
+    if method == "retrieval":
         return "passages of the text"
     if not size and method != "zero-shot":
         return "documents in the prompt"

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cli.errors import UserError, nearest
 from data.items import Item, Task
@@ -44,15 +45,23 @@ def neighbour_shots(task: Task, count: int) -> ShotSelector:
     """
     if not count:
         return zero_shot
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
-        raise UserError("retrieval needs: pip install -e '.[compare]'") from None
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False)
-    stored = vectorizer.fit_transform([item.text for item in task.train])
+    vectorizer, stored = fit_tfidf(task.train)
 
     def neighbours(text: str) -> Sequence[Item]:
         similarity = (stored @ vectorizer.transform([text]).T).toarray()[:, 0]
         return [task.train[i] for i in similarity.argsort(kind="stable")[-count:]]
 
     return neighbours
+
+
+def fit_tfidf(items: Sequence[Item]) -> tuple[Any, Any]:
+    """A fitted `TfidfVectorizer` of character 1- to 4-grams, and the sparse (N, n-grams) matrix of the items.
+
+    Raises UserError without scikit-learn.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError:
+        raise UserError("retrieval needs: pip install -e '.[compare]'") from None
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False)
+    return vectorizer, vectorizer.fit_transform([item.text for item in items])

@@ -1,107 +1,80 @@
 """The table of methods: how each one trains, its search settings, its sizes and its data."""
 
-from compare.method import Method, no_settings
+from compare.method import Method
 from compare.methods import baselines, prompted, scratch, tuned
 
 BASELINES = ("xz", "zstd", "ngram", "majority", "tfidf")
 TEXT = "a share of the training documents"
 ITEMS = "labelled items"
-EITHER = "a share of the training documents, or labelled items"
+SHARES, LABELS = {"text": "share"}, {"task": "labels"}
+RANKINGS = {"task": prompted.RANKINGS}
 
 METHODS: dict[str, Method] = {
-    "xz": Method(baselines.learn_compressor, no_settings, {"text": "share"}, TEXT),
-    "zstd": Method(baselines.learn_compressor, no_settings, {"text": "share"}, TEXT),
-    "ngram": Method(baselines.learn_ngram, baselines.ngram_orders, {"text": "share"}, TEXT),
-    "majority": Method(
-        baselines.learn_majority,
-        no_settings,
-        {"task": "labels"},
-        "the labels of labelled items, for the majority class",
-    ),
-    "tfidf": Method(baselines.learn_tfidf, baselines.regularisation_settings, {"task": "labels"}, ITEMS),
+    "xz": Method(baselines.learn_compressor, SHARES, TEXT),
+    "zstd": Method(baselines.learn_compressor, SHARES, TEXT),
+    "ngram": Method(baselines.learn_ngram, SHARES, TEXT, {"text": baselines.ORDERS}),
+    "majority": Method(baselines.learn_majority, LABELS, "the labels of labelled items, for the majority class"),
+    "tfidf": Method(baselines.learn_tfidf, LABELS, ITEMS, {"task": baselines.STRENGTHS}),
     "zero-shot": Method(
-        prompted.learn_zero_shot,
-        prompted.ranking_settings,
+        prompted.learn_shots,
         {"text": "none", "task": "none"},
         "no training data, only validation items to choose how labels are compared",
+        RANKINGS,
         is_seeded=False,
     ),
     "one-shot": Method(
-        prompted.learn_one_shot,
-        prompted.ranking_settings,
+        prompted.learn_shots,
         {"text": "none", "task": "one"},
         "one training document or one labelled item, in the prompt",
+        RANKINGS,
     ),
     "few-shot": Method(
-        prompted.learn_few_shot,
-        prompted.ranking_settings,
+        prompted.learn_shots,
         {"text": "none", "task": "shots"},
         "a few training documents or as many labelled items, in the prompt",
+        RANKINGS,
     ),
     "neighbour-shots": Method(
-        prompted.learn_neighbours,
-        prompted.ranking_settings,
-        {"task": "labels"},
-        "the labelled items nearest to each input, in the prompt",
+        prompted.learn_shots, LABELS, "the labelled items nearest to each input, in the prompt", RANKINGS
     ),
     "retrieval": Method(
         prompted.learn_retrieval,
-        prompted.ranking_settings,
         {"task": "none"},
         "the passages of all training documents nearest to each input, in the prompt",
-        retrieves=True,
+        RANKINGS,
         is_seeded=False,
     ),
-    "scratch": Method(scratch.learn_scratch, tuned.learning_rates_of("scratch"), {"text": "share"}, TEXT, ("scratch",)),
+    "scratch": Method(scratch.learn_scratch, SHARES, TEXT, recipe_table="scratch"),
     "scratch-supervised": Method(
-        scratch.learn_scratch_supervised,
-        tuned.learning_rates_of("scratch"),
-        {"task": "labels"},
+        scratch.learn_supervised,
+        LABELS,
         "all training documents, then labelled items",
-        ("scratch",),
-        "scratch",
+        recipe_table="scratch",
+        base_method="scratch",
     ),
     "random-supervised": Method(
-        scratch.learn_random_supervised,
-        tuned.learning_rates_of("scratch"),
-        {"task": "labels"},
+        scratch.learn_supervised,
+        LABELS,
         "labelled items, and all training documents for the tokenizer",
-        ("scratch",),
+        recipe_table="scratch",
     ),
-    "full": Method(
-        tuned.learn_tuned, tuned.learning_rates_of("full"), {"text": "share", "task": "labels"}, EITHER, ("full",)
-    ),
-    "top-layers": Method(
-        tuned.learn_tuned,
-        tuned.learning_rates_of("top_layers"),
-        {"text": "share", "task": "labels"},
-        EITHER,
-        ("top_layers",),
-    ),
-    "lora": Method(
-        tuned.learn_tuned, tuned.learning_rates_of("lora"), {"text": "share", "task": "labels"}, EITHER, ("lora",)
-    ),
-    "soft-prompt": Method(
-        tuned.learn_tuned,
-        tuned.learning_rates_of("soft_prompt"),
-        {"text": "share", "task": "labels"},
-        EITHER,
-        ("soft_prompt",),
-    ),
-    "features": Method(tuned.learn_features, tuned.regularisation_settings, {"task": "labels"}, ITEMS),
+    **{
+        name: Method(tuned.learn_tuned, SHARES | LABELS, f"{TEXT}, or {ITEMS}", recipe_table=name.replace("-", "_"))
+        for name in ("full", "top-layers", "lora", "soft-prompt")
+    },
+    "features": Method(tuned.learn_features, LABELS, ITEMS, {"task": tuned.STRENGTHS}),
     "lora-neighbours": Method(
-        tuned.learn_lora_with_neighbours,
-        tuned.learning_rates_of("lora"),
-        {"task": "labels"},
+        tuned.learn_tuned,
+        LABELS,
         "labelled items: for training without shots, then those nearest to each input in the prompt",
-        ("lora",),
+        recipe_table="lora",
     ),
     "text-then-shots": Method(
         tuned.learn_text_then_shots,
-        prompted.ranking_settings,
         {"task": "shots"},
         "all training documents for LoRA, and a few labelled items in the prompt",
-        ("lora",),
-        "lora",
+        RANKINGS,
+        recipe_table="lora",
+        base_method="lora",
     ),
 }

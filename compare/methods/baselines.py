@@ -6,29 +6,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from cli.errors import UserError
 from compare.context import Cell, Study
-from compare.method import Learned, Setting
+from compare.method import Learned, Setting, score_labels
 from compare.ngram import NGram
-from configs.study_recipe import StudyRecipe
 from data.items import Task
+from prompting.shots import fit_tfidf
 
-ORDERS = (5, 4, 6, 3)
-STRENGTHS = (10.0, 100.0, 1.0, 1000.0)
-
-
-class Stream(Protocol):
-    """A streaming compressor."""
-
-    def compress(self, data: bytes) -> bytes:
-        """Add `data`; returns the compressed bytes that are ready."""
-
-    def flush(self) -> bytes:
-        """End the stream; returns its remaining bytes."""
+ORDERS: tuple[Setting, ...] = tuple({"order": order} for order in (5, 4, 6, 3))
+STRENGTHS: tuple[Setting, ...] = tuple({"strength": strength} for strength in (10.0, 100.0, 1.0, 1000.0))
+Stream = Any  # a streaming compressor, with the methods compress and flush
 
 
 def compressor_bits(stream: Stream, train: Sequence[str], test: Sequence[str]) -> list[float]:
@@ -78,11 +69,6 @@ def learn_compressor(study: Study, cell: Cell, setting: Setting) -> Learned:
     return Learned(train, bits=lambda texts: compressor_bits(stream(), train, texts))
 
 
-def ngram_orders(recipe: StudyRecipe, axis: str) -> list[Setting]:
-    """The n-gram orders to try."""
-    return [{"order": order} for order in ORDERS[: recipe.tries]]
-
-
 def learn_ngram(study: Study, cell: Cell, setting: Setting) -> Learned:
     """A byte-level n-gram model of the training text."""
     train, started = study.training_texts(cell.size, cell.method), time.perf_counter()
@@ -99,15 +85,9 @@ def learn_majority(study: Study, cell: Cell, setting: Setting) -> Learned:
 
     def answers(split: str) -> dict:
         items = getattr(task, split)
-        share = count / len(task.train)
-        return {"correct": [float(item.label == majority) for item in items], "confidence": [share] * len(items)}
+        return score_labels(items, [majority] * len(items), [count / len(task.train)] * len(items))
 
     return Learned([], answers=answers)
-
-
-def regularisation_settings(recipe: StudyRecipe, axis: str) -> list[Setting]:
-    """The inverse regularisation strengths to try."""
-    return [{"strength": strength} for strength in STRENGTHS[: recipe.tries]]
 
 
 def learn_tfidf(study: Study, cell: Cell, setting: Setting) -> Learned:
@@ -118,16 +98,16 @@ def learn_tfidf(study: Study, cell: Cell, setting: Setting) -> Learned:
 
 def tfidf_logistic(task: Task, strength: float) -> Learned:
     """`learn_tfidf` for a task and an inverse regularisation strength."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    started = time.perf_counter()
+    vectorizer, train = fit_tfidf(task.train)
+    from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
 
-    started = time.perf_counter()
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False)
-    train = vectorizer.fit_transform([item.text for item in task.train])
     labels = [item.label for item in task.train]
-    has_one_label = len(set(labels)) == 1  # scikit-learn refuses that
-    model = None if has_one_label else LogisticRegression(C=strength, max_iter=1000).fit(train, labels)
-    size = 0 if model is None else int(model.coef_.size)
+    has_one_label = len(set(labels)) == 1  # logistic regression refuses that
+    model = DummyClassifier() if has_one_label else LogisticRegression(C=strength, max_iter=1000)
+    model.fit(train, labels)
+    size = 0 if has_one_label else int(model.coef_.size)
     costs = {
         "training_seconds": time.perf_counter() - started,
         "trained_parameters": size,
@@ -136,15 +116,9 @@ def tfidf_logistic(task: Task, strength: float) -> Learned:
 
     def answers(split: str) -> dict:
         items, started = getattr(task, split), time.perf_counter()
-        if model is None:
-            chosen, confidence = [labels[0]] * len(items), np.ones(len(items))
-        else:  # one request at a time, as for prompts
-            p = np.concatenate([model.predict_proba(vectorizer.transform([item.text])) for item in items])
-            chosen, confidence = model.classes_[p.argmax(1)], p.max(1)
-        return {
-            "correct": [float(a == i.label) for a, i in zip(chosen, items, strict=True)],
-            "confidence": [float(x) for x in confidence],
-            "seconds_per_request": (time.perf_counter() - started) / len(items),
-        }
+        # One request at a time, as for prompts.
+        p = np.concatenate([model.predict_proba(vectorizer.transform([item.text])) for item in items])
+        scores = score_labels(items, model.classes_[p.argmax(1)], p.max(1))
+        return scores | {"seconds_per_request": (time.perf_counter() - started) / len(items)}
 
     return Learned([item.text for item in task.train], answers=answers, costs=costs)

@@ -13,7 +13,6 @@ from cli.errors import UserError
 from cli.recipes import to_toml
 from compare.context import Cell, Study
 from compare.leaks import COPY_SHARE, NGRAM, HeldOut
-from compare.method import sizes_of
 from compare.methods import METHODS
 from configs.schema import DataConfig, TaskConfig
 from configs.study_recipe import StudyRecipe
@@ -114,7 +113,7 @@ def planted(study, tmp_path):
     ],
 )
 def test_every_method_refuses_a_planted_copy(study, tmp_path, method, axis):
-    size = sizes_of(METHODS[method], axis, study.recipe)[-1]
+    size = METHODS[method].sizes_on(axis, study.recipe)[-1]
     setting = METHODS[method].settings(study.recipe, axis)[0]
     with pytest.raises(UserError, match=f"^leak check: {method} contains the held-out text"):
         METHODS[method].learn(planted(study, tmp_path), Cell(method, axis, size, 0), setting)
