@@ -44,7 +44,5 @@ class StoreRecipe(Section):
     """A store of passages for retrieval."""
 
     data: DataConfig = DataConfig()
-    encoder: str = "wordllama"
-    """The embedding model of texts: wordllama, or a foundation model, a file or a run."""
     chunk_chars: int = Field(600, ge=50)
     """Maximum length of a passage in characters."""

@@ -7,20 +7,22 @@ and removes deleted ones. Held-out documents are never stored.
 """
 
 import hashlib
-import json
+import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli.atomic import to_json, write_atomically
+import numpy as np
+
+from cli.atomic import read_json, to_json, write_atomically
 from cli.console import say, track
-from cli.errors import UserError, nearest, run_command
+from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
 from configs.prompt_recipe import StoreRecipe
 from data.prepare import prepare, read_documents
-from prompting.encoders import load_encoder
 
+ENCODER = "wordllama"  # its package contains its weights
 SEARCH_METHODS = ("hybrid", "vector", "bm25")
 RRF_CONSTANT = 60  # of reciprocal rank fusion (Cormack et al. 2009)
 DEPTH = 50  # passages of each search method that are fused
@@ -38,35 +40,31 @@ class Passage(NamedTuple):
 class Store:
     """Passages of documents, searched by vectors (cosine), by words (BM25), or by both (hybrid)."""
 
-    def __init__(self, folder: Path, encoder: str = "", chunk_chars: int = 0):
-        """Open the store in `folder`, or create it with `encoder` and `chunk_chars`.
+    def __init__(self, folder: Path, chunk_chars: int = 0):
+        """Open the store in `folder`, or create it with passages of at most `chunk_chars` characters.
 
-        Raises UserError if there is no store and no encoder is given, or if the store was created
-        with other settings.
+        Raises UserError if there is no store and no `chunk_chars` is given, or if the store was
+        created with other settings.
         """
         try:
             import lancedb
         except ImportError:
             raise UserError("retrieval needs: pip install -e '.[retrieval]'") from None
         self.folder, about = folder, folder / "store.json"
-        if about.exists():
-            try:
-                known = json.loads(about.read_text())
-                known["encoder"], known["chunk_chars"]
-            except (KeyError, TypeError, ValueError):
-                raise UserError(f"{about}: is damaged; delete {folder} and create the store again") from None
-            for name, given in (("encoder", encoder), ("chunk_chars", chunk_chars)):
-                if given and given != known[name]:
-                    raise UserError(
-                        f"{folder}: was created with {name} = {known[name]!r}, not {given!r}; use another folder"
-                    )
-        elif encoder and chunk_chars:
-            known = {"encoder": encoder, "chunk_chars": chunk_chars}
-        else:
+        is_new = not about.exists()
+        if is_new and not chunk_chars:
             raise UserError(f"{folder}: no store; create one with python -m prompting.store")
+        known = {"encoder": ENCODER, "chunk_chars": chunk_chars} if is_new else read_json(about)
+        if not isinstance(known, dict) or not known.keys() >= {"encoder", "chunk_chars"}:
+            raise UserError(f"{about}: is damaged; delete {folder} and create the store again")
+        for name, given in (("encoder", ENCODER), ("chunk_chars", chunk_chars or known["chunk_chars"])):
+            if given != known[name]:
+                raise UserError(
+                    f"{folder}: was created with {name} = {known[name]!r}, not {given!r}; use another folder"
+                )
         self.chunk_chars: int = known["chunk_chars"]
-        self.encode = load_encoder(known["encoder"])
-        if not about.exists():
+        self.encode = load_encoder()
+        if is_new:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(about, to_json(known) + "\n")
         self.base = lancedb.connect(folder)
@@ -95,18 +93,6 @@ class Store:
             "removed": len(removed),
             "kept": len(wanted) - len(fresh),
         }
-
-    def add(self, name: str, text: str) -> None:
-        """Add one document, or replace the one with the same name."""
-        self._delete([name])
-        self._insert([(name, text, hashlib.sha256(text.encode()).hexdigest())])
-
-    def remove(self, name: str) -> None:
-        """Remove one document. Raises UserError if it is not in the store."""
-        stored = self._stored_hashes()
-        if name not in stored:
-            raise UserError(f'{self.folder}: no document "{name}"{nearest(name, list(stored))}')
-        self._delete([name])
 
     def search(self, question: str, count: int, method: str = "hybrid") -> list[Passage]:
         """The `count` best passages, best first, by one of SEARCH_METHODS; UserError if the store is empty."""
@@ -171,6 +157,18 @@ class Store:
             self.table.create_index("text", config=FTS(), replace=True)
 
 
+def load_encoder() -> Callable[[Sequence[str]], np.ndarray]:
+    """A sentence encoder: texts -> (N, width) float32 of norm 1. Raises UserError if it is not installed."""
+    spec = importlib.util.find_spec(ENCODER)
+    if spec is None or spec.origin is None:
+        raise UserError("the sentence encoder needs: pip install -e '.[retrieval]'")
+    from wordllama import WordLlama
+
+    # The package contains weights and tokenizer, but looks there only with this cache_dir.
+    model = WordLlama.load(cache_dir=Path(spec.origin).parent, disable_download=True)
+    return lambda texts: np.asarray(model.embed(list(texts), norm=True), np.float32)
+
+
 def split_passages(text: str, size: int) -> list[str]:
     """Passages of at most `size` characters, split at the last line end, sentence end or space."""
     pieces, rest = [], text.strip()
@@ -190,7 +188,7 @@ def main() -> None:
     recipe, own = parse(StoreRecipe, parser)
     folder = own.store or Path("stores") / Path(own.config).stem
     prepared = prepare(recipe.data)
-    store = Store(folder, recipe.encoder, recipe.chunk_chars)
+    store = Store(folder, recipe.chunk_chars)
     rows = read_documents(prepared, "train")  # held-out documents must not be retrievable
     counts = store.update((row["id"], row["text"]) for row in rows)
     say(f"{folder}: documents " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))

@@ -157,7 +157,7 @@ def test_resume_and_overwrite_of_the_wrong_thing(refused, recipe, run, tmp_path)
 def test_stores_and_models_that_cannot_be_used(refused, tmp_path):
     from prompting.store import Store
 
-    Store(tmp_path / "empty", "wordllama", 300)
+    Store(tmp_path / "empty", 300)
     said = refused("prompting.ask", "smollm2-135m", "--store", tmp_path / "empty", "--question", "Why?")
     assert "the store is empty; add documents first" in said
     (tmp_path / "model").mkdir()

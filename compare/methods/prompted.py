@@ -108,7 +108,7 @@ def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
     def fill_store() -> tuple[Store, float]:
         shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
-        store = Store(folder, "wordllama", 300)
+        store = Store(folder, 300)
         store.update((str(number), text) for number, text in enumerate(texts))
         return store, time.perf_counter() - started
 
