@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from configs.schema import DataConfig, Section, TaskConfig
 
@@ -30,14 +30,6 @@ class PromptRecipe(Section):
     """Calibration: subtract the model's preference for each label that is independent of the input."""
     per_token: bool = False
     """Rank labels by log-likelihood per token, so that short labels have no advantage."""
-    write: bool = False
-    """Generate the label instead of ranking the known labels."""
-
-    @model_validator(mode="after")
-    def _ranked_or_written(self) -> "PromptRecipe":
-        if self.write and (self.calibrate or self.per_token):
-            raise ValueError("write = true ranks no labels: leave out calibrate and per_token")
-        return self
 
 
 class StoreRecipe(Section):

@@ -57,13 +57,12 @@ def answer_task(
     split: str = "test",
     calibrate: bool = False,
     per_token: bool = False,
-    write: bool = False,
     context: Callable[[str], str] | None = None,
 ) -> dict:
     """Score the answers to the items of a split; also tokens, FLOPs and seconds per request.
 
-    Labels of a closed set are ranked by log-likelihood (see `rank_completions`) unless `write`;
-    other answers are generated. `calibrate` is contextual calibration. Shots that do not fit the
+    Labels of a closed set are ranked by log-likelihood (see `rank_completions`), open answers are
+    generated. `calibrate` is contextual calibration. Shots that do not fit the
     context are left out and counted. For ranked labels, "confidence" is the normalised likelihood
     of the chosen label.
     """
@@ -71,18 +70,18 @@ def answer_task(
     completions = [task.completion(label) for label in task.labels]
     started = time.perf_counter()
     prompts, dropped = build_prompts(model, tokenizer, task, shots, [item.text for item in items], context)
-    is_ranked = bool(task.labels) and not write
+    limit = max_answer_tokens(tokenizer, task)
     prefix, prior = shared_prefix(model, tokenizer, prompts), None
     soft = model.config.soft_tokens
-    read = soft + len(prefix.ids) if prefix else 0
+    cached = read = soft + len(prefix.ids) if prefix else 0
     flops = forward_flops(model, read, 0, read)  # prefill of the shared prefix, once for all items
-    if is_ranked and calibrate:
+    if completions and calibrate:
         (empty,), _ = build_prompts(model, tokenizer, task, shots, ["N/A"], context)
         answer = rank_completions(model, tokenizer, empty, completions, prefix)
         prior, read, flops = answer.scores, read + answer.read_tokens, flops + answer.flops
     correct, confidence, tokens = [], [], 0
     for item, prompt in track(zip(items, prompts, strict=True), "answering items", len(items)):
-        if is_ranked:
+        if completions:
             answer = rank_completions(model, tokenizer, prompt, completions, prefix, prior or (), per_token)
             correct.append(float(task.labels[answer.choice] == item.label))
             if not per_token:  # means over tokens are not likelihoods
@@ -92,12 +91,9 @@ def answer_task(
             read += answer.read_tokens
             flops += answer.flops
         else:
-            limit = max_answer_tokens(tokenizer, task)
             text = generate_answer(model, tokenizer, prompt, task.stop, limit, prefix)
             correct.append(score_answer(task.kind, text, item.label))
-            whole = 1 + len(tokenizer.encode(prompt))
-            cached = soft + len(prefix.ids) if prefix else 0
-            whole += soft
+            whole = soft + 1 + len(tokenizer.encode(prompt))
             new = 1 + len(tokenizer.encode(text))
             tokens += whole
             read += whole - cached + new

@@ -45,9 +45,7 @@ def main() -> None:
     first = task.test[0]
     say(f"the first prompt, with the label {first.label!r}:")
     say(few_shot(task, first.text, shots(first.text)))
-    results = answer_task(
-        model, tokenizer, task, shots, calibrate=recipe.calibrate, per_token=recipe.per_token, write=recipe.write
-    )
+    results = answer_task(model, tokenizer, task, shots, calibrate=recipe.calibrate, per_token=recipe.per_token)
     score, low, high = mean_with_interval(results["correct"])
     majority, count = Counter(item.label for item in task.test).most_common(1)[0]
     if own.json:
