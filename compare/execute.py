@@ -3,26 +3,24 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from cli.atomic import to_json, write_atomically
 from cli.console import say
 from cli.errors import UserError
 from compare.context import Cell
-from compare.plan import AXES, Provenance, read_measured, read_rows
+from compare.plan import Provenance
 
 
 def run_cell(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
-    """The row of a cell; runs it in its own process and adds its provenance if there is no valid row.
+    """Run a cell in its own process; returns its row with its provenance, which is saved in cells/ too.
 
     None if the process fails; the study continues. Raises KeyboardInterrupt if it was interrupted.
     """
-    if row := read_measured(read_rows(folder), cell, provenance):
-        return row
     path = folder / "cells" / f"{cell.name}.json"
     say(f"=== {cell.name}")
     result = path.with_suffix(".measured")
@@ -60,15 +58,10 @@ def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Itera
         raise UserError("--ray needs: pip install -e '.[cluster]'") from None
     ray.init(log_to_driver=False)
     devices = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
-    remote = ray.remote(_pinned).options(**devices)
-    first = cells[0].seed if cells else 0
+    remote = ray.remote(_run_cell_on_one_core).options(**devices)
+    first = next(iter(provenance)).seed
     # Base methods and the seed that chooses the setting run before the cells that depend on them.
-    stages = [
-        [c for c in cells if c.axis == axis and (c.seed == first) == chooses]
-        for axis in AXES
-        for chooses in (True, False)
-    ]
-    for stage in stages:
+    for _, stage in groupby(cells, lambda cell: (cell.axis, cell.seed == first)):
         waiting = [remote.remote(folder.resolve(), cell, provenance) for cell in stage]
         while waiting:
             (ready,), waiting = ray.wait(waiting)
@@ -76,27 +69,13 @@ def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Itera
                 yield row
 
 
-def _pinned(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
-    # Ray counts cores but does not assign them: take the first core that no other cell uses.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if sys.platform != "linux":
-        return run_cell(folder, cell, provenance)
-    cores = os.sched_getaffinity(0)
-    for core in sorted(cores):
-        # An abstract socket as a lock: the kernel frees it on exit, and no symlink can replace it.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
-            try:
-                taken.bind(f"\0homegrown-core-{core}")
-                os.sched_setaffinity(0, {core})
-            except OSError:  # in use, or not permitted
-                continue
-            try:
-                return run_cell(folder, cell, provenance)
-            finally:
-                os.sched_setaffinity(0, cores)  # Ray reuses the worker
+def _run_cell_on_one_core(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
+    # Ray counts cores but does not assign them; the process of the cell inherits these settings.
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     return run_cell(folder, cell, provenance)
 
 
-def write_ledger(folder: Path, rows: list[dict]) -> None:
-    """Write ledger.jsonl atomically, one JSON object per line."""
-    write_atomically(folder / "ledger.jsonl", "".join(to_json(row) + "\n" for row in rows))
+def write_ledger(folder: Path, cells: list[Cell], rows: dict[str, dict]) -> None:
+    """Write ledger.jsonl atomically, one JSON object per line: the rows by id, in the order of the cells."""
+    lines = [to_json(rows[cell.name]) + "\n" for cell in cells if cell.name in rows]
+    write_atomically(folder / "ledger.jsonl", "".join(lines))

@@ -135,10 +135,12 @@ def read_rows(folder: Path) -> dict[str, dict]:
     return found
 
 
-def read_measured(rows: dict[str, dict], cell: Cell, provenance: Provenance) -> dict | None:
-    """The row of a cell if it was measured with the same settings and data, else None."""
-    row = rows.get(cell.name)
-    return row if row and row.get("config_hash") == provenance[cell]["config_hash"] else None
+def read_measured(folder: Path, provenance: Provenance) -> tuple[dict[str, dict], list[str]]:
+    """The rows by id that were measured with the settings and data of `provenance`, and the ids of the other rows."""
+    rows = read_rows(folder)
+    names = {cell.name: about["config_hash"] for cell, about in provenance.items() if cell.name in rows}
+    valid = {name: rows[name] for name, digest in names.items() if rows[name].get("config_hash") == digest}
+    return valid, [name for name in names if name not in valid]
 
 
 def shrink(study: StudyRecipe) -> StudyRecipe:
@@ -154,24 +156,20 @@ def shrink(study: StudyRecipe) -> StudyRecipe:
     )
 
 
-def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, provenance: Provenance) -> None:
-    """Print the sizes and seeds of every method, and the estimated time."""
-    task = load_study_task(study)
-    measured = read_rows(folder)
-    found = {cell: read_measured(measured, cell, provenance) for cell in cells}
-    left, rows = [c for c in cells if not found[c]], [row for row in found.values() if row]
+def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, measured: dict[str, dict]) -> None:
+    """Print the sizes and seeds of every method, and the estimated time; `measured` are the valid rows by id."""
+    left = [cell for cell in cells if cell.name not in measured]
+    rows = [measured[cell.name] for cell in cells if cell.name in measured]
     minutes = sum(estimate_seconds(study, cell, rows) for cell in left) / 60
-    show(
-        f"{len(cells)} cells, {len(left)} to run in {folder}, {len(task.test)} test items; about {minutes:.0f} minutes"
-    )
+    items = len(load_study_task(study).test)
+    show(f"{len(cells)} cells, {len(left)} to run in {folder}, {items} test items; about {minutes:.0f} minutes")
     for axis in AXES:
-        for name in METHODS:
-            sizes = sorted({c.size for c in cells if (c.method, c.axis) == (name, axis)})
-            seeds = len({c.seed for c in cells if (c.method, c.axis) == (name, axis)})
-            if sizes:
-                shown = " ".join(f"{size:g}" for size in sizes)
-                tried = len(METHODS[name].settings(study, axis))
-                show(f"  {axis} {name:20} sizes {shown:18} {seeds} seeds, {tried} settings tried")
+        for name, method in METHODS.items():
+            planned = [cell for cell in cells if (cell.method, cell.axis) == (name, axis)]
+            if planned:
+                sizes = " ".join(f"{size:g}" for size in sorted({cell.size for cell in planned}))
+                seeds, tried = len({cell.seed for cell in planned}), len(method.settings(study, axis))
+                show(f"  {axis} {name:20} sizes {sizes:18} {seeds} seeds, {tried} settings tried")
 
 
 def _cpu() -> str:

@@ -15,16 +15,16 @@ directory:
     table.md         the table for a README; verdict.md, plots/
 
 `--quick` uses the largest sizes, the first seed and a fifth of the budget. `--ray` runs cells on a Ray
-cluster, each on its own core or device (pip install -e '.[cluster]').
+cluster, each with one thread or on its own device (pip install -e '.[cluster]').
 """
 
 from pathlib import Path
 
 from cli.console import say, show
 from cli.errors import UserError, run_command
-from cli.recipes import Parser, parse
+from cli.recipes import parse
 from compare.execute import run_on_ray, run_sequentially, write_ledger
-from compare.plan import Provenance, collect_provenance, plan, print_plan, read_measured, read_rows, shrink
+from compare.plan import collect_provenance, plan, print_plan, read_measured, shrink
 from compare.report import write_report
 from configs.study_recipe import StudyRecipe
 from train.run_directory import (
@@ -38,14 +38,12 @@ from train.run_directory import (
 )
 
 
-def prepare_folder(folder: Path, study: StudyRecipe, provenance: Provenance, resume: bool, overwrite: bool) -> None:
+def prepare_folder(folder: Path, study: StudyRecipe, stale: list[str], resume: bool, overwrite: bool) -> None:
     """Create a study's folder, or check before anything runs that `resume` may use it.
 
-    Raises UserError if it may not, or if cells in it were measured with other settings or data.
+    Raises UserError if it may not, or for `stale` cells, which were measured with other settings or data.
     """
     if resume and (folder / "config.toml").exists():
-        rows = read_rows(folder)
-        stale = [cell.name for cell in provenance if cell.name in rows and not read_measured(rows, cell, provenance)]
         if stale:
             raise UserError(
                 f"{folder}: {len(stale)} cells were measured with other settings or data "
@@ -61,7 +59,7 @@ def prepare_folder(folder: Path, study: StudyRecipe, provenance: Provenance, res
 
 def main() -> int:
     """Entry point of `python -m compare.run`."""
-    parser: Parser = run_directory_arguments()
+    parser = run_directory_arguments()
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--methods", nargs="+", help="only these methods")
     parser.add_argument("--quick", action="store_true", help="the largest sizes, one seed, a fifth of the budget")
@@ -73,24 +71,24 @@ def main() -> int:
     study = pin_recipe(study, load_saved_recipe(folder, StudyRecipe, not own.overwrite))
     cells, all_cells = plan(study, own.methods), plan(study)
     provenance = collect_provenance(study, [*cells, *all_cells])
-    print_plan(study, cells, folder, provenance)
+    rows, stale = read_measured(folder, provenance)
+    print_plan(study, cells, folder, rows)
     if own.dry_run:
         return 0
-    measured = read_rows(folder)
-    done = not own.overwrite and all(read_measured(measured, cell, provenance) for cell in cells)
+    done = not own.overwrite and all(cell.name in rows for cell in cells)
     if done:
         say(f"{folder}: all cells have been measured; only the report is drawn again")
-    prepare_folder(folder, study, provenance, own.resume or done, own.overwrite)
+    prepare_folder(folder, study, stale, own.resume or done, own.overwrite)
     with lock_run(folder):
         write_config(folder, study)
-        measured = read_rows(folder)
-        rows = {cell.name: row for cell in all_cells if (row := read_measured(measured, cell, provenance))}
-        write_ledger(folder, [rows[c.name] for c in all_cells if c.name in rows])
-        measure = run_on_ray if own.ray and not done else run_sequentially
+        rows, _ = read_measured(folder, provenance)
+        write_ledger(folder, all_cells, rows)
+        left = [cell for cell in cells if cell.name not in rows]
+        measure = run_on_ray if own.ray and left else run_sequentially
         try:
-            for row in measure(folder, [] if done else cells, provenance):
+            for row in measure(folder, left, provenance):
                 rows[row["id"]] = row
-                write_ledger(folder, [rows[c.name] for c in all_cells if c.name in rows])
+                write_ledger(folder, all_cells, rows)
         except KeyboardInterrupt:
             say(f"interrupted; {len(rows)} cells are kept, continue with --resume")
             return 130
@@ -100,7 +98,7 @@ def main() -> int:
     if failed:
         raise UserError(f"{', '.join(failed)} failed (see above); run them again with --resume")
     show(f"Written to {folder}/:")
-    for path in sorted(p for p in folder.iterdir()):
+    for path in sorted(folder.iterdir()):
         show(f"  {path}{'/' if path.is_dir() else ''}")
     return 0
 

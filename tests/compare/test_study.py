@@ -15,7 +15,7 @@ from compare.analysis.ledger import Ledger, cost_of
 from compare.cells import measure
 from compare.context import Cell, Study, prepare_inference
 from compare.methods import METHODS
-from compare.plan import hash_cells, plan, read_measured, read_rows, shrink
+from compare.plan import hash_cells, plan, read_measured, shrink
 from configs.study_recipe import StudyRecipe
 from model.likelihood import document_bits
 from model.load import load_model
@@ -308,9 +308,9 @@ def test_a_damaged_cell_is_ignored(tmp_path, damage):
     path.parent.mkdir()
     row = {"id": cell.name, "config_hash": "h", "wall_seconds": 1.0}
     path.write_text(json.dumps(row))
-    assert read_measured(read_rows(tmp_path), cell, provenance) == row
+    assert read_measured(tmp_path, provenance)[0] == {cell.name: row}
     path.write_text(damage.replace('"x": 1', '"config_hash": "h"'))
-    assert read_measured(read_rows(tmp_path), cell, provenance) is None
+    assert read_measured(tmp_path, provenance)[0] == {}
 
 
 def test_the_name_of_a_cell():
