@@ -33,6 +33,11 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float, resamples: np.ndarray | Sequence[float]) -> "Estimate":
+        """The value and the 2.5 % and 97.5 % quantiles of its resamples."""
+        return cls(value, *map(float, np.quantile(resamples, (0.025, 0.975))))
+
     def __str__(self) -> str:
         if self.low == self.high:
             return f"{self.value:.3f}"
@@ -65,9 +70,9 @@ class Resampled(NamedTuple):
 
     @property
     def estimate(self) -> Estimate:
-        """The value and the 2.5 % and 97.5 % quantiles of its resamples."""
-        low, high = np.clip(np.quantile(self.resamples, (0.025, 0.975)), *self.limits)
-        return Estimate(self.value, float(low), float(high))
+        """The value and its interval, clipped to the limits."""
+        _, low, high = Estimate.of(self.value, self.resamples)
+        return Estimate(self.value, max(low, self.limits[0]), min(high, self.limits[1]))
 
     def minus(self, other: "Resampled") -> "Resampled":
         """The difference of two scores, paired by items; degrees of freedom by Welch."""

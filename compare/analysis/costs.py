@@ -1,7 +1,7 @@
 """Costs: the break-even of training against prompting, and the Pareto front of cost and score."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from compare.analysis.ledger import Cost, Ledger, Sentence, cost_of, row_ids
 from compare.methods import BASELINES, METHODS
@@ -53,15 +53,14 @@ def choose_from_front(
     return [groups[i] for i in front], groups[choice]
 
 
-def break_even_sentences(ledger: Ledger, requests: int) -> list[Sentence]:
+def break_even_sentences(ledger: Ledger, requests: int) -> Iterator[Sentence]:
     """Break-even of each trained method against the recommended prompted method."""
     methods = ledger.methods("task")
     groups = [(method, ledger.sizes("task", method)[-1]) for method in methods if method in PROMPTED]
     if not groups:
-        return []
+        return
     _, (prompted, _) = choose_from_front(ledger, groups, lambda cost: cost.seconds(requests))
     prompted_rows, prompted_score = ledger.largest("task", prompted), ledger.score("task", prompted)
-    sentences = []
     for method in methods:
         if method in PROMPTED or method in BASELINES:
             continue
@@ -79,8 +78,7 @@ def break_even_sentences(ledger: Ledger, requests: int) -> list[Sentence]:
         else:
             when = f"after {needed:,.0f} requests ({_break_even_by_seed(rows, base, prompted_rows)})"
         text = f"Break-even of {method} against {prompted} in seconds, training and search included: {when}. {compared}"
-        sentences.append(Sentence(text, row_ids(rows, prompted_rows, base)))
-    return sentences
+        yield Sentence(text, row_ids(rows, prompted_rows, base))
 
 
 def _break_even_by_seed(rows: Sequence[dict], base: Sequence[dict], prompted_rows: Sequence[dict]) -> str:
@@ -96,21 +94,20 @@ def _break_even_by_seed(rows: Sequence[dict], base: Sequence[dict], prompted_row
     return f"seeds: {min(finite):,.0f} to {max(finite):,.0f}{never}"
 
 
-def front_sentences(ledger: Ledger, requests: int, per_hour: float = 0.0, per_label: float = 0.0) -> list[Sentence]:
+def front_sentences(ledger: Ledger, requests: int, per_hour: float = 0.0, per_label: float = 0.0) -> Iterator[Sentence]:
     """The Pareto front and the recommended method for `requests` requests.
 
     In seconds, and also in money if there is a price.
     """
     groups = [(method, size) for axis, method, size in ledger.groups if axis == "task"]
     if not groups:
-        return []
+        return
 
-    def describe(unit: str, total: Callable[[Cost], float], show: Callable[[float], str]) -> Sentence:
+    def describe(unit: str, total: Callable[[Cost], float], form: str) -> Sentence:
         def describe_group(group: Group) -> str:
             with_items = f" with {group[1]:g} items" if group[1] else ""
             cost = total(cost_of(ledger.at("task", *group), base_rows(ledger, group[0])))
-            score = ledger.score("task", *group).value
-            return f"{group[0]}{with_items} ({score:.3f}; {show(cost)})"
+            return f"{group[0]}{with_items} ({ledger.score('task', *group).value:.3f}; {form.format(cost)})"
 
         front, choice = choose_from_front(ledger, groups, total)
         return Sentence(
@@ -120,11 +117,7 @@ def front_sentences(ledger: Ledger, requests: int, per_hour: float = 0.0, per_la
             row_ids(*(ledger.at("task", *g) for g in front)),
         )
 
-    unit = "in seconds, training and search included"
-    sentences = [describe(unit, lambda cost: cost.seconds(requests), lambda total: f"{total:,.0f} s")]
+    yield describe("in seconds, training and search included", lambda cost: cost.seconds(requests), "{:,.0f} s")
     if per_hour or per_label:
         unit = f"in money at {per_hour:g} per hour and {per_label:g} per label, validation labels included"
-        sentences.append(
-            describe(unit, lambda cost: cost.money(requests, per_hour, per_label), lambda total: f"{total:,.2f}")
-        )
-    return sentences
+        yield describe(unit, lambda cost: cost.money(requests, per_hour, per_label), "{:,.2f}")

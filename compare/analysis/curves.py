@@ -6,23 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compare.analysis.bootstrap import Resampled
+from compare.analysis.bootstrap import Estimate, Resampled
 
 MAX_FIT_ERROR = 0.05  # largest error of a fit at a measured size, as a share of the fall of the curve
 MIN_RESAMPLES = 0.95  # share of the resamples in which a finding must hold to be reported
 
 
-class Crossing(NamedTuple):
-    """The size at which two curves cross, with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def find_crossing(
     sizes: Sequence[float], a: Sequence[Resampled], b: Sequence[Resampled] | Resampled
-) -> Crossing | None:
+) -> Estimate | None:
     """The first size at which curve `a` crosses `b` (a curve at the same sizes, or a constant).
 
     Curves are interpolated linearly in the logarithm of the size. None unless the curves cross in
@@ -35,8 +27,7 @@ def find_crossing(
     exists = np.isfinite(found)
     if not math.isfinite(value) or exists.mean() < MIN_RESAMPLES:
         return None
-    low, high = np.quantile(found[exists], (0.025, 0.975))
-    return Crossing(value, float(low), float(high))
+    return Estimate.of(value, found[exists])
 
 
 def _first_crossing(gaps: Sequence[float] | np.ndarray, sizes: Sequence[float]) -> float:
@@ -63,7 +54,7 @@ class PowerLaw(NamedTuple):
         return self.irreducible + self.scale * size**-self.power
 
 
-def fit_power_law(sizes: Sequence[float], values: Sequence[float]) -> PowerLaw | None:
+def fit_power_law(sizes: Sequence[float], values: Sequence[float] | np.ndarray) -> PowerLaw | None:
     """A power law with an irreducible loss (Hestness et al. 2017, arXiv:1712.00409), by least squares.
 
     The power is searched on a grid, the other parameters are a linear fit. None with fewer than

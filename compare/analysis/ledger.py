@@ -68,6 +68,14 @@ class Ledger:
         """The rows of a method at its largest size, one per seed."""
         return self.at(axis, method, self.sizes(axis, method)[-1])
 
+    def curve(self, axis: str, method: str) -> list[Resampled]:
+        """The scores of a method at all of its sizes, smallest first."""
+        return [self.score(axis, method, size) for size in self.sizes(axis, method)]
+
+    def row_ids(self, axis: str, *methods: str) -> list[str]:
+        """The ids of the rows of some methods at all of their sizes."""
+        return row_ids(*(self.at(axis, method, size) for method in methods for size in self.sizes(axis, method)))
+
     def score(self, axis: str, method: str, size: float | None = None) -> Resampled:
         """The score of a method at `size`, by default its largest."""
         size = self.sizes(axis, method)[-1] if size is None else size

@@ -1,6 +1,6 @@
 """The verdict: plain sentences, each with the ledger rows that support it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -80,33 +80,29 @@ def competitors(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]
     return found
 
 
-def _best_methods(ledger: Ledger, axis: str) -> list[Sentence]:
+def _best_methods(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # At every size: the best method that is no baseline, and those not significantly worse.
     sign = 1 if axis == "text" else -1
-    sentences = []
     for size, at in competitors(ledger, axis):
         scores = {method: ledger.score(axis, method, own) for method, own in at.items() if method not in BASELINES}
         if len(scores) < 2:
             continue
         best, *others = sorted(scores, key=lambda method: sign * scores[method].value)
         gaps = {method: advantage(axis, scores[best], scores[method]).estimate for method in others}
-        not_worse = [method for method in others if gaps[method].low <= 0]
+        not_worse = [f"{method} ({scores[method].value:.3f})" for method in others if gaps[method].low <= 0]
         value = f"({scores[best].estimate} {UNITS[axis]})"
         if not_worse:
-            listed = ", ".join(f"{method} ({scores[method].value:.3f})" for method in not_worse)
-            text = f"no significant difference was found between {best} {value} and {listed}."
+            text = f"no significant difference was found between {best} {value} and {', '.join(not_worse)}."
         else:
             second = others[0]
             text = f"{best} is best {value}, {gaps[second]} better than {second} ({scores[second].value:.3f})."
         rows = row_ids(*(ledger.at(axis, method, at[method]) for method in (best, *others)))
-        sentences.append(Sentence(f"{_with_size(axis, size)}, {text}", rows))
-    return sentences
+        yield Sentence(f"{_with_size(axis, size)}, {text}", rows)
 
 
-def _baselines(ledger: Ledger, axis: str) -> list[Sentence]:
+def _baselines(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # At every size: the best baseline, and the methods significantly better or worse than it.
     sign = 1 if axis == "text" else -1
-    sentences = []
     for size, at in competitors(ledger, axis):
         scores = {method: ledger.score(axis, method, own) for method, own in at.items()}
         baselines, methods = [a for a in at if a in BASELINES], [a for a in at if a not in BASELINES]
@@ -122,53 +118,44 @@ def _baselines(ledger: Ledger, axis: str) -> list[Sentence]:
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
         value = f"({scores[baseline].estimate} {UNITS[axis]})"
         text = f"{_with_size(axis, size)}, the best baseline is {baseline} {value}; {listed}."
-        sentences.append(Sentence(text, row_ids(*(ledger.at(axis, method, own) for method, own in at.items()))))
-    return sentences
+        yield Sentence(text, row_ids(*(ledger.at(axis, method, own) for method, own in at.items())))
 
 
-def _distance(ledger: Ledger) -> list[Sentence]:
+def _distance(ledger: Ledger) -> Iterator[Sentence]:
     # How far the text is from the pretraining data of the foundation model.
     baselines = [method for method in ledger.methods("text") if method in BASELINES]
     if "zero-shot" not in ledger.methods("text") or not baselines:
-        return []
+        return
     baseline = min(baselines, key=lambda method: ledger.score("text", method).value)
     untuned, trained = ledger.score("text", "zero-shot"), ledger.score("text", baseline)
-    low, high = np.quantile(untuned.resamples / trained.resamples, (0.025, 0.975))
-    ratio = Estimate(untuned.value / trained.value, float(low), float(high))
+    ratio = Estimate.of(untuned.value / trained.value, untuned.resamples / trained.resamples)
     rows = ledger.largest("text", "zero-shot")
     on_general = ""
     if general := general_bits(rows):
         on_general = f", and {untuned.value / general[0]:.2f} times its own bits per byte on general text"
-    return [
-        Sentence(
-            f"Without tuning, the foundation model needs {ratio} times the bits per byte of {baseline} with "
-            f"{describe_size('text', ledger.sizes('text', baseline)[-1])}{on_general}.",
-            row_ids(rows, ledger.largest("text", baseline)),
-        )
-    ]
+    yield Sentence(
+        f"Without tuning, the foundation model needs {ratio} times the bits per byte of {baseline} with "
+        f"{describe_size('text', ledger.sizes('text', baseline)[-1])}{on_general}.",
+        row_ids(rows, ledger.largest("text", baseline)),
+    )
 
 
-def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
+def _crossings(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # Where the curve of training from scratch crosses those of LoRA and full fine-tuning.
-    scratch, sentences = FROM_SCRATCH[axis], []
-    if scratch not in ledger.methods(axis):
-        return []
-    sizes = ledger.sizes(axis, scratch)
+    scratch, sizes = FROM_SCRATCH[axis], ledger.sizes(axis, FROM_SCRATCH[axis])
     for method in ("lora", "full"):
-        if method not in ledger.methods(axis) or ledger.sizes(axis, method) != sizes or len(sizes) < 2:
+        if ledger.sizes(axis, method) != sizes or len(sizes) < 2:
             continue
-        a, b = ([ledger.score(axis, name, size) for size in sizes] for name in (scratch, method))
-        rows = row_ids(*(ledger.at(axis, name, size) for name in (scratch, method) for size in sizes))
+        a, b = ledger.curve(axis, scratch), ledger.curve(axis, method)
         gaps = [advantage(axis, x, y).estimate for x, y in zip(a, b, strict=True)]
         measured = f"from {describe_size(axis, sizes[0])} to {describe_size(axis, sizes[-1])}"
         if found := find_crossing(sizes, a, b):
-            below = max(size for size in sizes if size <= found.value)
-            above = min(size for size in sizes if size >= found.value)
+            value, low, high = (describe_size(axis, size) for size in found)
+            below = describe_size(axis, max(size for size in sizes if size <= found.value))
+            above = describe_size(axis, min(size for size in sizes if size >= found.value))
             text = (
-                f"The curves of {scratch} and {method} cross at {describe_size(axis, found.value)} "
-                f"[{describe_size(axis, found.low)}, {describe_size(axis, found.high)}], if they are "
-                f"linear in the logarithm of the size between "
-                f"{describe_size(axis, below)} and {describe_size(axis, above)}."
+                f"The curves of {scratch} and {method} cross at {value} [{low}, {high}], if they are "
+                f"linear in the logarithm of the size between {below} and {above}."
             )
         elif all(gap.low > 0 for gap in gaps) or all(gap.high < 0 for gap in gaps):
             best, other = (scratch, method) if gaps[0].low > 0 else (method, scratch)
@@ -178,67 +165,56 @@ def _crossings(ledger: Ledger, axis: str) -> list[Sentence]:
                 f"Whether the curves of {scratch} and {method} cross {measured} is undecided: neither a "
                 "crossing nor a significant difference at every size was found."
             )
-        sentences.append(Sentence(text, rows))
-    return sentences
+        yield Sentence(text, ledger.row_ids(axis, scratch, method))
 
 
-def _extrapolations(ledger: Ledger, axis: str) -> list[Sentence]:
+def _extrapolations(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # The effect of more text or labels, by a power law where one fits the measured sizes.
-    sentences, under_one_epoch, under_one_epoch_rows = [], [], []
+    under_one_epoch, under_one_epoch_rows = [], []
     for method in (FROM_SCRATCH[axis], "lora", "full", "features"):
         if method not in ledger.methods(axis):
             continue
-        sizes = ledger.sizes(axis, method)
-        rows = row_ids(*(ledger.at(axis, method, size) for size in sizes))
+        sizes, rows = ledger.sizes(axis, method), ledger.row_ids(axis, method)
         epochs = np.mean([row.get("epochs", 1.0) for row in ledger.largest(axis, method)])
         if axis == "text" and epochs < 1:
             under_one_epoch.append(f"{method} {epochs:.2f}")
             under_one_epoch_rows += rows
             continue
-        curve = [ledger.score(axis, method, size) for size in sizes]
-        losses = [point.value if axis == "text" else 1 - point.value for point in curve]
-        fitted = fit_power_law(sizes, losses)
+        curve = ledger.curve(axis, method)
+        losses = np.array([point.value for point in curve])
         resamples = np.stack([point.resamples[:FITTED_RESAMPLES] for point in curve], 1)
-        resamples = resamples if axis == "text" else 1 - resamples
-        size = EXTRAPOLATED * sizes[-1]
+        if axis == "task":
+            losses, resamples = 1 - losses, 1 - resamples
+        fitted, size = fit_power_law(sizes, losses), EXTRAPOLATED * sizes[-1]
         predictions = [fit.predict(size) for resample in resamples if (fit := fit_power_law(sizes, resample))]
         if fitted and len(predictions) >= MIN_RESAMPLES * FITTED_RESAMPLES:
-            low, high = np.quantile(predictions, (0.025, 0.975))
-            found = Estimate(fitted.predict(size), float(low), float(high))
+            found = Estimate.of(fitted.predict(size), predictions)
             if axis == "task":
                 found = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
             what = {"text": "text", "task": "labels"}[axis]
-            sentences.append(
-                Sentence(
-                    f"Extrapolated, not measured: with {EXTRAPOLATED} times the {what} and the same budget, "
-                    f"{method} would reach {found} {UNITS[axis]}, if a power law with an irreducible loss, "
-                    f"fitted to {len(sizes)} sizes, still holds there.",
-                    rows,
-                )
+            yield Sentence(
+                f"Extrapolated, not measured: with {EXTRAPOLATED} times the {what} and the same budget, "
+                f"{method} would reach {found} {UNITS[axis]}, if a power law with an irreducible loss, "
+                f"fitted to {len(sizes)} sizes, still holds there.",
+                rows,
             )
     if under_one_epoch:
-        sentences.append(
-            Sentence(
-                "More text would not help a method that trains for less than one epoch within this budget; "
-                f"epochs on all of the text: {', '.join(under_one_epoch)}.",
-                under_one_epoch_rows,
-            )
+        yield Sentence(
+            "More text would not help a method that trains for less than one epoch within this budget; "
+            f"epochs on all of the text: {', '.join(under_one_epoch)}.",
+            under_one_epoch_rows,
         )
-    return sentences
 
 
-def _prompt_worth(ledger: Ledger) -> list[Sentence]:
+def _prompt_worth(ledger: Ledger) -> Iterator[Sentence]:
     # How many labelled items a prompt is worth (Le Scao & Rush 2021, arXiv:2103.08493).
-    sentences = []
-    for prompt in ("zero-shot", "few-shot"):
-        if prompt not in ledger.methods("task"):
-            continue
+    measured = ledger.methods("task")
+    for prompt in (method for method in ("zero-shot", "few-shot") if method in measured):
         prompted = ledger.score("task", prompt)
         for method in ("lora", "full", "scratch-supervised", "features"):
-            if method not in ledger.methods("task") or len(ledger.sizes("task", method)) < 2:
+            sizes, curve = ledger.sizes("task", method), ledger.curve("task", method)
+            if len(sizes) < 2:
                 continue
-            sizes = ledger.sizes("task", method)
-            curve = [ledger.score("task", method, size) for size in sizes]
             gaps = {s: point.minus(prompted).estimate for s, point in zip(sizes, curve, strict=True)}
             least = [f"more than {s:g}" for s in sizes if gaps[s].high < 0][-1:]
             most = [f"fewer than {s:g}" for s in sizes if gaps[s].low > 0][:1]
@@ -248,9 +224,7 @@ def _prompt_worth(ledger: Ledger) -> list[Sentence]:
             text = f"{prompt} has the same score as {method} with {bounds} labelled items."
             if not bounds:
                 text = f"The number of labelled items with which {method} has the score of {prompt} is undecided."
-            rows = [ledger.at("task", method, size) for size in sizes]
-            sentences.append(Sentence(text, row_ids(ledger.largest("task", prompt), *rows)))
-    return sentences
+            yield Sentence(text, row_ids(ledger.largest("task", prompt)) + ledger.row_ids("task", method))
 
 
 def general_bits(rows: Sequence[dict]) -> list[float]:
@@ -258,66 +232,51 @@ def general_bits(rows: Sequence[dict]) -> list[float]:
     return [row["general_bits"] / row["general_bytes"] for row in rows if "general_bits" in row]
 
 
-def _forgetting(ledger: Ledger) -> list[Sentence]:
-    sentences = []
+def _forgetting(ledger: Ledger) -> Iterator[Sentence]:
     for axis in ("text", "task"):
-        if "zero-shot" not in ledger.methods(axis):
-            continue
-        before = general_bits(ledger.largest(axis, "zero-shot"))
-        changes, rows = [], ledger.largest(axis, "zero-shot")
+        methods = ledger.methods(axis)
+        changes, rows = [], ledger.largest(axis, "zero-shot") if "zero-shot" in methods else []
+        before = general_bits(rows)
         for method in ("full", "top-layers", "lora", "soft-prompt"):
-            if before and method in ledger.methods(axis):
+            if before and method in methods:
                 by_seed = [value - before[0] for value in general_bits(ledger.largest(axis, method))]
                 changes.append(f"{method} {np.mean(by_seed):+.3f} ({min(by_seed):+.3f} to {max(by_seed):+.3f})")
                 rows = [*rows, *ledger.largest(axis, method)]
         if changes:
-            sentences.append(
-                Sentence(
-                    f"Forgetting: training on the {axis} changes the bits per byte of general text from "
-                    f"{before[0]:.3f} by, as mean and range over seeds, {', '.join(changes)}.",
-                    row_ids(rows),
-                )
+            yield Sentence(
+                f"Forgetting: training on the {axis} changes the bits per byte of general text from "
+                f"{before[0]:.3f} by, as mean and range over seeds, {', '.join(changes)}.",
+                row_ids(rows),
             )
-    return sentences
 
 
-def _caveats(ledger: Ledger) -> list[Sentence]:
-    sentences = []
+def _caveats(ledger: Ledger) -> Iterator[Sentence]:
     trained = [rows for rows in ledger.groups.values() if "training_steps" in rows[0]]
     seeds = min(map(len, trained), default=3)
     if seeds < 3:
         one = "one seed, so the confidence intervals do not include the variation between seeds"
         two = "two seeds, which are few for a confidence interval"
         text = f"Training used {two if seeds == 2 else one}: do not take this as a result before 3 seeds."
-        sentences.append(Sentence(text, row_ids(*trained)))
-    untrained = [row for row in ledger.rows if row.get("kept_step") == 0]
-    if untrained:
-        names = {f"{row['arm']} with {describe_size(row['axis'], row['size'])}": None for row in untrained}
-        sentences.append(
-            Sentence(
-                "Training did not improve validation with at least one seed, so the initial weights were kept: "
-                f"{', '.join(names)}.",
-                row_ids(untrained),
-            )
+        yield Sentence(text, row_ids(*trained))
+    if untrained := [row for row in ledger.rows if row.get("kept_step") == 0]:
+        names = dict.fromkeys(f"{row['arm']} with {describe_size(row['axis'], row['size'])}" for row in untrained)
+        yield Sentence(
+            "Training did not improve validation with at least one seed, so the initial weights were kept: "
+            f"{', '.join(names)}.",
+            row_ids(untrained),
         )
-    validated = [row for row in ledger.rows if row.get("labels", 0) > row["size"]]
-    if validated:
-        sentences.append(
-            Sentence(
-                "Sizes count the labelled items for training only; a method that chooses a setting or a "
-                f"checkpoint validates on as many others, at least {MIN_VALIDATION}, as far as there are enough.",
-                row_ids(validated),
-            )
+    if validated := [row for row in ledger.rows if row.get("labels", 0) > row["size"]]:
+        yield Sentence(
+            "Sizes count the labelled items for training only; a method that chooses a setting or a "
+            f"checkpoint validates on as many others, at least {MIN_VALIDATION}, as far as there are enough.",
+            row_ids(validated),
         )
     if ledger.rows:
         most = max(ledger.rows, key=lambda row: row.get("overlap") or 0.0)
         removed = max(row.get("left_out", 0) for row in ledger.rows)
-        sentences.append(
-            Sentence(
-                f"Leak check: at most {most.get('overlap', 0):.2%} of the {NGRAM}-character n-grams of the held-out "
-                f"texts occur in the data of any method; {removed} held-out texts with {COPY_SHARE:.0%} or more of "
-                "their n-grams in one training document were removed beforehand.",
-                [most["id"]],
-            )
+        yield Sentence(
+            f"Leak check: at most {most.get('overlap', 0):.2%} of the {NGRAM}-character n-grams of the held-out "
+            f"texts occur in the data of any method; {removed} held-out texts with {COPY_SHARE:.0%} or more of "
+            "their n-grams in one training document were removed beforehand.",
+            [most["id"]],
         )
-    return sentences
