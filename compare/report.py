@@ -11,6 +11,7 @@ import statistics
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -113,9 +114,7 @@ def describe_study(ledger: Ledger) -> str:
 
 def protocol(recipe: StudyRecipe) -> list[str]:
     """The protocol of the experiment, in sentences."""
-    budget = f"{recipe.budget_seconds:g} s"
-    if recipe.budget_flops:
-        budget = f"{recipe.budget_flops:.3g} FLOPs"
+    budget = f"{recipe.budget_flops:.3g} FLOPs" if recipe.budget_flops else f"{recipe.budget_seconds:g} s"
     return [
         "All methods are scored on the same held-out documents and items, sampled once, one request at a time.",
         f"Training budget: {budget} on the text and the same on the task, for every size, seed and tried setting.",
@@ -144,20 +143,23 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
     """The report as one HTML file."""
     row = ledger.rows[0]
     curves: dict[str, dict] = {"text": {}, "task": {}}
-    for axis, method, size in ledger.groups:
-        value, low, high = ledger.score(axis, method, size).estimate
-        curves[axis].setdefault(method, []).append(
-            {"size": size, "value": value, "low": low, "high": high, "constant": is_constant(axis, method)}
-        )
-    for by_method in curves.values():
-        for points in by_method.values():
-            points.sort(key=lambda point: point["size"])
+    for axis, method, size in sorted(ledger.groups, key=lambda group: group[2]):
+        point = {"size": size, **ledger.score(axis, method, size).estimate._asdict()}
+        curves[axis].setdefault(method, []).append(point | {"constant": is_constant(axis, method)})
+    measured = {method for _, method, _ in ledger.groups}
+    # Of every row the values that fit into a table cell: no per-item lists, search and setting as JSON.
+    rows = [
+        {key: value for key, value in row.items() if isinstance(value, str | int | float) and key != "command"}
+        | {key: json.dumps(row[key]) for key in ("setting", "search") if row.get(key)}
+        for row in ledger.rows
+    ]
+    columns = dict.fromkeys(key for row in rows for key in row)
     content = {
         "corpus": row["corpus"],
         "about": describe_study(ledger).replace("`", ""),
-        "methods": [{"name": name} for name in METHODS if any(key[1] == name for key in ledger.groups)],
+        "methods": [{"name": name} for name in METHODS if name in measured],
         "verdict": [sentence._asdict() for sentence in sentences],
-        "curves": curves,
+        "curves": {axis: {m: curves[axis][m] for m in ledger.methods(axis)} for axis in curves},
         "captions": CAPTIONS,
         "decision": decision_rows(ledger),
         "samples": {axis: collect_samples(ledger, axis) for axis in ("text", "task")},
@@ -168,23 +170,10 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
         "price": recipe.price_per_hour,
         "labelPrice": recipe.price_per_label,
         "requests": recipe.requests,
-        "rows": with_same_keys([plain_values(row) for row in ledger.rows]),
+        "rows": [{key: row.get(key) for key in columns} for row in rows],
     }
     template = files("compare").joinpath("report.html").read_text(encoding="utf-8")
-    text = to_json(content).replace("<", "\\u003c")
-    return template.replace("__DATA__", text)
-
-
-def with_same_keys(rows: list[dict]) -> list[dict]:
-    """The rows with the keys of all rows except "command"; missing values are None."""
-    keys = list(dict.fromkeys(key for row in rows for key in row if key != "command"))
-    return [{key: row.get(key) for key in keys} for row in rows]
-
-
-def plain_values(row: dict) -> dict:
-    """The values of a row that fit into a table cell: no per-item lists, search and setting as JSON."""
-    plain = {key: value for key, value in row.items() if isinstance(value, str | int | float)}
-    return plain | {key: json.dumps(row[key]) for key in ("setting", "search") if row.get(key)}
+    return template.replace("__DATA__", to_json(content).replace("<", "\\u003c"))
 
 
 def decision_rows(ledger: Ledger) -> list[dict]:
@@ -193,20 +182,18 @@ def decision_rows(ledger: Ledger) -> list[dict]:
     "better" has the indices of the rows that are significantly better.
     """
     groups = [(method, size) for axis, method, size in ledger.groups if axis == "task"]
-    scores = [ledger.score("task", method, size) for method, size in groups]
+    scores = [ledger.score("task", *group) for group in groups]
     found = []
     for (method, size), score in zip(groups, scores, strict=True):
-        rows = ledger.at("task", method, size)
-        value, low, high = score.estimate
-        better = [i for i, other in enumerate(scores) if other.minus(score).estimate.low > 0]
+        rows, estimate = ledger.at("task", method, size), score.estimate
         found.append(
             {
                 "method": method,
                 "size": size,
-                "score": value,
-                "low": low,
-                "high": high,
-                "better": better,
+                "score": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "better": [i for i, other in enumerate(scores) if other.minus(score).estimate.low > 0],
                 "calibration_error": calibration_error(rows),
                 **cost_of(rows, base_rows(ledger, method))._asdict(),
             }
@@ -234,35 +221,28 @@ def plot_curves(ledger: Ledger, path: Path) -> None:
     dark_and_pale = colormaps["tab20"].colors  # type: ignore[attr-defined]
     colours = dict(zip(reversed(METHODS), dark_and_pale[::2] + dark_and_pale[1::2], strict=True))
     figure = Figure(figsize=(12, 6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, axis in zip(panels, ("text", "task"), strict=True):
-        methods = ledger.methods(axis)
+    for panel, axis in zip(figure.subplots(1, 2), ("text", "task"), strict=True):
+        methods, ticks = ledger.methods(axis), set()
         for number, method in enumerate(methods):
-            sizes = ledger.sizes(axis, method)
-            scores = [ledger.score(axis, method, size).estimate for size in sizes]
-            colour, style = colours[method], "--" if method in BASELINES else "-"
+            sizes = np.array(ledger.sizes(axis, method))
+            values, low, high = np.array([score.estimate for score in ledger.curve(axis, method)]).T
             if is_constant(axis, method):
-                panel.axhline(scores[0].value, color=colour, linestyle=":", label=method)
+                panel.axhline(values[0], color=colours[method], linestyle=":", label=method)
                 continue
-            errors = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
-            # Shifted a little per method, so that error bars do not overlap.
-            shifted = [size * 1.03 ** (number - len(methods) / 2) for size in sizes]
+            ticks |= set(sizes.tolist())
             panel.errorbar(
-                shifted,
-                [s.value for s in scores],
-                errors,
-                color=colour,
-                linestyle=style,
+                sizes * 1.03 ** (number - len(methods) / 2),  # so that error bars do not overlap
+                values,
+                [values - low, high - values],
+                color=colours[method],
+                linestyle="--" if method in BASELINES else "-",
                 elinewidth=1,
                 marker="os^"[number % 3],
                 markersize=4,
                 label=method,
             )
         panel.set_xscale("log")
-        ticks = sorted(
-            {size for method in methods if not is_constant(axis, method) for size in ledger.sizes(axis, method)}
-        )
-        panel.set_xticks(ticks, [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in ticks])
+        panel.set_xticks(sorted(ticks), [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in sorted(ticks)])
         panel.minorticks_off()
         panel.set_title(CAPTIONS[axis], fontsize=10)
         panel.set_xlabel({"text": "share of the training documents", "task": "labelled items"}[axis])
@@ -289,9 +269,7 @@ def write_report(folder: Path) -> None:
         table.add_column(column, justify="right" if number > 1 else "left", no_wrap=number == 0)
     for cells in table_rows(ledger):
         table.add_row(*(escape(printable(cell)) for cell in cells))
-    screen = Console()
-    if not screen.is_terminal:
-        screen = Console(width=180)
+    screen = Console(width=None if Console().is_terminal else 180)
     screen.print(table)
     screen.print(printable(text), markup=False, highlight=False)
 
