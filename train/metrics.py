@@ -7,7 +7,6 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.progress import TextColumn
 
@@ -146,8 +145,10 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss includes the peak of the parent process
+    if status.exists():
         return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
+    import psutil
+
     return psutil.Process().memory_info().rss  # other systems: the memory in use now
 
 

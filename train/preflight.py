@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 
@@ -214,6 +213,8 @@ def free_memory(device: torch.device) -> int:
     """Free memory in bytes: of the GPU, or the smaller of the machine's and the container's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
     limits = [psutil.virtual_memory().available]
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
