@@ -199,7 +199,7 @@ class Transformer(nn.Module):
 
         Args:
             tokens: (B, T) int64 ids.
-            targets: (B, T) int64 next ids; IGNORE (-100) is not scored, nor is its logit computed.
+            targets: (B, T) int64 next ids; IGNORE (-100) is not scored.
             cache: keys and values of earlier positions, extended in place.
             document_starts: the document mask, see `features`.
 
@@ -209,8 +209,7 @@ class Transformer(nn.Module):
         x = self.features(tokens, cache, document_starts)
         if targets is None:
             return self.output(x)
-        scored = targets != IGNORE
-        return project_and_score(x[scored], self.output.weight, targets[scored])
+        return project_and_score(x.flatten(0, 1), self.output.weight, targets.flatten())
 
     @property
     def device(self) -> torch.device:

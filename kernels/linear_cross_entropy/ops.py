@@ -89,7 +89,19 @@ library.define(
 )
 
 
-def _compute(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need_dx, need_dw):
+def _compute(x, weight, targets, ignore, *settings):
+    # On a GPU the kernel skips ignored rows; on a CPU their logits are not computed either, which a
+    # GPU could not know without waiting for the device.
+    scored = targets != ignore
+    if runs_triton(x) or scored.all():
+        return _all_rows(x, weight, targets, ignore, *settings)
+    loss, dx, dw = _all_rows(x[scored], weight, targets[scored], ignore, *settings)
+    if settings[-2]:
+        dx = torch.zeros_like(x).masked_scatter_(scored[:, None], dx)
+    return loss, dx, dw
+
+
+def _all_rows(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need_dx, need_dw):
     N, V = len(x), len(weight)
     loss = torch.zeros((), dtype=torch.float32, device=x.device)
     dx = torch.zeros_like(x) if need_dx else x.new_empty(0)
@@ -101,13 +113,13 @@ def _compute(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need
     for start in range(0, N, chunk):
         rows, labels = x[start : start + chunk], targets[start : start + chunk]
         logits = torch.mm(rows, weight.T, out=buffer[: len(rows)])
-        settings = (labels, ignore, softcap, z_loss, smoothing, need_dx or need_dw)
+        settings = (softcap, z_loss, smoothing, need_dx or need_dw)
         if plain:
-            loss += _torch_cross_entropy(logits, wide[: len(rows)], *settings)
+            loss += _torch_cross_entropy(logits, wide[: len(rows)], labels, *settings)
         else:
             from kernels.linear_cross_entropy.kernel import launch_cross_entropy
 
-            loss += launch_cross_entropy(logits, *settings).sum()
+            loss += launch_cross_entropy(logits, labels, ignore, *settings).sum()
         if need_dx:
             torch.mm(logits, weight, out=dx[start : start + chunk])
         if need_dw and x.dtype == torch.float32:
@@ -117,8 +129,8 @@ def _compute(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need
     return loss, dx, dw.to(weight.dtype)
 
 
-def _torch_cross_entropy(logits, z, targets, ignore, softcap, z_loss, smoothing, gradient):
-    # The loss summed over rows; with `gradient`, the gradient overwrites the logits. z is a float32
+def _torch_cross_entropy(logits, z, targets, softcap, z_loss, smoothing, gradient):
+    # The loss summed over rows, all scored; with `gradient`, the gradient overwrites the logits. z is a float32
     # buffer of the same shape, or the logits themselves.
     V = logits.shape[1]
     if z.data_ptr() != logits.data_ptr():
@@ -127,8 +139,7 @@ def _torch_cross_entropy(logits, z, targets, ignore, softcap, z_loss, smoothing,
     if softcap:
         t = z.div_(softcap).tanh_()
         z = t * softcap
-    scored = targets != ignore
-    labels = targets.where(scored, 0)[:, None]
+    labels = targets[:, None]
     label_logits, top = z.gather(1, labels)[:, 0], z.amax(1)
     smooth = smoothing * z.mean(1) if smoothing else 0.0
     # torch's softmax is one pass; the largest probability is 1 / (sum of exponentials).
@@ -144,11 +155,9 @@ def _torch_cross_entropy(logits, z, targets, ignore, softcap, z_loss, smoothing,
         g.scatter_add_(1, labels, torch.full_like(labels, smoothing - 1, dtype=g.dtype))
         if t is not None:
             g.mul_(1 - t.square())
-        if not scored.all():
-            g.mul_(scored[:, None])
         if g.data_ptr() != logits.data_ptr():
             logits.copy_(g)
-    return loss.where(scored, 0).sum()
+    return loss.sum()
 
 
 for device in ("CPU", "CUDA"):
@@ -179,7 +188,8 @@ def _gradients(ctx, grad, *_):
 torch.library.register_autograd("homegrown::linear_cross_entropy", _gradients, setup_context=_save, lib=library)
 
 
-@register_flop_formula(torch.ops.homegrown.linear_cross_entropy)
-def _flops(x, weight, targets, *settings, **_) -> int:
-    """One product for the logits and one per requested gradient."""
-    return 2 * x[0] * x[1] * weight[0] * (1 + sum(settings[-2:]))
+@register_flop_formula(torch.ops.homegrown.linear_cross_entropy, get_raw=True)
+def _flops(x, weight, targets, ignore, *settings, **_) -> int:
+    """One product for the logits and one per requested gradient, of the rows that are computed."""
+    rows = len(x) if runs_triton(x) else int((targets != ignore).sum())
+    return 2 * rows * weight.numel() * (1 + sum(settings[-2:]))
