@@ -23,9 +23,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from cli.errors import UserError
-from data.loader import Loader
 from model.formats.native import check_tokenizer, latest_checkpoint, read_file, read_manifest, weights_file
 from tokenizer.bpe import Tokenizer
+from train.batches import Batches
 from train.distributed import Ranks, local, shard_like
 
 
@@ -67,7 +67,7 @@ class TrainState:
     parameters: dict[str, nn.Parameter]
     """The trained parameters, by name."""
     optimizers: list[torch.optim.Optimizer]
-    loader: Loader
+    batches: Batches
     tokenizer: Tokenizer
     fingerprint: str
     """Hash of the data and of the frozen weights."""
@@ -95,7 +95,7 @@ def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
     if ranks.is_main:
         files["state.json"] = {
             "progress": asdict(state.progress),
-            "loader": state.loader.state(),
+            "loader": state.batches.state(),
             "data": state.fingerprint,
             "ranks": ranks.world_size,
         }
@@ -138,7 +138,7 @@ def restore(run: Path, state: TrainState, ranks: Ranks) -> None:
         elif parameter.is_cuda:  # AdamW's step counter, a scalar
             value = value.to(parameter.device)
         state.optimizer_of(parameter).state[parameter][kind] = value
-    state.loader.restore(saved["loader"])
+    state.batches.restore(saved["loader"])
     if ranks.rank < saved["ranks"]:  # additional ranks keep their freshly seeded generators
         _restore_generators(read_file(checkpoint, f"generators-{ranks.rank:05}.json"))
     vars(state.progress).update(saved["progress"])
@@ -146,10 +146,10 @@ def restore(run: Path, state: TrainState, ranks: Ranks) -> None:
 
 def rewind(run: Path, state: TrainState, ranks: Ranks) -> None:
     """Restore the newest checkpoint, but keep the data order position, seconds and FLOPs of now."""
-    progress, data = state.progress, state.loader.state()
+    progress, data = state.progress, state.batches.state()
     seconds, flops, rewound = progress.seconds, progress.flops, progress.rewound
     restore(run, state, ranks)
-    state.loader.restore(data)
+    state.batches.restore(data)
     progress.seconds, progress.flops, progress.rewound = seconds, flops, rewound + 1
 
 

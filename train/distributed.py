@@ -96,7 +96,8 @@ class Ranks:
         if self.world_size > 1:
             if self.device.type == "cpu" and "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
                 share_cores(local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            # Tensors on the CPU always go over gloo, so that the host's numbers do not wait for a GPU.
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             timeout = timedelta(minutes=30)
             store, *_ = next(rendezvous("env://", timeout=timeout))
             # After a restart torchrun keeps the store, which still holds the old workers' addresses.
@@ -150,9 +151,15 @@ class Ranks:
         self.heartbeat()
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
+
+    def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """`value` summed over ranks, in place, without a host sync. Every rank must call it."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
 
     def gather(self, value: object) -> list:
         """The values of all ranks, in rank order. Every rank must call it."""

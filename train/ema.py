@@ -22,8 +22,8 @@ def update_ema(ema: Weights, parameters: dict[str, nn.Parameter], decay: float, 
     in a short run.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    for name, value in ema.items():
-        value.lerp_(parameters[name].detach(), 1 - decay)
+    if ema:
+        torch._foreach_lerp_(list(ema.values()), [parameters[name].detach() for name in ema], 1 - decay)
 
 
 @contextmanager

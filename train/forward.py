@@ -21,7 +21,7 @@ def summed_loss(model: nn.Module, batch: Batch, separator: int, device: torch.de
     With a `separator` of 0 or more, each row packs documents that start with that token, and the
     document mask limits attention to one document.
     """
-    inputs, targets = (x.to(device) for x in batch)
+    inputs, targets = (x.to(device, non_blocking=True) for x in batch)
     if separator < 0:
         return model(inputs, targets=targets)
     return model(inputs, targets=targets, document_starts=document_starts(inputs, separator))

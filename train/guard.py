@@ -25,8 +25,8 @@ class Guard:
         self.run, self.rank, self.progress = run, rank, progress
         self.in_a_row = 0
 
-    def should_step(self, loss: float, norm: float, batches: Sequence[tuple[torch.Tensor, ...]]) -> bool:
-        """Whether the optimiser may step: loss and gradient norm are finite.
+    def check_finite(self, step: int, loss: float, norm: float, batches: Sequence[tuple[torch.Tensor, ...]]) -> bool:
+        """Whether loss and gradient norm are finite; else the device has skipped the update.
 
         After MAX_SKIPPED skipped steps in a row, writes the batch to disk and raises UserError.
         """
@@ -35,7 +35,6 @@ class Guard:
             return True
         self.progress.skipped += 1
         self.in_a_row += 1
-        step = self.progress.step + 1
         say(f"step {step}: loss is {loss}, gradient norm {norm}; step skipped")
         if self.in_a_row == MAX_SKIPPED:
             kept = {
@@ -52,7 +51,7 @@ class Guard:
             )
         return False
 
-    def is_spike(self, loss: float) -> bool:
+    def is_spike(self, step: int, loss: float) -> bool:
         """Whether a step's mean loss is far above the recent ones; else it joins them if finite."""
         recent = self.progress.recent
         if len(recent) == RECENT:
@@ -60,7 +59,7 @@ class Guard:
             if loss > usual + SPIKE * spread:
                 if self.progress.rewound == MAX_REWOUND:
                     return False
-                say(f"step {self.progress.step}: loss spike: {loss:.4f}, the recent mean is {usual:.4f}")
+                say(f"step {step}: loss spike: {loss:.4f}, the recent mean is {usual:.4f}")
                 return True
         if math.isfinite(loss):
             recent.append(loss)

@@ -4,19 +4,24 @@
 `tests/train/`: the loss is a mean over all tokens of the global batch, so neither the micro-batch
 size nor the number of ranks changes it; resume continues exactly where the checkpoint was taken; a
 step with a non-finite loss or gradient is skipped; SIGINT and SIGTERM save and exit.
+
+A step has no host sync: the device itself skips an update that is not finite, and the host reads
+the loss and the gradient norm when they are there, at the latest during the next step. On a CPU that
+is at once. On a GPU the row of a step is written during the next one, ten skipped steps in a row
+end the run at the eleventh, and a loss spike costs one more step. Before an evaluation or a
+checkpoint the last step is read: what is saved does not depend on the late reading.
 """
 
 import math
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from cli.console import say
 from cli.errors import UserError
@@ -25,8 +30,9 @@ from data.loader import Loader
 from data.shards import Windows
 from model.flops import training_flops
 from model.formats.native import checkpoints
-from model.transformer import IGNORE, Transformer
+from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
+from train.batches import Batches, StepBatch
 from train.checkpoint import Progress, TrainState, restore, rewind, seed_generators
 from train.compilation import compile_if_faster
 from train.distributed import Ranks, sync_gradients
@@ -34,8 +40,9 @@ from train.ema import ema_weights, start_ema, update_ema
 from train.evaluate import evaluate, evaluation_subset
 from train.forward import Batch, DataSet, set_block_forward, summed_loss
 from train.guard import Guard
+from train.late import LateRead, UnreadStep, no_garbage_collection
 from train.metrics import Metrics, peak_memory
-from train.optim import build_optimizers, learning_rate, step_flops
+from train.optim import build_optimizers, clip_gradients, learning_rate, skip_update_unless, step_flops
 from train.plot import plot_run
 from train.preflight import find_micro_batch, frozen_hash, report_duration, report_setup, uses_bfloat16
 from train.profiler import Profiler, parse_window, peak_flops
@@ -100,10 +107,11 @@ class Trainer:
 
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.ema = start_ema(self.parameters) if config.ema else {}
-        self.loader = Loader(len(train_set), config.batch_size, config.seed)
+        loader = Loader(len(train_set), config.batch_size, config.seed)
+        self.batches = Batches(train_set, loader, ranks, micro)
         products = torch.bfloat16 if bfloat16 else torch.float32
         self.optimizers = build_optimizers(self.parameters, config, model.config.width_ratio, products)
-        self.state = TrainState(self.parameters, self.optimizers, self.loader, tokenizer, fingerprint, self.ema)
+        self.state = TrainState(self.parameters, self.optimizers, self.batches, tokenizer, fingerprint, self.ema)
         self.progress = self.state.progress
         if resume and not checkpoints(run):
             say(f"{run}: no checkpoint to resume yet; starting from step 0")
@@ -121,6 +129,7 @@ class Trainer:
         self.profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
         self.peak_flops = peak_flops(self.device, bfloat16)
         self.saver, self.guard = Saver(run, config.keep_last, ranks), Guard(run, ranks.rank, self.progress)
+        self.unread: UnreadStep | None = None  # the last step, whose results are still on the device
 
     def train(self) -> RunResult:
         """The loop: evaluate and save when due, then one step, until the run is done or a signal comes.
@@ -132,6 +141,8 @@ class Trainer:
             Signals() as signals,
             ranks.watchdog(config.hang_seconds),
             Metrics(self.run, config, self.started_at if self.resumed else -1, ranks.is_main) as self.metrics,
+            closing(self.batches),
+            no_garbage_collection(),
         ):
             while True:
                 stop, save_now, seconds = self.sync_flags(signals)
@@ -139,10 +150,13 @@ class Trainer:
                 # The run before the resume has already evaluated and saved this step.
                 is_new = progress.step > self.started_at or not self.resumed
                 is_last, bits_per_byte, improved = done >= 1, None, False
-                if not stop and (is_last or (is_new and progress.step % config.eval_every == 0)):
+                evaluation_due = not stop and (is_last or (is_new and progress.step % config.eval_every == 0))
+                save_due = progress.step > 0 and progress.step % config.save_every == 0
+                if (evaluation_due or save_due or save_now or stop) and self.finish_last_step():
+                    continue  # rewound
+                if evaluation_due:
                     bits_per_byte, improved = self.evaluate()
                     is_last = is_last or 0 < config.patience <= progress.stale  # early stopping
-                save_due = progress.step > 0 and progress.step % config.save_every == 0
                 save_due = save_due or (improved and (self.keep_best or config.patience > 0))
                 if is_new and (save_due or is_last or stop or save_now):
                     self.saver.save(self.state, bits_per_byte)
@@ -153,62 +167,43 @@ class Trainer:
                     self.saver.finish()
                     break
                 self.profiler.before_step(progress.step + 1)
-                row = self.step(end)
-                self.metrics.step(row, position(progress, progress.seconds, config)[0])
-                if self.guard.is_spike(row["loss"]) and config.on_spike == "rewind":
-                    self.rewind()
+                self.step(end)
         if ranks.is_main:
             plot_run(self.run)
         # A signal after the last step stops nothing. `stop` may come from another rank's signal.
         received = (signals.received or signal.SIGTERM) if stop else 0
         return RunResult(progress, self.score, peak_memory(self.device), int(received))
 
-    def step(self, end: float) -> dict:
+    def step(self, end: float) -> None:
         """One optimiser step; `end` is the share of the run that will be done after it.
 
-        Gradient accumulation over micro-batches, gradient clipping, update, EMA. Returns the row of
-        metrics.jsonl.
+        Gradient accumulation over micro-batches, gradient clipping, update, EMA. Then reads the
+        results of the step before.
         """
         started = time.perf_counter()
-        config, ranks = self.config, self.ranks
-        epoch = self.loader.epoch + self.loader.cursor / self.loader.samples
-        batches = self.next_batches()
+        config, ranks, progress = self.config, self.ranks, self.progress
+        if self.unread is None:
+            self.clock = started
+        batch = self.batches.next()
         loading = time.perf_counter() - started
-        tokens, padded = ranks.sum(
-            sum(int((targets != IGNORE).sum()) for _, targets in batches), sum(inputs.numel() for inputs, _ in batches)
-        )
+        tokens, padded = (int(total) for total in ranks.sum(batch.tokens, batch.padded))
         # DDP averages gradients over ranks; the loss is a sum over this rank's tokens.
-        (loss_sum,) = ranks.sum(self.backward(batches, scale=ranks.world_size / max(1, tokens)))
-        loss = loss_sum / max(1, tokens)
+        loss_sum = self.backward(batch.micro_batches, scale=ranks.world_size / max(1, tokens))
+        loss = ranks.sum_on_device(loss_sum) / max(1, tokens)
         norm = clip_gradients(self.parameters, config.clip_norm)
         lr = learning_rate(end, config)
-        if self.guard.should_step(loss, norm, batches):
-            self.update(lr)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        seconds = time.perf_counter() - started
-        flops = self.advance(seconds, int(tokens), int(padded))
-        return {
-            "step": self.progress.step,
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": norm,
-            "tokens": self.progress.tokens,
-            "tokens_per_second": padded / seconds,
-            "seconds": self.progress.seconds,
-            "mfu": self.peak_flops and flops / seconds / self.peak_flops / ranks.world_size,
-            "loader_seconds": loading,
-            "memory_bytes": peak_memory(self.device),
-            "epoch": epoch,
-        }
+        self.update(lr, is_finite=loss.isfinite() & norm.isfinite())
+        flops = self.advance(tokens, padded)
+        row = {"step": progress.step, "lr": lr, "tokens": progress.tokens, "epoch": batch.epoch}
+        row |= {"loader_seconds": loading, "memory_bytes": peak_memory(self.device)}
+        last_step, self.unread = self.unread, UnreadStep(row, batch, padded, flops, LateRead(loss, norm))
+        if last_step is not None and self.finish(last_step):
+            return
+        if self.unread.results.is_on_host:
+            self.finish_last_step()
 
-    def next_batches(self) -> list[Batch]:
-        """The next global batch's part for this rank, as micro-batches for gradient accumulation."""
-        indices, size = self.loader.next(self.ranks.rank, self.ranks.world_size), self.config.micro_batch_size
-        return [self.train_set.batch(indices[i : i + size]) for i in range(0, len(indices), size)]
-
-    def backward(self, batches: Sequence[Batch], scale: float) -> float:
-        """Add `scale` times the gradient of each micro-batch's loss; returns the summed loss in nats."""
+    def backward(self, batches: Sequence[Batch], scale: float) -> torch.Tensor:
+        """Add `scale` times the gradient of each micro-batch's loss; returns the summed loss in nats, float64."""
         loss_sum = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             # Gradient accumulation: ranks exchange gradients once, in the last backward pass.
@@ -217,23 +212,48 @@ class Trainer:
                     loss = summed_loss(self.wrapped, batch, self.train_set.separator, self.device)
                 (loss * scale).backward()
             loss_sum += loss.detach()
-        return loss_sum.item()
+        return loss_sum.double()
 
-    def update(self, lr: float) -> None:
-        """Apply the gradients at learning rate `lr`, and update the EMA."""
+    def update(self, lr: float, is_finite: torch.Tensor) -> None:
+        """Apply the gradients at learning rate `lr` if `is_finite` (a bool on the device); update the EMA."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("scale", 1.0)
+            skip_update_unless(is_finite, optimizer)
             optimizer.step()
+            optimizer.zero_grad()
         update_ema(self.ema, self.parameters, self.config.ema, self.progress.step + 1)
 
-    def advance(self, seconds: float, tokens: int, padded: int) -> float:
+    def finish(self, step: UnreadStep) -> bool:
+        """Read the results of a step and write its row; whether a loss spike has rewound the run."""
+        loss, norm = step.results.read()
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        self.progress.seconds += seconds
+        self.guard.check_finite(step.row["step"], loss, norm, step.batch.micro_batches)
+        row = step.row | {
+            "loss": loss,
+            "grad_norm": norm,
+            "tokens_per_second": step.padded / seconds,
+            "seconds": self.progress.seconds,
+            "mfu": self.peak_flops and step.flops / seconds / self.peak_flops / self.ranks.world_size,
+        }
+        self.metrics.step(row, position(self.progress, self.progress.seconds, self.config)[0])
+        if self.guard.is_spike(row["step"], loss) and self.config.on_spike == "rewind":
+            return self.rewind(step.batch)
+        return False
+
+    def finish_last_step(self) -> bool:
+        """`finish` the last step, unless it is finished."""
+        step, self.unread = self.unread, None
+        return step is not None and self.finish(step)
+
+    def advance(self, tokens: int, padded: int) -> float:
         """Count one step in the progress; returns its FLOPs."""
-        length = int(padded / self.config.batch_size)
+        length = padded // self.config.batch_size
         flops = training_flops(self.model, padded, tokens, length) + step_flops(self.optimizers)
         self.progress.step += 1
         self.progress.tokens += tokens
-        self.progress.seconds += seconds
         self.progress.flops += flops
         return flops
 
@@ -281,13 +301,17 @@ class Trainer:
                 self.evaluates_compiled,
             )
 
-    def rewind(self) -> None:
-        """After a loss spike: return to the newest checkpoint and continue with other data."""
+    def rewind(self, batch: StepBatch) -> bool:
+        """Return to the newest checkpoint, if any, and continue with the data after `batch`."""
         self.saver.wait()
-        if checkpoints(self.run):
-            rewind(self.run, self.state, self.ranks)
-            self.metrics.rewind(self.progress.step)
-            self.started_at, self.resumed = self.progress.step, True
+        if not checkpoints(self.run):
+            return False
+        self.unread = None
+        self.batches.restore(batch.position)
+        rewind(self.run, self.state, self.ranks)
+        self.metrics.rewind(self.progress.step)
+        self.started_at, self.resumed = self.progress.step, True
+        return True
 
 
 def position(progress: Progress, seconds: float, config: TrainConfig) -> tuple[float, float]:
@@ -298,9 +322,3 @@ def position(progress: Progress, seconds: float, config: TrainConfig) -> tuple[f
     done = spent / (config.max_seconds or config.max_flops)
     # The next step is assumed to take the mean time of the steps so far; the first has no estimate.
     return done, max(done + done / max(1, progress.step), 0.01 * config.warmup)
-
-
-def clip_gradients(parameters: dict[str, nn.Parameter], limit: float) -> float:
-    """Gradient clipping: scale all gradients down to a global norm of `limit`; returns the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from model.fused import newton_schulz
-from train.distributed import shard_like
+from train.distributed import local, shard_like
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ_STEPS = 5
@@ -39,37 +39,60 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"params: Muon takes matrices, not a tensor of {tuple(p.shape)}")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.found_inf = torch.zeros(())
+        self._stacks: dict[torch.Size, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient, unless the device finds `self.found_inf` to be 1."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
-            for shape, alike in shapes.items():
-                scale = 0.2 * max(shape) ** 0.5
-                updates = orthogonalise(torch.stack([self._direction(p) for p in alike]))
-                for p, update in zip(alike, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(shard_like(update.to(p.dtype), p), alpha=-group["lr"] * scale)
+            for alike in shapes.values():
+                self._update(alike, group["lr"], group["weight_decay"])
+
+    def _update(self, alike: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        # All matrices of one shape in a dozen launches; `keep` is 0 or 1, on the device.
+        keep = 1 - self.found_inf.to(alike[0].device)
+        gradients = torch.stack([local(p.grad) for p in alike])  # type: ignore[arg-type]
+        gradients = gradients.where(keep > 0, 0)
+        momentum = self._momentum(alike).lerp_(gradients, (1 - MOMENTUM) * keep)
+        directions = gradients.lerp(momentum, MOMENTUM)
+        if isinstance(alike[0], DTensor):
+            directions = torch.stack([_like(d, p).full_tensor() for d, p in zip(directions, alike, strict=True)])
+        scale = 0.2 * max(alike[0].shape) ** 0.5
+        updates = orthogonalise(directions.to(self.dtype)).to(alike[0].dtype) * (-lr * scale * keep)
+        weights = [local(p) for p in alike]
+        torch._foreach_mul_(weights, 1 - lr * weight_decay * keep)
+        torch._foreach_add_(weights, [local(shard_like(u, p)) for u, p in zip(updates, alike, strict=True)])
+
+    def _momentum(self, alike: list[nn.Parameter]) -> torch.Tensor:
+        # The momentum of these matrices as one stack, of which each one's state is a view. A
+        # checkpoint replaces the states: then they are stacked again.
+        stack, views = self._stacks.get(alike[0].shape, (None, []))
+        states = [self.state[p] for p in alike]
+        if stack is None or [id(state.get("momentum")) for state in states] != [id(view) for view in views]:
+            kept = [state["momentum"] if state else torch.zeros_like(p) for state, p in zip(states, alike, strict=True)]
+            stack = torch.stack([local(x) for x in kept])
+            views = [_like(x, p) if isinstance(p, DTensor) else x for x, p in zip(stack, alike, strict=True)]
+            for state, view in zip(states, views, strict=True):
+                state["momentum"] = view
+            self._stacks[alike[0].shape] = stack, views
+        return stack
 
     def step_flops(self) -> float:
         """FLOPs of the matrix products in one step, summed over all ranks."""
         sides = [sorted(p.shape) for group in self.param_groups for p in group["params"]]
         return float(sum(NEWTON_SCHULZ_STEPS * (m * (m + 1) * (k + m) + 2 * m * m * k) for m, k in sides))
 
-    def _direction(self, p: nn.Parameter) -> torch.Tensor:
-        assert p.grad is not None
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        momentum = state["momentum"].lerp_(p.grad, 1 - MOMENTUM)
-        direction = p.grad.lerp(momentum, MOMENTUM)
-        if isinstance(direction, DTensor):
-            direction = direction.full_tensor()
-        return direction.to(self.dtype)
+
+def _like(part: torch.Tensor, parameter: torch.Tensor) -> DTensor:
+    # This rank's part of a tensor that is sharded like `parameter`.
+    assert isinstance(parameter, DTensor)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
 
 
 def orthogonalise(stack: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from configs.schema import TrainConfig
 from train.muon import Muon
@@ -25,6 +26,23 @@ def build_optimizers(
     if hidden:
         optimizers.append(Muon(hidden.values(), config.learning_rate, config.weight_decay, dtype))
     return [*optimizers, build_adamw(rest, config)] if rest else optimizers
+
+
+def clip_gradients(parameters: dict[str, nn.Parameter], limit: float) -> torch.Tensor:
+    """Gradient clipping: scale all gradients down to a global norm of `limit`.
+
+    Returns the norm before, a scalar on the device.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def skip_update_unless(is_finite: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Let the next `optimizer.step()` change nothing unless `is_finite`, a bool on the device.
+
+    Fused AdamW reads `found_inf` as it does for torch's GradScaler, without a host sync.
+    """
+    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
 
 
 def step_flops(optimizers: Sequence[torch.optim.Optimizer]) -> float:

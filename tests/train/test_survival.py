@@ -230,11 +230,11 @@ def test_a_batch_with_a_non_finite_loss_is_saved(tmp_path):
     progress = Progress(step=7)
     guard = Guard(tmp_path, 0, progress)
     batch = (torch.tensor([[1, 2]]), torch.tensor([[2, 3]]))
-    assert guard.should_step(1.0, 1.0, [batch])
+    assert guard.check_finite(8, 1.0, 1.0, [batch])
     for _ in range(9):
-        assert not guard.should_step(float("nan"), 1.0, [batch])
+        assert not guard.check_finite(8, float("nan"), 1.0, [batch])
     with pytest.raises(UserError, match=r"bad-batch-8-rank-0\.safetensors"):
-        guard.should_step(1.0, float("inf"), [batch])
+        guard.check_finite(8, 1.0, float("inf"), [batch])
     kept = load_file(tmp_path / "bad-batch-8-rank-0.safetensors")
     assert torch.equal(kept["inputs.0"], batch[0])
     assert torch.equal(kept["targets.0"], batch[1])
@@ -245,10 +245,10 @@ def test_a_loss_far_above_the_recent_mean_is_a_spike(tmp_path):
     guard = Guard(tmp_path, 0, Progress())
     generator = random.Random(0)
     usual = [3 + generator.gauss(0, 0.1) for _ in range(500)]
-    assert not any(guard.is_spike(loss) for loss in usual)
-    assert guard.is_spike(4.0)
+    assert not any(guard.is_spike(1, loss) for loss in usual)
+    assert guard.is_spike(1, 4.0)
     assert len(guard.progress.recent) == RECENT
-    assert not guard.is_spike(3.1)
+    assert not guard.is_spike(1, 3.1)
 
 
 def test_a_spike_rewinds_the_run_and_continues_with_new_data(recipe, tmp_path):
