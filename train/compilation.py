@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 from cli.atomic import read_json, to_json, write_atomically
 from cli.console import say
 from configs.schema import TrainConfig
+from data.shards import Windows
 from model.transformer import Transformer
 from train.distributed import Ranks
-from train.forward import DataSet, set_block_forward, summed_loss
+from train.forward import DataSet, set_forward, summed_loss
 
 MIN_SPEEDUP = 1.05  # a smaller speedup does not repay the compile time at every start
 MIN_RUN_SECONDS = 600.0  # in shorter runs the measurement costs more than compiling can gain
@@ -30,18 +32,22 @@ def compile_if_faster(
     run: Path,
     pass_seconds: float,
 ) -> float | None:
-    """Compile the blocks of `model` in place if that makes a pass at least 1.05 times as fast.
+    """Compile `model` in place if that makes a pass at least 1.05 times as fast.
 
+    On one device, windows of one shape go through one graph of the whole model; under DDP and FSDP,
+    and for examples of many lengths, each block is compiled by itself.
     `pass_seconds` is the time of an eager pass over a micro-batch. Returns the speedup, 1 if it was
     not measured, None if nothing is compiled.
 
     Every rank must call it; all ranks measure together. Runs of less than ten minutes are not
     compiled, and neither are runs where the compiler fails (on a CPU it needs g++). A resumed run
-    repeats its earlier choice (`run`/compiled.json), because compiled blocks round differently.
+    repeats its earlier choice (`run`/compiled.json), because compiled code rounds differently.
     """
     if config.compile == "never":
         return None
-    checkpointing, speedup = config.activation_checkpointing, 1.0
+    extent = "model" if ranks.world_size == 1 and isinstance(train_set, Windows) else "blocks"
+    compile_model = partial(set_forward, model, compiled=extent, checkpointing=config.activation_checkpointing)
+    speedup = 1.0
     if config.compile == "auto":
         batch = train_set.batch(train_set.longest(config.micro_batch_size))
 
@@ -64,19 +70,20 @@ def compile_if_faster(
         elif config.max_flops or (config.max_seconds or passes * pass_seconds) < MIN_RUN_SECONDS:
             speedup = 0.0
         else:
-            speedup = _measure(model, time_pass, checkpointing, ranks)
+            speedup = _measure(compile_model, time_pass, ranks)
+            set_forward(model, checkpointing=config.activation_checkpointing)
         if ranks.is_main:
             write_atomically(run / "compiled.json", to_json({"speedup": speedup}) + "\n")
         if speedup < MIN_SPEEDUP:
             return None
-    set_block_forward(model, compiled=True, checkpointing=checkpointing)
+    compile_model()
     return speedup
 
 
-def _measure(model: Transformer, time_pass: Callable[[], float], checkpointing: bool, ranks: Ranks) -> float:
+def _measure(compile_model: Callable[[], None], time_pass: Callable[[], float], ranks: Ranks) -> float:
     # The median ratio of alternating eager and compiled passes; 0 if the compiler fails.
     say("torch.compile: measuring the speedup, which takes a minute or two …")
-    set_block_forward(model, compiled=True, checkpointing=checkpointing)
+    compile_model()
     why, ratios = "", [0.0]
     try:
         time_pass()
@@ -89,7 +96,6 @@ def _measure(model: Transformer, time_pass: Callable[[], float], checkpointing: 
             with torch.compiler.set_stance("force_eager"):
                 eager = time_pass()
             ratios.append(eager / time_pass())
-    set_block_forward(model, compiled=False, checkpointing=checkpointing)
     (speedup,) = ranks.sum(statistics.median(ratios) / ranks.world_size)
     say(f"torch.compile: {speedup:.2f} times as fast{why}; {'used' if speedup >= MIN_SPEEDUP else 'not used'}")
     return speedup

@@ -27,19 +27,23 @@ def summed_loss(model: nn.Module, batch: Batch, separator: int, device: torch.de
     return model(inputs, targets=targets, document_starts=document_starts(inputs, separator))
 
 
-def set_block_forward(model: Transformer, *, compiled: bool, checkpointing: bool) -> None:
-    """Choose how every block runs its forward pass: compiled or not, with activation checkpointing or not.
+def set_forward(model: Transformer, *, compiled: str = "", checkpointing: bool = False) -> None:
+    """Choose how `model` runs its forward pass, with activation checkpointing or not.
 
-    Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) computes the activations of a
-    block again in the backward pass instead of storing them. Blocks of the same shape share
-    compiled code.
+    `compiled` is "" (eager), "blocks" (each block by itself; blocks of the same shape share the
+    code) or "model" (one graph for fixed shapes, without graph breaks). Activation checkpointing
+    (Chen et al. 2016, arXiv:1604.06174) computes the activations of a block again in the backward
+    pass instead of storing them.
     """
+    vars(model).pop("forward", None)
     for layer in model.layers:
         vars(layer).pop("forward", None)
         forward = layer.forward
-        if compiled:
+        if compiled == "blocks":
             forward = torch.compile(forward)
         if checkpointing:
             forward = partial(checkpoint, forward, use_reentrant=False)
-        if compiled or checkpointing:
+        if compiled == "blocks" or checkpointing:
             layer.forward = forward
+    if compiled == "model":
+        model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]

@@ -38,7 +38,7 @@ from train.compilation import compile_if_faster
 from train.distributed import Ranks, sync_gradients
 from train.ema import ema_weights, start_ema, update_ema
 from train.evaluate import evaluate, evaluation_subset
-from train.forward import Batch, DataSet, set_block_forward, summed_loss
+from train.forward import Batch, DataSet, set_forward, summed_loss
 from train.guard import Guard
 from train.late import LateRead, UnreadStep, no_garbage_collection
 from train.metrics import Metrics, peak_memory
@@ -97,7 +97,7 @@ class Trainer:
         fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
         bfloat16 = uses_bfloat16(config.precision, model, self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
-        set_block_forward(model, compiled=False, checkpointing=config.activation_checkpointing)
+        set_forward(model, checkpointing=config.activation_checkpointing)
         self.wrapped = ranks.wrap(model, config.parallel, bfloat16)
         micro, pass_seconds = find_micro_batch(self.wrapped, train_set, config, ranks, self.autocast)
         self.config = config = config.model_copy(update={"micro_batch_size": micro})
@@ -168,6 +168,7 @@ class Trainer:
                     break
                 self.profiler.before_step(progress.step + 1)
                 self.step(end)
+        set_forward(self.model)  # what follows has other shapes
         if ranks.is_main:
             plot_run(self.run)
         # A signal after the last step stops nothing. `stop` may come from another rank's signal.

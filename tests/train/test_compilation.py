@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 
-from configs.schema import ModelConfig
+from cli.recipes import load
+from configs.schema import ModelConfig, Recipe
+from data.examples import Examples, encode_completions
 from model.build import build_model
 from train import compilation
-from train.forward import set_block_forward
+from train.forward import set_forward
 from train.metrics import read_metrics
+from train.pretrain import load_data
 
 
 @pytest.fixture
@@ -18,18 +21,43 @@ def every_run_is_long(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.fixture
+def compiled(monkeypatch):
+    """What trainings compile, in order: "", "blocks" or "model"."""
+    extents = []
+
+    def record(model, *, compiled="", checkpointing=False):
+        extents.append(compiled)
+        set_forward(model, compiled=compiled, checkpointing=checkpointing)
+
+    monkeypatch.setattr(compilation, "set_forward", record)
+    return extents
+
+
 def losses(run):
     return [row["loss"] for row in read_metrics(run) if "loss" in row]
 
 
-def test_compiled_blocks_give_the_same_losses(fit):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_compiled_model_gives_the_same_losses(fit, compiled, checkpointing):
     torch.compiler.reset()
-    _, plain, _ = fit(name="plain")
-    _, run, model = fit(name="compiled", compile="always")
+    _, plain, _ = fit(name="plain", steps=50)
+    _, run, model = fit(name="compiled", steps=50, compile="always", activation_checkpointing=checkpointing)
+    assert compiled == ["model"]
     assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
-    assert all("forward" in vars(layer) for layer in model.layers)
-    _, again, _ = fit(name="recomputed", compile="always", activation_checkpointing=True)
-    assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
+    assert "forward" not in vars(model)  # what follows a training is eager
+    assert not any("forward" in vars(layer) for layer in model.layers)
+
+
+def test_examples_of_many_lengths_compile_by_block(fit, compiled, recipe):
+    torch.compiler.reset()
+    tokenizer, *_ = load_data(load(Recipe, recipe))
+    pairs = [("a b c d " * n, " e" * (1 + 3 * (n % 4))) for n in range(1, 9)]
+    examples = Examples(encode_completions(pairs, tokenizer), 64, tokenizer)
+    _, plain, _ = fit((examples, examples), name="plain")
+    _, run, _ = fit((examples, examples), name="compiled", compile="always")
+    assert compiled == ["blocks"]
+    assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
 
 
 def test_compiled_bfloat16_is_as_close_to_float32_as_eager_bfloat16(recwarn):
@@ -55,7 +83,7 @@ def test_compiled_bfloat16_is_as_close_to_float32_as_eager_bfloat16(recwarn):
     def gradients(bfloat16, compiled):
         model = build_model(config, 101).init_weights(0)
         if compiled:
-            set_block_forward(model, compiled=True, checkpointing=False)
+            set_forward(model, compiled="blocks")
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             loss = model(x, targets=y)
         loss.backward()
@@ -70,7 +98,7 @@ def test_compiled_bfloat16_is_as_close_to_float32_as_eager_bfloat16(recwarn):
 
 @pytest.mark.parametrize("speedup", [2.0, 1.0])
 def test_the_speedup_is_measured_and_a_resumed_run_repeats_its_choice(
-    fit, every_run_is_long, monkeypatch, capsys, speedup
+    fit, compiled, every_run_is_long, monkeypatch, capsys, speedup
 ):
     _, plain, _ = fit(name="plain", compile="never", steps=2)
     times = []
@@ -81,8 +109,8 @@ def test_the_speedup_is_measured_and_a_resumed_run_repeats_its_choice(
 
     monkeypatch.setattr(compilation.statistics, "median", median)
     for resume, steps in ((False, 2), (True, 4)):
-        _, run, model = fit(steps=steps, resume=resume)
-        assert all(("forward" in vars(layer)) is (speedup > 1) for layer in model.layers)
+        _, run, _ = fit(steps=steps, resume=resume)
+        assert (compiled[-1] == "model") is (speedup > 1)
     assert json.loads((run / "compiled.json").read_text()) == {"speedup": speedup}
     assert len(times) == 1
     assert min(times[0]) > 0
@@ -91,9 +119,9 @@ def test_the_speedup_is_measured_and_a_resumed_run_repeats_its_choice(
     assert len(losses(run)) == 4
 
 
-def test_short_runs_are_not_measured(fit, capsys):
-    _, _, model = fit(name="short", steps=2)
-    assert not any("forward" in vars(layer) for layer in model.layers)
+def test_short_runs_are_not_measured(fit, compiled, capsys):
+    fit(name="short", steps=2)
+    assert compiled == []
     assert "torch.compile" not in capsys.readouterr().err
 
 
