@@ -33,7 +33,7 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.evaluate import evaluate
-from train.forward import set_block_forward
+from train.forward import set_forward
 from train.loop import Trainer, clip_gradients
 from train.metrics import read_metrics
 from train.optim import build_optimizers
@@ -136,7 +136,7 @@ def measure_step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool
         for suffix in ("", COMPILED) if compiled else ("",):
             model = build_cell_model(cell, recipe, 4096)
             if suffix and isinstance(model, Transformer):
-                set_block_forward(model, compiled=True, checkpointing=False)
+                set_forward(model, compiled="blocks")
             elif suffix:
                 model.compile()
             parameters = dict(model.named_parameters())

@@ -1,173 +1,202 @@
-"""Training tokens per second and model FLOPs utilisation (MFU), against the same model in plain torch.
+"""Time of a training step of the same model, with one thing changed at a time.
 
-    python -m benchmarks.mfu [--recipe configs/gpt2-124m.toml] [--batch 16] [--rounds 5]
+    python -m benchmarks.mfu [--group anatomy] [--recipe configs/gpt2-124m.toml] [--rows 32] [--rounds 5]
 
-"ours" is the model with our kernels, "sdpa" the same weights with torch's operators and
-scaled_dot_product_attention, "plain" the same with the full score matrix in memory. Each is timed in
-eager mode and compiled (ours block by block as in the training loop, the others as a whole). All
-take the same steps on the same batch in bfloat16 autocast with torch's fused AdamW, in turn within
-every round; their first losses must agree. The reference peaks are the vendor's, if known, and a
-large matrix product measured on this device. Writes benchmarks/results/DEVICE/mfu.json.
+Every variant takes the same steps (forward, backward, gradient clipping, fused AdamW) on the same
+batch in bfloat16 autocast, in turn within every round. The baseline is our step: our attention and
+loss, the whole model compiled. A variant differs from it in what its name says; "torch" is the same
+model with SDPA and torch's loss. `--group` selects variants (see mfu_variants.py). nanoGPT's model is added
+with `--nanogpt FOLDER`, litgpt's if it is installed. First losses must agree, except of those two.
+
+Per variant: tokens per second, MFU (of the vendor's peak, if known), the time over the baseline's
+(median and range over rounds), and on a GPU, from torch's profiler: the share of the time in which
+the GPU works, launches and host syncs per step, and the time until the host has enqueued a step.
+Writes benchmarks/results/DEVICE/mfu-GROUP.json.
 """
 
 import argparse
 import copy
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from unittest.mock import patch
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-import model.norm
-import model.scratch
-import model.transformer
+from benchmarks.mfu_variants import GROUPS, VARIANTS, Variant, applied
+from benchmarks.peers import LitGPT, NanoGPT
 from benchmarks.record import record, time_in_turn
 from cli.recipes import load
 from configs.schema import Recipe
-from kernels.bench import measure_ceilings, synchronized_clock
-from kernels.mlp.reference import relu2_reference, swiglu_reference
-from kernels.norm.reference import rms_norm_reference
-from kernels.rope.reference import rope_reference
+from kernels.bench import synchronized_clock
 from model.build import build_model
 from model.flops import training_flops
 from model.transformer import Transformer
-from train.forward import set_block_forward
+from train.forward import set_forward
 from train.metrics import peak_memory
-from train.optim import build_adamw
+from train.optim import build_adamw, clip_gradients, skip_update_unless
 from train.profiler import peak_flops
 
 STEPS = 4  # per turn
 LOSS_TOLERANCE = 2e-2  # nats between first losses (about 10 nats) in bfloat16
 
 
-def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_) -> torch.Tensor:
-    """`model.fused.attend` without a cache, with torch's SDPA, which selects the backend."""
-    heads = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).transpose(1, 2)
-
-
-def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_) -> torch.Tensor:
-    """Same as `sdpa`, with all scores in memory, like nanoGPT's "slow attention"."""
-    group, T = q.shape[2] // k.shape[2], q.shape[1]
-    q, k, v = (x.transpose(1, 2) for x in (q, *(x.repeat_interleave(group, 2) for x in (k, v))))
-    hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
-    return (scores.softmax(-1) @ v).transpose(1, 2)
-
-
-def project(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """`model.fused.project_and_score` with all logits in memory."""
-    return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="sum")
-
-
-@contextmanager
-def use_torch_operators(attend: Callable) -> Iterator[None]:
-    """Replace our kernels by torch's operators and this attention in every model in this context."""
-    others = {"rope": rope_reference, "swiglu": swiglu_reference, "project_and_score": project}
-    with (
-        patch.multiple(model.transformer, attend=attend, **others),
-        patch.multiple(model.scratch, relu2=relu2_reference),
-        patch.multiple(model.norm, rms_norm=rms_norm_reference),
-    ):
-        yield
-
-
 class Implementation:
-    """A copy of the model with its optimiser and one implementation of the training step."""
+    """A copy of a model with its optimiser, stepped as one variant says."""
 
-    def __init__(self, net: Transformer, attend: Callable | None, compiled: bool, recipe: Recipe):
-        self.net = copy.deepcopy(net)
-        self.attend = attend
-        self.optimizer = build_adamw(dict(self.net.named_parameters()), recipe.train)
-        self.loss: Callable = self.net
-        if compiled and attend is None:
-            set_block_forward(self.net, compiled=True, checkpointing=False)
-        elif compiled:
-            self.loss = torch.compile(self.net)
+    def __init__(self, net: torch.nn.Module, variant: Variant, recipe: Recipe):
+        self.net, self.variant = copy.deepcopy(net), variant
+        self.parameters = dict(self.net.named_parameters())
+        self.optimizer = build_adamw(self.parameters, recipe.train)
+        if isinstance(net, Transformer) and not variant.graph:
+            set_forward(self.net, compiled=variant.extent)
+        elif variant.extent:
+            self.net.forward = torch.compile(
+                self.net.forward, dynamic=False, mode="reduce-overhead" if variant.graph else None
+            )
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """One training step on (B, T) ids; the mean loss before it."""
-        with use_torch_operators(self.attend) if self.attend else nullcontext():
+        """One training step on (B, T) ids; the mean loss before it, on the device."""
+        with applied(self.variant):
             with torch.autocast(x.device.type, torch.bfloat16):
-                loss = self.loss(x, targets=y) / y.numel()
+                loss = self.net(x, targets=y) / y.numel()
             loss.backward()
+        norm = clip_gradients(self.parameters, 1.0)
+        skip_update_unless(norm.isfinite(), self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
 
 
-def measure(recipe: Recipe, vocabulary: int, batch: int, rounds: int) -> list[dict]:
-    """One row per implementation. Raises SystemExit if their first losses differ."""
+def anatomy(step: Callable[[], object], device: torch.device) -> dict:
+    """What a step consists of on a GPU, from one profile of STEPS steps; empty on a CPU."""
+    if device.type != "cuda":
+        return {}
+    started = synchronized_clock(device)
+    for _ in range(STEPS):
+        step()
+    enqueued = time.perf_counter() - started
+    wall = synchronized_clock(device) - started
+    with torch.profiler.profile(acc_events=True) as profile:
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profile.events()
+        if event.device_type == torch.profiler.DeviceType.CUDA
+    )
+    busy, end = 0.0, float("-inf")
+    for begin, finish in spans:
+        busy += max(0.0, finish - max(begin, end))
+        end = max(end, finish)
+    names = [event.name for event in profile.events() if event.device_type == torch.profiler.DeviceType.CPU]
+    by_kernel: dict[str, float] = {}
+    for event in profile.key_averages():
+        if event.device_type == torch.profiler.DeviceType.CUDA:
+            by_kernel[event.key[:80]] = event.self_device_time_total / STEPS / 1e6
+    return {
+        "wall_seconds": wall / STEPS,
+        "enqueue_seconds": enqueued / STEPS,
+        "gpu_busy_seconds": busy / STEPS / 1e6,
+        "gpu_busy_share": busy / 1e6 / wall,
+        "launches": sum("LaunchKernel" in name for name in names) / STEPS,
+        "syncs": sum("Synchronize" in name for name in names) / STEPS,
+        "kernels": dict(sorted(by_kernel.items(), key=lambda item: -item[1])[:25]),
+    }
+
+
+def build(recipe: Recipe, vocab_size: int, names: list[str], nanogpt: Path | None) -> dict[str, Implementation]:
+    """The chosen variants of one model, and the models of others that are installed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = build_model(recipe.model, vocabulary).init_weights(0).to(device)
-    x, y = torch.randint(0, vocabulary, (2, batch, recipe.model.max_seq_len), device=device)
-    flops = training_flops(net, y.numel(), y.numel(), recipe.model.max_seq_len)
-    attentions: dict[str, Callable | None] = {"ours": None, "sdpa": sdpa, "plain": plain}
-    implementations, first, peaks = {}, {}, {}
-    for compiled in (False, True):
-        for name, attend in attentions.items():
-            label = f"{name}, compiled" if compiled else name
-            held = 0  # memory of the other implementations' copies
-            if device.type == "cuda":
-                held = torch.cuda.memory_allocated()
-                torch.cuda.reset_peak_memory_stats()
-            implementations[label] = Implementation(net, attend, compiled, recipe)
-            first[label] = implementations[label].step(x, y).item()
-            implementations[label].step(x, y)
-            peaks[label] = peak_memory(device) - held
-    if max(first.values()) - min(first.values()) > LOSS_TOLERANCE:
-        raise SystemExit(f"the implementations are not the same model: first losses are {first}")
-    steps = {label: partial(implementation.step, x, y) for label, implementation in implementations.items()}
+    net = build_model(recipe.model, vocab_size).init_weights(0).to(device)
+    found = {name: Implementation(net, VARIANTS[name], recipe) for name in names}
+    whole = Variant(extent="model")
+    if nanogpt:
+        found["nanoGPT"] = Implementation(NanoGPT(nanogpt, recipe, vocab_size).to(device), whole, recipe)
+    with suppress(ImportError):
+        found["litgpt"] = Implementation(LitGPT(net).to(device), whole, recipe)
+    return found
+
+
+def measure(
+    recipe: Recipe, vocab_size: int, rows: int, rounds: int, implementations: dict[str, Implementation]
+) -> list[dict]:
+    """One result per variant. Raises SystemExit if first losses differ by more than LOSS_TOLERANCE."""
+    device = next(iter(next(iter(implementations.values())).parameters.values())).device
+    length = recipe.model.max_seq_len
+    most = round(rows * max(each.variant.rows_factor for each in implementations.values()))
+    x, y = torch.randint(0, vocab_size, (2, most, length), device=device)
+    steps, first, peaks = {}, {}, {}
+    for name, each in implementations.items():
+        count = round(rows * each.variant.rows_factor)
+        steps[name] = partial(each.step, x[:count], y[:count])
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        first[name] = steps[name]().item()
+        steps[name]()
+        peaks[name] = peak_memory(device)
+    same = [first[name] for name, each in implementations.items() if name in VARIANTS and each.variant.rows_factor == 1]
+    if not max(same) - min(same) <= LOSS_TOLERANCE:
+        raise SystemExit(f"the variants are not the same model: first losses are {first}")
     times = time_in_turn(steps, rounds, STEPS, partial(synchronized_clock, device))
-    best, makers, rows = measure_ceilings(device, torch.bfloat16)[0], peak_flops(device, True), []
+    peak, results = peak_flops(device, True), []
+    baseline = times[next(iter(times))]
     for name, seconds in times.items():
+        factor = implementations[name].variant.rows_factor
+        tokens = round(rows * factor) * length
+        net = next(each.net for each in implementations.values() if isinstance(each.net, Transformer))
+        flops = training_flops(net, tokens, tokens, length)
         median = statistics.median(seconds)
-        ratios = [b / a for a, b in zip(times["ours, compiled"], seconds, strict=True)]
-        rows.append(
+        ratios = sorted(b / a / factor for a, b in zip(baseline, seconds, strict=True))
+        results.append(
             {
-                "way": name,
-                "tokens_per_second": y.numel() / median,
-                "mfu": makers and flops / median / makers,
-                "share_of_product": flops / median / best,
-                "time_over_ours_compiled": statistics.median(ratios),
-                "ratios": sorted(ratios),
+                "variant": name,
+                "tokens_per_second": tokens / median,
+                "mfu": peak and flops / median / peak,
+                "time_over_baseline": statistics.median(ratios),
+                "ratios": ratios,
                 "seconds": seconds,
-                # On a CPU the peak is that of the process, which holds all implementations.
-                "peak_bytes": peaks[name] if device.type == "cuda" else None,
+                "peak_bytes": peaks[name],
                 "first_loss": first[name],
+                **anatomy(steps[name], device),
             }
         )
-    return rows
+    return results
 
 
 def main() -> None:
     """Entry point of `python -m benchmarks.mfu`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", choices=GROUPS, default="anatomy")
     parser.add_argument("--recipe", default="configs/gpt2-124m.toml")
-    parser.add_argument("--batch", type=int, default=16, help="windows in a step")
+    parser.add_argument("--rows", type=int, default=32, help="windows in a step")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     args = parser.parse_args()
     recipe = load(Recipe, args.recipe)
-    rows = measure(recipe, recipe.tokenizer.vocab_size, args.batch, args.rounds)
-    for row in rows:
+    names = [
+        name for name in GROUPS[args.group] if torch.cuda.is_available() or ("Flex" not in name and "cuDNN" not in name)
+    ]
+    implementations = build(recipe, recipe.tokenizer.vocab_size, names, args.nanogpt)
+    results = measure(recipe, recipe.tokenizer.vocab_size, args.rows, args.rounds, implementations)
+    for row in results:
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%} MFU, "
+        busy = (
+            f", GPU busy {row['gpu_busy_share']:.0%}, {row['launches']:.0f} launches, {row['syncs']:.1f} syncs"
+            if "syncs" in row
+            else ""
+        )
         low, high = row["ratios"][0], row["ratios"][-1]
         print(
-            f"{row['way']:16}{row['tokens_per_second']:10,.0f} tokens/s, {mfu}"
-            f"{row['share_of_product']:.1%} of a large product, time relative to ours compiled "
-            f"{row['time_over_ours_compiled']:.2f} ({low:.2f} to {high:.2f})"
+            f"{row['variant']:32}{row['tokens_per_second']:10,.0f} tokens/s, {mfu}time per token over the first "
+            f"{row['time_over_baseline']:.3f} ({low:.3f} to {high:.3f}){busy}"
         )
-    result = {
-        "recipe": args.recipe,
-        "batch": args.batch,
-        "rows": rows,
-        "triton": version("triton") if torch.cuda.is_available() else None,
-    }
-    print(f"written: {record('mfu', result)}")
+    about = {"group": args.group, "recipe": args.recipe, "rows_per_pass": args.rows, "triton": version("triton")}
+    print(f"written: {record(f'mfu-{args.group}', about | {'variants': results})}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """The same Llama in other libraries with the same weights, and GPT-2, for comparison."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, Recipe
 from model.formats.llama import write_config, write_weights
+from model.transformer import Transformer
 
 
 def transformers_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
@@ -110,3 +116,43 @@ class Gpt2(nn.Module):
     def output(self) -> nn.Linear:
         """The output projection."""
         return self.gpt2.lm_head
+
+
+class NanoGPT(nn.Module):
+    """nanoGPT's GPT of this shape, called as our model is; `folder` is a checkout of it."""
+
+    def __init__(self, folder: Path, recipe: Recipe, vocab_size: int):
+        super().__init__()
+        spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["nanogpt_model"] = module
+        spec.loader.exec_module(module)
+        shape = recipe.model
+        self.gpt = module.GPT(
+            module.GPTConfig(
+                block_size=shape.max_seq_len,
+                vocab_size=vocab_size,
+                n_layer=shape.n_layers,
+                n_head=shape.n_heads,
+                n_embd=shape.dim,
+                bias=False,
+            )
+        )
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(B, T) ids and targets -> the summed loss."""
+        return self.gpt(x, targets)[1] * targets.numel()
+
+
+class LitGPT(nn.Module):
+    """litgpt's model with the weights of `net`, called as our model is. Raises ImportError without litgpt."""
+
+    def __init__(self, net: Transformer):
+        super().__init__()
+        self.gpt = litgpt_llama(net.config, net.state_dict())
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(B, T) ids and targets -> the summed loss."""
+        return F.cross_entropy(self.gpt(x).flatten(0, 1).float(), targets.flatten(), reduction="sum")
