@@ -7,6 +7,7 @@ needs Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported).
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -63,10 +64,20 @@ def arch(x: torch.Tensor) -> str:
         return "interpreter"
     if x.device.type not in ("cuda", "meta"):
         raise ValueError(f"tensors are on {x.device}; Triton kernels need CUDA tensors")
+    return _arch_of_device(x.device.index) if x.is_cuda else _current_arch()
+
+
+def _current_arch() -> str:
     import triton
 
     target = triton.runtime.driver.active.get_current_target()
     return target.arch if target.backend == "hip" else f"sm_{target.arch}"
+
+
+@cache
+def _arch_of_device(index: int) -> str:
+    # Asking the driver takes as long as a small launch.
+    return _current_arch()
 
 
 def next_power_of_2(n: int) -> int:

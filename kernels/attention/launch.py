@@ -1,11 +1,13 @@
 """Launchers of the attention kernels on CUDA tensors (in the interpreter: on any tensors)."""
 
+from functools import lru_cache
+
 import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.attention.backward import backward_keys, backward_queries, prepare_backward
-from kernels.attention.config import Tiles, config, padded_width
+from kernels.attention.config import Pass, Tiles, config, padded_width
 from kernels.attention.forward import forward
 from kernels.device import arch
 
@@ -14,9 +16,8 @@ PADDING = 128  # rows of LSE and delta in the backward pass are padded to a mult
 
 def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None = None):
     """(o, lse): o like q, (B, T, H, D), contiguous; lse (B, H, T) float32, natural log."""
-    B, T, H, D = q.shape
-    target = arch(q)
-    tiles = _drop_unaligned_descriptor(tiles or config(target, "forward", D, q.dtype), q, k, v)
+    B, T, H, _ = q.shape
+    tiles, options = _plan("forward", tiles, (q, k, v), first, causal, softcap, scale)
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     grid = (triton.cdiv(T, tiles.M), B * H)
@@ -27,7 +28,7 @@ def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None =
         *_tensor_arguments(o),
         lse,
         first,
-        **_kernel_options(q, k, first, causal, softcap, scale, tiles, target),
+        **options,
     )
     return o, lse
 
@@ -38,12 +39,10 @@ def launch_backward(
     """(dq, dk, dv), contiguous, with the shapes and dtypes of q, k, v."""
     B, T, H, D = q.shape
     S, heads = k.shape[1:3]
-    target = arch(q)
-    chosen = tiles or (
-        config(target, "keys" if deterministic else "fused", D, q.dtype, softcap > 0),
-        config(target, "queries", D, q.dtype),
-    )
-    over_k, over_q = (_drop_unaligned_descriptor(each, q, k, v, do) for each in chosen)
+    tensors, settings = (q, k, v, do), (first, causal, softcap, scale)
+    tiles_k, tiles_q = tiles or (None, None)
+    over_k, options_k = _plan("keys" if deterministic else "fused", tiles_k, tensors, *settings)
+    over_q, options_q = _plan("queries", tiles_q, tensors, *settings)
     padded = triton.cdiv(T, PADDING) * PADDING
     lse2 = torch.empty(B, H, padded, dtype=torch.float32, device=q.device)
     delta = torch.empty_like(lse2)
@@ -83,7 +82,7 @@ def launch_backward(
         last,
         padded=padded,
         ATOMIC=not deterministic,
-        **_kernel_options(q, k, last, causal, softcap, scale, over_k, target),
+        **options_k,
     )
     if not deterministic:
         return (sums * scale).to(q.dtype), dk, dv
@@ -97,20 +96,9 @@ def launch_backward(
         delta,
         first,
         padded=padded,
-        **_kernel_options(q, k, first, causal, softcap, scale, over_q, target),
+        **options_q,
     )
     return dq, dk, dv
-
-
-def _drop_unaligned_descriptor(tiles: Tiles, *tensors: torch.Tensor) -> Tiles:
-    # Tensor descriptors need addresses and strides that are multiples of 16 bytes.
-    def aligned(x: torch.Tensor) -> bool:
-        size = x.element_size()
-        return x.data_ptr() % 16 == 0 and all(s * size % 16 == 0 for s in x.stride()[:3])
-
-    aligned_widths = tensors[0].shape[3] * tensors[0].element_size() % 16 == 0
-    descriptor = tiles.descriptor and aligned_widths and all(map(aligned, tensors))
-    return tiles._replace(descriptor=descriptor)
 
 
 def _tensor_arguments(x: torch.Tensor, tiles: Tiles | None = None, rows: int = 0) -> tuple:
@@ -122,11 +110,27 @@ def _tensor_arguments(x: torch.Tensor, tiles: Tiles | None = None, rows: int = 0
     return start, (*x.stride()[:3], x.shape[1])
 
 
-def _kernel_options(q, k, bounds, causal, softcap, scale, tiles: Tiles, target: str) -> dict:
-    H, D = q.shape[2:]
-    return {
+def _plan(which: Pass, tiles: Tiles | None, tensors, first, causal, softcap, scale) -> tuple[Tiles, dict]:
+    # The tiles and options of a launch, worked out once per shape: launches are many and short.
+    q, k = tensors[:2]
+    aligned = all(x.data_ptr() % 16 == 0 for x in tensors)
+    strides = tuple(x.stride()[:3] for x in tensors)
+    masks = (first is not None, causal, softcap)
+    return _cached_plan(arch(q), which, tiles, q.shape, k.shape[2], q.dtype, aligned, strides, masks, scale)
+
+
+@lru_cache(4096)
+def _cached_plan(target, which, tiles, q_shape, k_heads, dtype, aligned, strides, masks, scale):
+    H, D = q_shape[2:]
+    bounded, causal, softcap = masks
+    tiles = tiles or config(target, which, D, dtype, softcap > 0)
+    # Tensor descriptors need addresses and strides that are multiples of 16 bytes.
+    counts = [D, *(stride for each in strides for stride in each)]
+    aligned = aligned and all(count * dtype.itemsize % 16 == 0 for count in counts)
+    tiles = tiles._replace(descriptor=tiles.descriptor and aligned)
+    return tiles, {
         "H": H,
-        "group": H // k.shape[2],
+        "group": H // k_heads,
         "scale": scale,
         "softcap": softcap,
         "D": D,
@@ -134,11 +138,11 @@ def _kernel_options(q, k, bounds, causal, softcap, scale, tiles: Tiles, target: 
         "M": tiles.M,
         "N": tiles.N,
         "CAUSAL": causal,
-        "BOUNDED": bounds is not None,
+        "BOUNDED": bounded,
         "SOFTCAP": softcap > 0,
-        "FAST": target.startswith("sm_") and q.dtype == torch.bfloat16,
+        "FAST": target.startswith("sm_") and dtype == torch.bfloat16,
         "DESCRIPTOR": tiles.descriptor,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }
