@@ -76,7 +76,8 @@ def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) 
 def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
     """A hash of everything that determines a cell's numbers: settings, documents, items, foundation.
 
-    Prices and the other cells of the study are not included, so that they may change.
+    Prices and the other cells of the study are not included, so that they may change; nor are
+    settings at their default, so that new ones may come.
     """
     task = load_study_task(study)
     items = [(part, [(i.text, i.label) for i in getattr(task, part)]) for part in ("train", "validation", "test")]
@@ -92,7 +93,8 @@ def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
 
     def digest(cell: Cell) -> str:
         method = METHODS[cell.method]
-        settings = study.model_dump(mode="json", include={*SHARED_SETTINGS, method.recipe_table})
+        kept = {*SHARED_SETTINGS, method.recipe_table}
+        settings = study.model_dump(mode="json", include=kept, exclude_defaults=True)
         table = settings.get(method.recipe_table, {})
         for axis in set(AXES) - {cell.axis, "text" if method.base_method else cell.axis}:
             table.pop(axis, None)  # training settings of the other axis do not matter

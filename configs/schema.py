@@ -109,6 +109,9 @@ class ModelConfig(Section):
     """Width inside the feed-forward block."""
     max_seq_len: int = Field(512, ge=2)
     """Context length in tokens; also the length of a training window."""
+    window: int = Field(0, ge=0)
+    """Sliding window of the local layers, which alternate with global ones: a token sees this many
+    tokens, its own included. 0: every layer is global."""
     activation: Literal["swiglu", "relu2", "gelu"] = "swiglu"
     """Feed-forward: gated SiLU (three matrices), squared ReLU or GELU (two)."""
     qk_norm: bool = False
@@ -155,6 +158,13 @@ class ModelConfig(Section):
         """Tokens of text that fit after the soft prompt."""
         return self.max_seq_len - self.soft_tokens
 
+    def window_of(self, layer: int) -> int:
+        """The sliding window of a layer: local and global layers alternate, and the last one is global.
+
+        (Gemma 2, arXiv:2408.00118, section 2.)
+        """
+        return self.window if (self.n_layers - layer) % 2 == 0 else 0
+
     @property
     def width_ratio(self) -> float:
         """base_dim / dim, or 1 without a base_dim."""
@@ -196,6 +206,8 @@ class TrainConfig(Section):
     micro_batch_size: int = Field(8, ge=0)
     """Windows per forward pass on one rank; gradient accumulation makes up the batch. It changes
     memory and speed, not the result. 0: as many as fit in memory."""
+    document_mask: bool = False
+    """Document mask: attention in a window of packed documents stays within each document."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)

@@ -93,7 +93,8 @@ class Windows:
     Windows start at every multiple of `seq_len`, so each token except the first is a target once.
     """
 
-    separator = -1  # no document mask: attention crosses document boundaries in a window
+    separator = -1
+    """The id at which the document mask starts a document; -1: attention crosses documents."""
 
     def __init__(self, shards: Path, split: str, seq_len: int, tokenizer: Tokenizer, max_windows: int = 0):
         """Open the first `max_windows` windows (0: all).

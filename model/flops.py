@@ -45,6 +45,11 @@ def training_flops(model: Transformer, tokens: int, scored: int, length: int) ->
 
 
 def _attention_flops(model: Transformer, length: int, first: int) -> float:
-    # Two products per token: with the keys and with the values.
+    # Two products per token: with the keys and with the values. On average a token sees half of
+    # the row, and in a local layer the window less what is missing at the start of the row.
     c = model.config
-    return 4 * (c.n_layers - first) * c.n_heads * c.head_dim * length / 2
+    visible = 0.0
+    for layer in range(first, c.n_layers):
+        window = min(c.window_of(layer) or length, length)
+        visible += window - window**2 / (2 * length)
+    return 4 * c.n_heads * c.head_dim * visible

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.attention import attention
+from kernels.attention import attention, first_keys
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.mlp import relu2, swiglu
 from kernels.newton_schulz import newton_schulz
@@ -20,6 +20,7 @@ def attend(
     v: torch.Tensor,
     document_starts: torch.Tensor | None = None,
     prefixes: Sequence[torch.Tensor] = (),
+    window: int = 0,
 ) -> torch.Tensor:
     """Causal softmax attention (Vaswani et al. 2017, section 3.2.1), grouped queries allowed.
 
@@ -31,13 +32,22 @@ def attend(
         prefixes: (2, 1, P, K, D) keys and values of shared prompt prefixes (prefix cache), visible
             to all rows and read once for all of them (Juravsky et al. 2024, arXiv:2402.05099,
             section 3.1); without gradients.
+        window: sliding window (Beltagy et al. 2020, arXiv:2004.05150, section 3.1): each query sees
+            this many keys, its own included; 0: all.
 
     Returns:
         (B, T, H, D), dtype of q.
     """
+    B, T, H, D = q.shape
+    if window:
+        if prefixes:  # the window reaches back into the prefixes: one row of keys
+            earlier = [prefix.expand(-1, B, -1, -1, -1) for prefix in prefixes]
+            k, v = (torch.cat([*(each[i] for each in earlier), x], 1) for i, x in enumerate((k, v)))
+            prefixes = ()
+        first = first_keys(T, k.shape[1], window=window, device=q.device).expand(B, -1)
+        document_starts = first if document_starts is None else torch.maximum(first, document_starts)
     if not prefixes:
         return attention(q, k, v, first=document_starts)[0]
-    B, T, H, D = q.shape
     o, lse = attention(q, k, v, first=document_starts)
     parts = [(o.float(), lse)]
     for keys, values in prefixes:  # all rows as one row of queries, without a causal mask

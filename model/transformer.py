@@ -38,6 +38,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(q_dim, config.dim, config.biases == "all")
         # NoPE (Kazemnejad et al. 2023, arXiv:2305.19466): SmolLM3 has no RoPE in every n-th layer.
         self.is_nope = config.nope_every > 0 and (layer + 1) % config.nope_every == 0
+        self.window = config.window_of(layer)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -60,10 +61,11 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
         """Attention of q, k, v (B, T, heads, D) over these and the cached positions -> (B, T, C)."""
-        if cache is None:
-            return self.wo(attend(q, k, v, document_starts).flatten(2))
-        k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
-        return self.wo(attend(q, k, v, document_starts, cache.prefix_keys_values(self.layer)).flatten(2))
+        prefixes: list[Tensor] = []
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
+            prefixes = cache.prefix_keys_values(self.layer)
+        return self.wo(attend(q, k, v, document_starts, prefixes, self.window).flatten(2))
 
     def forward(
         self, x: Tensor, angles: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None

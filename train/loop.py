@@ -94,6 +94,8 @@ class Trainer:
             )
         self.model, self.run, self.ranks, self.device = model.train(), run, ranks, ranks.device
         self.train_set, self.validation_set, self.keep_best = train_set, validation_set, keep_best
+        if config.document_mask:
+            train_set.separator = validation_set.separator = tokenizer.separator_id
         fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
         bfloat16 = uses_bfloat16(config.precision, model, self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)

@@ -101,7 +101,15 @@ def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, car
 def find_family(config: ModelConfig) -> str:
     """The Hugging Face architecture equal to this model. Raises UserError if there is none."""
     plain = ModelConfig()
-    for option in ("key_shift", "embedding_norm", "value_embeddings", "bigram_buckets", "base_dim", "soft_tokens"):
+    for option in (
+        "key_shift",
+        "embedding_norm",
+        "value_embeddings",
+        "bigram_buckets",
+        "base_dim",
+        "soft_tokens",
+        "window",
+    ):
         value = getattr(config, option)
         if value != getattr(plain, option):
             raise UserError(f"model.{option} = {json.dumps(value)} has no Hugging Face equivalent")

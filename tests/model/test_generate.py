@@ -127,8 +127,9 @@ def test_bad_settings_give_a_one_line_error(command, flag):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("window", [0, 6])
 @pytest.mark.parametrize("scratch_options", [False, True])
-def test_forked_caches_attend_to_the_shared_prefix(scratch_options):
+def test_forked_caches_attend_to_the_shared_prefix(scratch_options, window):
     config = ModelConfig(
         dim=32,
         n_layers=3,
@@ -140,6 +141,7 @@ def test_forked_caches_attend_to_the_shared_prefix(scratch_options):
         key_shift=scratch_options,
         value_embeddings=scratch_options,
         bigram_buckets=50 * scratch_options,
+        window=window,
     )
     model = build_model(config, 61).init_weights(0).double()
     draw = torch.Generator().manual_seed(0)

@@ -23,6 +23,7 @@ VARIANTS = [
     {"qk_norm": True, "activation": "relu2", "tie_embeddings": False},
     {"bigram_buckets": 13},
     {"key_shift": True},
+    {"window": 7},
     {
         "qk_norm": True,
         "activation": "relu2",
@@ -129,7 +130,7 @@ def test_cached_chunks_give_the_same_logits(variant, chunks):
         torch.testing.assert_close(torch.cat(pieces, 1), model(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [{}, VARIANTS[-1]], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"window": 7}, VARIANTS[-1]], ids=str)
 def test_expanded_cache_continues_several_rows(variant):
     model, x = build(**variant), tokens(batch=1, length=20)
     rest = tokens(batch=5, length=8)
@@ -232,6 +233,24 @@ def test_flops_equal_torch_flop_counter(variant):
     assert training_flops(model, x.numel(), scored, 64) - 3 * attention == counted
 
 
+def test_local_layers_see_a_window_and_alternate_with_global_ones():
+    config = ModelConfig(**BASE | {"n_layers": 4, "window": 5})
+    assert [config.window_of(layer) for layer in range(4)] == [5, 0, 5, 0]
+    q, k, v = (torch.randn(2, 12, 4, 8, dtype=torch.float64) for _ in range(3))
+    i = torch.arange(12)
+    seen = (i[:, None] >= i) & (i[:, None] - i < 5)
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=seen).transpose(1, 2)
+    torch.testing.assert_close(attend(q, k, v, window=5), expected)
+
+
+def test_flops_of_local_layers_count_the_visible_positions():
+    full, local = build(n_layers=4), build(n_layers=4, window=8)
+    pairs = 64 * 8 - 8 * 8 / 2  # of a row; a full layer has 64 * 64 / 2
+    saved = 2 * (64 * 64 / 2 - pairs) * 4 * 4 * 10
+    assert forward_flops(full, 64, 64, 64) - forward_flops(local, 64, 64, 64) == saved
+
+
 def test_init_is_seeded_and_gives_uniform_loss():
     a, b = build(), build()
     assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
@@ -249,7 +268,7 @@ GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "biases":
 EXTRAS = {"qk_norm": True, "key_shift": True, "value_embeddings": True, "bigram_buckets": 50}
 
 
-@pytest.mark.parametrize("changes", [{}, EXTRAS, GPT2], ids=["llama", "scratch", "gpt2"])
+@pytest.mark.parametrize("changes", [{}, EXTRAS, GPT2, {"window": 4}], ids=["llama", "scratch", "gpt2", "window"])
 def test_the_document_mask_hides_documents_from_each_other(changes):
     model = build(**changes).double()
     draw = torch.Generator().manual_seed(0)
