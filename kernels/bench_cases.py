@@ -206,3 +206,9 @@ CASES = [
     elementwise_case("relu2", [ROWS], lambda device: {"ours": relu2, "torch": lambda a: F.relu(a).square()}, 5),
     elementwise_case("rope", [(4, T, 8, 64), (64,)], rope_implementations, 5),
 ]
+if torch.cuda.is_available():  # the shapes of models, at other lengths than that of the tiles' search
+    TOKENS = 32_768
+    LENGTHS = (512, 1024, 2048, 4096, 8192)
+    CASES += [attention_case(f"gpt2-{length}", length, 64, B=TOKENS // length, H=12, K=12) for length in LENGTHS]
+    CASES += [attention_case(f"llama-1b-{length}", length, 64, B=TOKENS // length, H=32, K=8) for length in LENGTHS]
+    CASES += [attention_case("gpt2-window", 8192, 64, B=4, H=12, K=12, window=1024)]
