@@ -21,6 +21,9 @@ from cli.errors import UserError
 from model.transformer import Transformer
 
 
+_KEPT: list[torch.Tensor] = []  # see `Ranks.sum`
+
+
 def local(x: torch.Tensor) -> torch.Tensor:
     """The part of a tensor on this rank: its rows if sharded, else the whole tensor."""
     return x.to_local() if isinstance(x, DTensor) else x
@@ -153,6 +156,9 @@ class Ranks:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
+        # A thread of gloo also holds the tensor. If it is the last to let go, it needs the GIL, and a
+        # process that ends at that moment waits for the thread while it holds the GIL.
+        _KEPT[:] = [total]
         return total.tolist()
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
