@@ -20,7 +20,6 @@ from cli.console import say
 from cli.errors import UserError
 from model.transformer import Transformer
 
-
 _KEPT: list[torch.Tensor] = []  # see `Ranks.sum`
 
 
