@@ -1,9 +1,9 @@
 """Distributed training: this process's rank, collectives, DDP, and parameters sharded with FSDP."""
 
 import copy
-import faulthandler
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -78,7 +78,7 @@ class Ranks:
         """
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self._hang_seconds: float | None = None
+        self.heartbeats, self.last_heartbeat = 0, time.monotonic()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
@@ -127,26 +127,24 @@ class Ranks:
         if self.world_size > 1:
             dist.destroy_process_group()
 
-    @contextmanager
-    def watchdog(self, seconds: float) -> Iterator[None]:
-        """Inside the `with` block, `seconds` without a heartbeat print the stack and end the process.
-
-        Every collective and every evaluated batch is a heartbeat. A rank that hangs is the first to
-        end, because the others have entered the next collective after its last heartbeat; torchrun
-        names it. The timer is a thread of C: it fires even if Python hangs.
-        """
-        self._hang_seconds = seconds
-        self.heartbeat()
-        try:
-            yield
-        finally:
-            self._hang_seconds = None
-            faulthandler.cancel_dump_traceback_later()
-
     def heartbeat(self) -> None:
-        """Record that this rank makes progress, for the watchdog."""
-        if self._hang_seconds:
-            faulthandler.dump_traceback_later(self._hang_seconds, exit=True, file=2)  # standard error
+        """Record that this rank makes progress; the watchdog reads it."""
+        self.heartbeats += 1
+        self.last_heartbeat = time.monotonic()
+
+    def publish(self, status: str) -> None:
+        """Store a status for the other ranks in the shared store, without waiting for them."""
+        if self.world_size > 1:
+            dist.distributed_c10d._get_default_store().set(f"homegrown/{self.rank}", status)
+        self._published = status
+
+    def published(self) -> list[str]:
+        """The last status of each rank; this rank's own for ranks that published none."""
+        if self.world_size == 1:
+            return [self._published]
+        store = dist.distributed_c10d._get_default_store()
+        keys = [f"homegrown/{rank}" for rank in range(self.world_size)]
+        return [store.get(k).decode() if store.check([k]) else self._published for k in keys]
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64. Every rank must call it."""

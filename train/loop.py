@@ -48,6 +48,7 @@ from train.preflight import find_micro_batch, frozen_hash, report_duration, repo
 from train.profiler import Profiler, parse_window, peak_flops
 from train.saver import Saver
 from train.signals import Signals
+from train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Trainer:
         config, progress, ranks = self.config, self.progress, self.ranks
         with (
             Signals() as signals,
-            ranks.watchdog(config.hang_seconds),
+            Watchdog(ranks, config.hang_seconds, progress),
             Metrics(self.run, config, self.started_at if self.resumed else -1, ranks.is_main) as self.metrics,
             closing(self.batches),
             no_garbage_collection(),
