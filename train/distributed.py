@@ -1,6 +1,7 @@
 """Distributed training: this process's rank, collectives, DDP, and parameters sharded with FSDP."""
 
 import copy
+import gc
 import os
 import sys
 import time
@@ -19,9 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from cli.console import say
 from cli.errors import UserError
 from model.transformer import Transformer
-
-_KEPT: list[torch.Tensor] = []  # see `Ranks.sum`
-
 
 def local(x: torch.Tensor) -> torch.Tensor:
     """The part of a tensor on this rank: its rows if sharded, else the whole tensor."""
@@ -125,6 +123,9 @@ class Ranks:
 
     def __exit__(self, *_: object) -> None:
         if self.world_size > 1:
+            # DDP must be freed while the process group lives: its destructor would free the group
+            # while it holds the GIL, and wait for a thread of gloo that waits for the GIL.
+            gc.collect()
             dist.destroy_process_group()
 
     def heartbeat(self) -> None:
@@ -153,9 +154,6 @@ class Ranks:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
-        # A thread of gloo also holds the tensor. If it is the last to let go, it needs the GIL, and a
-        # process that ends at that moment waits for the thread while it holds the GIL.
-        _KEPT[:] = [total]
         return total.tolist()
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
