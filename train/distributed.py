@@ -21,6 +21,7 @@ from cli.console import say
 from cli.errors import UserError
 from model.transformer import Transformer
 
+
 def local(x: torch.Tensor) -> torch.Tensor:
     """The part of a tensor on this rank: its rows if sharded, else the whole tensor."""
     return x.to_local() if isinstance(x, DTensor) else x
