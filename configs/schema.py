@@ -241,8 +241,8 @@ class TrainConfig(Section):
     """Activation checkpointing: compute the activations of each block again in the backward pass
     instead of storing them."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """torch.compile for the blocks; auto measures once, before a run of ten minutes or more, whether
-    it is faster, and caches the result."""
+    """torch.compile: the whole model on one device, else each block; auto measures before a run of ten
+    minutes or more whether it is faster, and a resumed run repeats the choice."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the matrix products (weights are float32); auto is bfloat16 if the device
     supports it and the model is wide enough to be faster with it, else float32."""

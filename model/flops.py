@@ -9,8 +9,8 @@ def forward_flops(model: Transformer, tokens: int, scored: int, length: int, fir
     """FLOPs of forward passes, counting only the blocks from `first` on.
 
     2 per weight and token of a matrix product: `tokens` go through the blocks, `scored` of them
-    through the output projection. Attention adds 4 H D per layer, token and visible position; on
-    average half of `length` positions are visible.
+    through the output projection. Attention adds 4 H D per layer, token and visible position:
+    on average half of `length`, and at most the sliding window in a local layer.
     """
     blocks = sum(p.numel() for p in model.layers[first:].parameters() if p.dim() == 2)
     attention = _attention_flops(model, length, first)
