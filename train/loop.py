@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,10 +94,11 @@ class Trainer:
             raise UserError(
                 f"train.batch_size = {config.batch_size} does not divide over {ranks.world_size} ranks; use a multiple"
             )
+        if config.document_mask:  # the caller's sets stay as they are
+            train_set, validation_set = copy(train_set), copy(validation_set)
+            train_set.separator = validation_set.separator = tokenizer.separator_id
         self.model, self.run, self.ranks, self.device = model.train(), run, ranks, ranks.device
         self.train_set, self.validation_set, self.keep_best = train_set, validation_set, keep_best
-        if config.document_mask:
-            train_set.separator = validation_set.separator = tokenizer.separator_id
         fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
         bfloat16 = uses_bfloat16(config.precision, model, self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)

@@ -39,12 +39,9 @@ def late(monkeypatch):
     monkeypatch.setattr(LateRead, "is_on_host", False)
 
 
-def rows(run):
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(run) if "loss" in row]
-
-
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "ema": 0.9}, {"precision": "bfloat16"}])
-def test_a_step_has_no_host_sync(fit, late, monkeypatch, changes):
+@pytest.fixture
+def host_reads(late, monkeypatch):
+    """The host reads of all steps, which are read late."""
     reads, step = HostReads(), loop.Trainer.step
 
     def watched(self, end):
@@ -52,26 +49,32 @@ def test_a_step_has_no_host_sync(fit, late, monkeypatch, changes):
             step(self, end)
 
     monkeypatch.setattr(loop.Trainer, "step", watched)
+    return reads.found
+
+
+def rows(run):
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(run) if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "muon", "ema": 0.9}, {"precision": "bfloat16"}, {"document_mask": True}]
+)
+def test_a_step_has_no_host_sync(fit, host_reads, changes):
     fit(steps=4, **changes)
-    assert reads.found == []
+    assert host_reads == []
 
 
-def test_a_host_sync_in_a_step_is_found(fit, late, monkeypatch):
-    reads, step, clip = HostReads(), loop.Trainer.step, loop.clip_gradients
-
-    def watched(self, end):
-        with reads:
-            step(self, end)
+def test_a_host_sync_in_a_step_is_found(fit, host_reads, monkeypatch):
+    clip = loop.clip_gradients
 
     def waiting(parameters, limit):
         norm = clip(parameters, limit)
         norm[None][norm[None] > 0].sum().item()
         return norm
 
-    monkeypatch.setattr(loop.Trainer, "step", watched)
     monkeypatch.setattr(loop, "clip_gradients", waiting)
     fit(steps=2)
-    assert reads.found == ["aten::index.Tensor", "aten::_local_scalar_dense"] * 2
+    assert host_reads == ["aten::index.Tensor", "aten::_local_scalar_dense"] * 2
 
 
 def test_late_reading_gives_the_same_rows_and_checkpoints(fit, monkeypatch):
