@@ -18,6 +18,7 @@ import argparse
 import copy
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -84,20 +85,17 @@ def anatomy(step: Callable[[], object], device: torch.device) -> dict:
         for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in profile.events()
-        if event.device_type == torch.profiler.DeviceType.CUDA
-    )
+    events = [event for event in profile.events() if not event.is_user_annotation]  # spans of the optimiser
+    on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in on_gpu)
     busy, end = 0.0, float("-inf")
     for begin, finish in spans:
         busy += max(0.0, finish - max(begin, end))
         end = max(end, finish)
-    names = [event.name for event in profile.events() if event.device_type == torch.profiler.DeviceType.CPU]
-    by_kernel: dict[str, float] = {}
-    for event in profile.key_averages():
-        if event.device_type == torch.profiler.DeviceType.CUDA:
-            by_kernel[event.key[:80]] = event.self_device_time_total / STEPS / 1e6
+    names = [event.name for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    by_kernel: dict[str, float] = defaultdict(float)
+    for event in on_gpu:
+        by_kernel[event.name[:80]] += (event.time_range.end - event.time_range.start) / STEPS / 1e6
     return {
         "wall_seconds": wall / STEPS,
         "enqueue_seconds": enqueued / STEPS,
