@@ -43,17 +43,18 @@ def whole(command, recipe, tmp_path_factory):
 def test_a_killed_run_resumes_bit_for_bit(command, recipe, whole, tmp_path, step):
     run = tmp_path / "run"
     # The script blocks after a step, where the run is killed: steps after the last checkpoint are
-    # lost, but their metrics are on disk.
+    # lost, but their metrics are on disk. It first waits for the thread that writes the checkpoint.
     script = tmp_path / "waits.py"
     script.write_text(
         "import runpy, time\n"
-        "from data.loader import Loader\n"
-        "following = Loader.next\n"
-        "def waiting(self, *ranks):\n"
-        f"    while self.cursor >= {8 * (step + 1)}:\n"
-        "        time.sleep(1)\n"
-        "    return following(self, *ranks)\n"
-        "Loader.next = waiting\n"
+        "from train.loop import Trainer\n"
+        "following = Trainer.step\n"
+        "def waiting(self, end):\n"
+        f"    if self.progress.step == {step + 1}:\n"
+        "        self.saver.wait()\n"
+        "        time.sleep(1000)\n"
+        "    return following(self, end)\n"
+        "Trainer.step = waiting\n"
         "runpy.run_module('train.pretrain', run_name='__main__', alter_sys=True)\n"
     )
     first = subprocess.Popen(
