@@ -44,10 +44,6 @@ class Cell(NamedTuple):
         """The stem of the cell's file names."""
         return f"{self.method}-{self.axis}-{self.size:g}-{self.seed}"
 
-    def as_row(self) -> dict:
-        """The keys of a ledger row, whose format names the method "arm"."""
-        return {"arm": self.method, "axis": self.axis, "size": self.size, "seed": self.seed}
-
 
 def load_study_task(recipe: StudyRecipe) -> Task:
     """The task of a study; a task without items if the study measures text only."""

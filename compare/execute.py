@@ -32,7 +32,8 @@ def run_cell(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
     if status:
         say(f"=== {cell.name} failed with status {status} (see above); the other cells continue")
         return None
-    row = {"id": cell.name, **cell.as_row(), **provenance[cell], **json.loads(result.read_text())}
+    key = {"id": cell.name, "arm": cell.method, "axis": cell.axis, "size": cell.size, "seed": cell.seed}
+    row = {**key, **provenance[cell], **json.loads(result.read_text())}
     write_atomically(path, to_json(row))
     result.unlink()
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from cli.atomic import write_atomically
 from cli.console import say, show, track
@@ -99,19 +100,14 @@ def loglikelihoods(
                 f"a request of {len(ids)} tokens does not fit the context of "
                 f"{model.config.context}; use fewer shots: {context[:60]!r}…"
             )
-        rows.append((ids, min(known, len(ids) - 1)))
+        known = min(known, len(ids) - 1)
+        rows.append((torch.tensor(ids[:-1]), torch.tensor([IGNORE] * (known - 1) + ids[known:])))
     results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     for batch in track(batches, "scoring", len(batches)):
-        longest = max(len(rows[i][0]) for i in batch) - 1
-        inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
-        targets = torch.full_like(inputs, IGNORE)
-        for at, i in enumerate(batch):
-            ids, known = rows[i]
-            inputs[at, : len(ids) - 1] = torch.tensor(ids[:-1])
-            targets[at, known - 1 : len(ids) - 1] = torch.tensor(ids[known:])
-        targets = targets.to(model.device)
+        inputs = pad_sequence([rows[i][0] for i in batch], batch_first=True)
+        targets = pad_sequence([rows[i][1] for i in batch], batch_first=True, padding_value=IGNORE).to(model.device)
         scored = targets != IGNORE
         logits = model.output(model.features(inputs.to(model.device))[scored]).float()
         expected = targets[scored][:, None]

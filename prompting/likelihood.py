@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from cli.errors import UserError
 from model.cache import KVCache
@@ -96,13 +97,10 @@ def rank_completions(
     else:
         cache, cached = KVCache(len(ids)), 0
     rest = torch.tensor([ids[cached:]], device=model.device)
-    first = model.output(model.features(rest, cache)[:, -1]).float()
-    first = first.log_softmax(-1)[0]
-    inputs = torch.zeros(len(options), longest - 1, dtype=torch.int64)
-    targets = torch.full_like(inputs, IGNORE)
-    for row, option in enumerate(options):
-        inputs[row, : len(option) - 1] = torch.tensor(option[:-1])
-        targets[row, : len(option) - 1] = torch.tensor(option[1:])
+    first = model.output(model.features(rest, cache)[:, -1]).float().log_softmax(-1)[0]
+    rows = [torch.tensor(option) for option in options]
+    inputs = pad_sequence([row[:-1] for row in rows], batch_first=True)
+    targets = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=IGNORE)
     scores = first[[option[0] for option in options]]
     if longest > 1:
         cache = cache.fork(len(options), longest - 1)
