@@ -10,8 +10,7 @@ from data.metrics import score_answer
 from model.flops import forward_flops
 from model.transformer import Transformer
 from prompting.likelihood import generate_answer, rank_completions, shared_prefix
-from prompting.shots import ShotSelector
-from prompting.templates import fit_prompt
+from prompting.shots import ShotSelector, fit_prompt
 from tokenizer.bpe import Tokenizer
 
 ANSWER_TOKENS = 32, 256  # bounds of an open answer's length; within them it follows the training labels

@@ -5,7 +5,6 @@
 Passages that do not fit the context are left out, the lowest score first; none is truncated.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,25 +37,21 @@ def build_prompt(
     raise UserError(f"--question: does not fit the {max_tokens} tokens of the context; shorten it")
 
 
-def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
-
-
 def main() -> None:
     """Entry point of `python -m prompting.ask`."""
     parser = Parser(__doc__)
     parser.add_argument("model", metavar="FOUNDATION|RUN", nargs="?", default="smollm2-135m")
     parser.add_argument("--store", type=Path, required=True, help="folder written by prompting.store")
     parser.add_argument("--question", required=True)
-    parser.add_argument("--passages", type=_positive_int, default=4, help="number of passages to retrieve")
+    parser.add_argument("--passages", type=int, default=4, help="number of passages to retrieve")
     parser.add_argument("--by", choices=SEARCH_METHODS, default="hybrid", help="search method")
-    parser.add_argument("--max-new-tokens", type=_positive_int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="one JSON object: answer and sources")
     args = parser.parse_args()
     if not args.question.strip():
         raise UserError("--question: is empty")
+    if min(args.passages, args.max_new_tokens) < 1:
+        raise UserError("--passages and --max-new-tokens must be 1 or more")
     store = Store(args.store)
     found = store.search(args.question, args.passages, args.by)
     model, tokenizer = load_model(args.model)

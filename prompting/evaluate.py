@@ -20,8 +20,7 @@ from data.metrics import mean_with_interval
 from data.tasks import load_task
 from model.load import load_model
 from prompting.answers import answer_task
-from prompting.shots import ShotSelector, chosen_shots, fixed_shots, neighbour_shots
-from prompting.templates import few_shot
+from prompting.shots import ShotSelector, chosen_shots, few_shot, fixed_shots, neighbour_shots
 
 
 def select_shots(recipe: PromptRecipe, task: Task) -> ShotSelector:

@@ -9,8 +9,7 @@ from cli.errors import UserError
 from data.items import Item, Task
 from prompting.answers import answer_task
 from prompting.likelihood import generate_answer, rank_completions, shared_prefix
-from prompting.shots import fixed_shots, neighbour_shots, zero_shot
-from prompting.templates import few_shot, fit_prompt
+from prompting.shots import few_shot, fit_prompt, fixed_shots, neighbour_shots, zero_shot
 
 ITEMS = [Item(str(n), words(n, 12).strip(), "odd" if n % 2 else "even") for n in range(40)]
 TASK = Task("Text", "Kind", ["even", "odd"], ITEMS[:30], ITEMS[30:35], ITEMS[35:])
