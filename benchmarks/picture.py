@@ -42,26 +42,6 @@ def generation(panel: Axes, result: dict) -> None:
     panel.set(title="generation: time of transformers relative to ours")
 
 
-def memory(panel: Axes, result: dict) -> None:
-    """Peak memory of a step against sequence length."""
-    for library in ("ours", "transformers"):
-        rows = [r for r in result["rows"] if r["vocabulary"] == 4096 and r[library]]
-        lengths, sizes = [r["length"] for r in rows], [r[library] / 2**20 for r in rows]
-        panel.loglog(lengths, sizes, "o-", label=library)
-    panel.set(title="peak memory of a step", xlabel="sequence length", ylabel="MiB")
-    panel.legend(fontsize=8)
-
-
-def scaling(panel: Axes, result: dict) -> None:
-    """Seconds per step against model size and against sequence length."""
-    for what, unit in (("width", "parameters in the blocks"), ("length", "sequence length")):
-        rows = [row for row in result["rows"] if row["what"] == what]
-        label = f"{unit}, power {result['exponents'][what]:.2f}"
-        panel.loglog([r["size"] for r in rows], [r["seconds"] for r in rows], "o-", label=label)
-    panel.set(title="seconds per step", ylabel="seconds")
-    panel.legend(fontsize=8)
-
-
 def ablation(panel: Axes, result: dict) -> None:
     """The loss added by removing each part of the recipe."""
     parts = result["parts"][::-1]
@@ -74,8 +54,6 @@ PANELS: dict[str, Callable[[Axes, dict], None]] = {
     "ablation": ablation,
     "throughput": throughput,
     "generate-smollm2-135m": generation,
-    "memory": memory,
-    "scaling": scaling,
 }
 
 
