@@ -1,7 +1,7 @@
 """The data and budget that all methods of a study share: splits, leak check, seed and budget."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -56,7 +56,7 @@ class Study:
     """The splits, items and budget of a study for one seed.
 
     Held-out items and documents that also occur in the training split are removed first. All data
-    for training, retrieval or prompts then passes a leak check (`check_leaks`), which refuses copies
+    for training, retrieval or prompts then passes a leak check, which refuses copies
     of the remaining held-out texts. Raises UserError if no held-out data remains.
     """
 
@@ -67,13 +67,10 @@ class Study:
         self.documents = prepare(self.recipe.data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         task = load_study_task(self.recipe)
-        texts = [row["text"] for row in read_shuffled(self.documents, "test")]
-        texts = texts[: self.recipe.test_documents]
-        asked = [item.text for item in (*task.test, *task.validation)]
-        all_held_out = HeldOut([*texts, *asked])
-        self.all_texts = [row["text"] for row in read_documents(self.documents, "train")]
-        train_items = [item.text for item in task.train]
-        copied = all_held_out.find_copies([*self.all_texts, *train_items])
+        texts = [row["text"] for row in read_shuffled(self.documents, "test")][: self.recipe.test_documents]
+        all_held_out = HeldOut([*texts, *(item.text for item in (*task.test, *task.validation))])
+        train_texts = (row["text"] for row in read_documents(self.documents, "train"))
+        copied = all_held_out.find_copies([*train_texts, *(item.text for item in task.train)])
         self.left_out = len(copied)
         removed = {all_held_out.texts[number] for number in copied}
         self.test = [text for text in texts if text not in removed]
@@ -97,18 +94,15 @@ class Study:
             self._cache[key] = make()
         return self._cache[key], was_cached
 
-    def check_leaks(self, place: str, texts: Sequence[str]) -> list[str]:
-        """`texts`, after the leak check. Raises UserError, naming `place`, if one holds a held-out text."""
-        self.held_out.refuse_copies(place, texts)
-        return list(texts)
-
     def share_folder(self, share: float) -> Path:
         """The prepared folder with a share of the training documents, sampled by this seed."""
         return subsample(self.documents, share, self.seed)
 
     def training_texts(self, share: float, place: str) -> list[str]:
         """A share of the training documents, after the leak check for `place`."""
-        return self.check_leaks(place, [row["text"] for row in read_documents(self.share_folder(share), "train")])
+        texts = [row["text"] for row in read_documents(self.share_folder(share), "train")]
+        self.held_out.refuse_copies(place, texts)
+        return texts
 
     def labelled_task(self, count: int, place: str) -> Task:
         """The task with `count` training items, sampled by this seed, after the leak check for `place`.
@@ -118,7 +112,7 @@ class Study:
         """
         items: list[Item] = list(self.task.train)
         random.Random(self.seed).shuffle(items)
-        self.check_leaks(place, [item.text for item in items[:count]])
+        self.held_out.refuse_copies(place, [item.text for item in items[:count]])
         validation = self.task.validation[: max(count, MIN_VALIDATION)]
         return self.task._replace(train=items[:count], validation=validation)
 

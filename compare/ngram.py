@@ -22,10 +22,9 @@ class NGram:
         self.tables = []
         for n in range(order):
             contexts, following = _contexts(data, n)
-            keys, counts = np.unique(contexts * _BASE + following, return_counts=True)
+            keys, first, counts = np.unique(contexts * _BASE + following, return_index=True, return_counts=True)
             # `totals`: how often a context occurs. `kinds`: how many different bytes follow it.
             seen, totals = np.unique(contexts, return_counts=True)
-            first = np.unique(contexts * _BASE + following, return_index=True)[1]
             kinds = np.zeros(len(seen), np.int64)
             np.add.at(kinds, np.searchsorted(seen, contexts[first]), 1)
             self.tables.append((keys, counts, seen, totals, kinds))

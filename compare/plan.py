@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -40,7 +41,7 @@ def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
     for name in (*(methods or ()), *study.text_methods, *study.task_methods):
         if name not in METHODS:
             raise UserError(f'no method "{name}"{nearest(name, list(METHODS))}')
-    found: list[Cell] = []
+    cells: set[Cell] = set()
     for axis in AXES if study.task.name else AXES[:1]:
         listed = (study.text_methods if axis == "text" else study.task_methods) or list(METHODS)
         for name, method in METHODS.items():
@@ -48,14 +49,11 @@ def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
                 continue
             for size in method.sizes_on(axis, study):
                 seeds = study.seeds if method.is_seeded else study.seeds[:1]
-                found += [Cell(name, axis, size, seed) for seed in seeds]
-    needed = {(METHODS[c.method].base_method, c.seed) for c in found if METHODS[c.method].base_method}
-    for name, seed in sorted(needed):
-        base = Cell(name, "text", 1.0, study.seeds[0])
-        for cell in {base, base._replace(seed=seed)} - set(found):
-            found.insert(0, cell)
+                cells |= {Cell(name, axis, size, seed) for seed in seeds}
+                if method.base_method:
+                    cells |= {Cell(method.base_method, "text", 1.0, seed) for seed in (study.seeds[0], *seeds)}
     order = {name: at for at, name in enumerate(METHODS)}
-    return sorted(found, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.method], c.size))
+    return sorted(cells, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.method], c.size))
 
 
 def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
@@ -176,8 +174,5 @@ def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, measured: di
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name.*?:(.*)", info.read_text(encoding="utf-8"), re.M) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()

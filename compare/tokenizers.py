@@ -1,8 +1,8 @@
 """Compare tokenizers on a corpus: bytes per token of every split, and a text with coloured tokens.
 
-    python -m compare.tokenizers RUN|RECIPE [--text TEXT] [--beside smollm2-135m]
+    python -m compare.tokenizers RUN|RECIPE [--text TEXT]
 
-Compares with the tokenizer of a foundation model; without its weights only the first is shown.
+Compares with the tokenizer of SmolLM2; without its weights only the first is shown.
 """
 
 from itertools import islice
@@ -23,6 +23,7 @@ from model.formats.gguf import gguf_tokenizer
 from model.load import foundation_file
 from tokenizer.bpe import Tokenizer
 
+FOUNDATION = "smollm2-135m"
 COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green")
 
 
@@ -47,7 +48,6 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("source", type=Path, metavar="RUN|RECIPE")
     parser.add_argument("--text", help="the text to colour; default: the start of a held-out document")
-    parser.add_argument("--beside", default="smollm2-135m", help="name of a foundation model")
     args = parser.parse_args()
     run = args.source.is_dir()
     recipe = load(Recipe, args.source / "config.toml" if run else args.source)
@@ -55,9 +55,9 @@ def main() -> None:
     path = args.source / "tokenizer.json" if run else cached_tokenizer(folder, recipe.tokenizer)
     tokenizers = {"this tokenizer": Tokenizer.load(path)}
     try:
-        tokenizers[args.beside] = gguf_tokenizer(foundation_file(args.beside))
+        tokenizers[FOUNDATION] = gguf_tokenizer(foundation_file(FOUNDATION))
     except UserError as error:
-        say(f"{args.beside} is not shown: {error}")
+        say(f"{FOUNDATION} is not shown: {error}")
 
     table = Table(title=f"bytes per token, {escape(printable(recipe.data.corpus))}")
     table.add_column("split")
