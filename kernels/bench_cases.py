@@ -44,7 +44,6 @@ def attention_case(
     causal: bool = True,
     window: int = 0,
     documents: int = 0,
-    softcap: float = 0.0,
 ) -> Case:
     """Attention over T positions; `documents` is the number of packed documents of equal length."""
 
@@ -58,14 +57,13 @@ def attention_case(
         if window or documents:
             first = first_keys(T, window=window, documents=ids(device), device=device)
             first = first.expand(B, T).contiguous()
-        ours = partial(attention, causal=causal, first=first, softcap=softcap)
+        ours = partial(attention, causal=causal, first=first)
         found: dict[str, Implementation] = {"ours": lambda q, k, v: ours(q, k, v)[0]}
         if device.type == "cuda":
-            found["ours, atomic dq"] = lambda q, k, v: ours(q, k, v, deterministic=False)[0]
-            found["flex"] = compile_flex(device, causal, window, ids(device), softcap, B, T)
-        if first is None and not softcap:
+            found["flex"] = compile_flex(device, causal, window, ids(device), B, T)
+        if first is None:
             found |= sdpa_backends(device, causal)
-        elif first is not None and not softcap:
+        else:
             bounds = first
 
             def masked(q, k, v):  # building the mask is part of the cost of this implementation
@@ -114,7 +112,7 @@ def sdpa_backends(device: torch.device, causal: bool) -> dict[str, Implementatio
     }
 
 
-def compile_flex(device, causal, window, documents, softcap, B, T) -> Implementation:
+def compile_flex(device, causal, window, documents, B, T) -> Implementation:
     """FlexAttention, compiled, with a block mask for sliding window and documents."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -126,18 +124,12 @@ def compile_flex(device, causal, window, documents, softcap, B, T) -> Implementa
             seen = seen & (documents[b, q] == documents[b, k])
         return seen
 
-    def capped(score, b, h, q, k):
-        return softcap * torch.tanh(score / softcap)
-
     mask = create_block_mask(visible, B, None, T, T, device=device)
     compiled = torch.compile(flex_attention)
 
     def attend(q, k, v):
         return compiled(
-            *(x.transpose(1, 2) for x in (q, k, v)),
-            score_mod=capped if softcap else None,
-            block_mask=mask,
-            enable_gqa=q.shape[2] != k.shape[2],
+            *(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask, enable_gqa=q.shape[2] != k.shape[2]
         ).transpose(1, 2)
 
     return attend
@@ -191,7 +183,6 @@ CASES = [
     attention_case("grouped-64", T, 64, B=B, K=1),
     attention_case("window", T, 64, B=B, window=T // 8),
     attention_case("documents", T, 64, B=B, documents=8),
-    attention_case("softcap", T, 64, B=B, softcap=30.0),
     loss_case("loss", T, 576, 49152),
     elementwise_case(
         "norm",

@@ -2,16 +2,14 @@
 
 FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 2). The kernel for dk and dv holds tiles of
 scores transposed, (keys, queries), so that both of its products read their left operand from
-registers. There are two methods for dq: a separate kernel (deterministic, 7 matrix products per
-tile in total), or atomic additions in the kernel for dk and dv (5 products, order of the sums not
-fixed). kernels/attention/tiles.py defines the names.
+registers. A second kernel computes dq: 7 matrix products per tile in total instead of 5, but no
+atomic additions, so every sum has a fixed order. kernels/attention/tiles.py defines the names.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.attention.tiles import inside, load, pointers, seen, soft_cap, store, visible_keys
-from kernels.elementwise import LOG2E
+from kernels.attention.tiles import LOG2E, load, seen, store, visible_keys
 
 
 @triton.jit
@@ -38,11 +36,11 @@ def prepare_backward(
 
 @triton.jit
 def _over_queries(
-    state, keys, values, q, do, dq, LSE2, DELTA, batch, head, begin, end, exists, first, last,
-    scale, softcap,
+    state, keys, values, q, do, LSE2, DELTA, batch, head, begin, end, exists, first, last,
+    scale,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    ATOMIC: tl.constexpr, FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     # Queries first[j] to last[j] - 1 see key j, if it exists.
     dk, dv = state
@@ -51,12 +49,7 @@ def _over_queries(
         queries = load(q, batch, m, head, D, DP, M, DESCRIPTOR)
         lse = tl.load(LSE2 + rows)
         s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)  # (N, M)
-        if SOFTCAP:
-            t = soft_cap(s, scale, softcap, FAST)
-            s = t * (softcap * LOG2E)
-        else:
-            s = s * (scale * LOG2E)
-        p = tl.exp2(s - lse[None, :])
+        p = tl.exp2(s * (scale * LOG2E) - lse[None, :])
         if MASKED:
             where = exists[:, None]
             if CAUSAL:
@@ -68,34 +61,24 @@ def _over_queries(
         dv = tl.dot(p.to(dos.dtype), dos, dv, input_precision=PRECISION)
         dp = tl.dot(values, tl.trans(dos), input_precision=PRECISION)
         ds = p * (dp - tl.load(DELTA + rows)[None, :])
-        if SOFTCAP:
-            ds *= 1 - t * t
         ds = ds.to(queries.dtype)
         dk = tl.dot(ds, queries, dk, input_precision=PRECISION)
-        if ATOMIC:
-            part = tl.dot(tl.trans(ds), keys, input_precision=PRECISION)  # (M, DP)
-            if DESCRIPTOR:
-                dq[0].atomic_add([batch, m, head, 0], part.reshape([1, M, 1, DP]))
-            else:
-                where = inside(q, m, D, DP, M)
-                tl.atomic_add(pointers(dq, batch, m, head, DP, M), part, mask=where, sem="relaxed")
     return dk, dv
 
 
 @triton.jit
 def backward_keys(
-    Q, q, K, k, V, v, DO, do, DQ, dq, DK, dk, DV, dv, LSE2, DELTA, LAST, H, group, padded, scale,
-    softcap,
+    Q, q, K, k, V, v, DO, do, DK, dk, DV, dv, LSE2, DELTA, LAST, H, group, padded, scale,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr, ATOMIC: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Write dk and dv; grid (tiles of N keys, B * K). ATOMIC also adds to dq, float32, unscaled.
+    """Write dk and dv; grid (tiles of N keys, B * K).
 
     LAST (B, S) int32: queries before LAST[j] see key j; non-decreasing along S.
     """
     q, k, v, do = (Q, q), (K, k), (V, v), (DO, do)
-    dq, dk, dv = (DQ, dq), (DK, dk), (DV, dv)
+    dk, dv = (DK, dk), (DV, dv)
     T, S = q[1][3], k[1][3]
     column = tl.program_id(0) * N
     heads = H // group
@@ -123,20 +106,20 @@ def backward_keys(
         head = kv_head * group + member
         plane = (batch * H + head).to(tl.int64) * padded
         state = _over_queries(
-            state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
-            begin, full_begin, columns < S, first, last, scale, softcap, D, DP, M, N,
-            True, CAUSAL, BOUNDED, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
+            state, keys, values, q, do, LSE2 + plane, DELTA + plane, batch, head,
+            begin, full_begin, columns < S, first, last, scale, D, DP, M, N,
+            True, CAUSAL, BOUNDED, DESCRIPTOR, PRECISION,
         )
         state = _over_queries(
-            state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
-            full_begin, full_end, columns < S, first, last, scale, softcap, D, DP, M, N,
-            False, CAUSAL, BOUNDED, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
+            state, keys, values, q, do, LSE2 + plane, DELTA + plane, batch, head,
+            full_begin, full_end, columns < S, first, last, scale, D, DP, M, N,
+            False, CAUSAL, BOUNDED, DESCRIPTOR, PRECISION,
         )
         if BOUNDED:
             state = _over_queries(
-                state, keys, values, q, do, dq, LSE2 + plane, DELTA + plane, batch, head,
-                full_end, end, columns < S, first, last, scale, softcap, D, DP, M, N,
-                True, CAUSAL, True, SOFTCAP, ATOMIC, FAST, DESCRIPTOR, PRECISION,
+                state, keys, values, q, do, LSE2 + plane, DELTA + plane, batch, head,
+                full_end, end, columns < S, first, last, scale, D, DP, M, N,
+                True, CAUSAL, True, DESCRIPTOR, PRECISION,
             )
     store(dk, batch, column, kv_head, state[0] * scale, D, DP, N)
     store(dv, batch, column, kv_head, state[1], D, DP, N)
@@ -144,36 +127,29 @@ def backward_keys(
 
 @triton.jit
 def _dq_over_keys(
-    acc, queries, dos, lse, delta, k, v, batch, head, begin, end, first, last, scale, softcap,
+    acc, queries, dos, lse, delta, k, v, batch, head, begin, end, first, last, scale,
     D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     for n in tl.range(begin, end, N):
         keys = load(k, batch, n, head, D, DP, N, DESCRIPTOR)
         s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # (M, N)
-        if SOFTCAP:
-            t = soft_cap(s, scale, softcap, FAST)
-            s = t * (softcap * LOG2E)
-        else:
-            s = s * (scale * LOG2E)
-        p = tl.exp2(s - lse[:, None])
+        p = tl.exp2(s * (scale * LOG2E) - lse[:, None])
         if MASKED:
             p = tl.where(seen(n, k[1][3], first, last, N, CAUSAL, BOUNDED), p, 0.0)
         values = load(v, batch, n, head, D, DP, N, DESCRIPTOR)
         ds = p * (tl.dot(dos, tl.trans(values), input_precision=PRECISION) - delta[:, None])
-        if SOFTCAP:
-            ds *= 1 - t * t
         acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
     return acc
 
 
 @triton.jit
 def backward_queries(
-    Q, q, K, k, V, v, DO, do, DQ, dq, LSE2, DELTA, FIRST, H, group, padded, scale, softcap,
+    Q, q, K, k, V, v, DO, do, DQ, dq, LSE2, DELTA, FIRST, H, group, padded, scale,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Write dq; grid (tiles of M queries, B * H). FIRST as in the forward kernel."""
     q, k, v, do, dq = (Q, q), (K, k), (V, v), (DO, do), (DQ, dq)
@@ -195,14 +171,14 @@ def backward_queries(
     if BOUNDED:
         acc = _dq_over_keys(
             acc, queries, dos, lse, delta, k, v, batch, kv_head, begin, full_begin, first, last,
-            scale, softcap, D, DP, N, True, CAUSAL, True, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+            scale, D, DP, N, True, CAUSAL, True, DESCRIPTOR, PRECISION,
         )
     acc = _dq_over_keys(
         acc, queries, dos, lse, delta, k, v, batch, kv_head, full_begin, full_end, first, last,
-        scale, softcap, D, DP, N, False, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+        scale, D, DP, N, False, CAUSAL, BOUNDED, DESCRIPTOR, PRECISION,
     )
     acc = _dq_over_keys(
         acc, queries, dos, lse, delta, k, v, batch, kv_head, full_end, end, first, last,
-        scale, softcap, D, DP, N, True, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+        scale, D, DP, N, True, CAUSAL, BOUNDED, DESCRIPTOR, PRECISION,
     )
     store(dq, batch, row, head, acc * scale, D, DP, M)

@@ -11,7 +11,7 @@ import torch
 
 from kernels.device import next_power_of_2
 
-Pass = Literal["forward", "keys", "fused", "queries"]
+Pass = Literal["forward", "keys", "queries"]
 
 
 class Tiles(NamedTuple):
@@ -24,37 +24,30 @@ class Tiles(NamedTuple):
     descriptor: bool = False
 
 
-# One row for head_dim <= 64 and one for <= 128: (forward, dk and dv, dk and dv with atomic dq, dq).
+# One row for head_dim <= 64 and one for <= 128: (forward, dk and dv, dq).
 TABLE = {
     "sm_80": (
-        (Tiles(128, 64, 4, 3), Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2), Tiles(64, 64, 4, 2)),
-        (Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), Tiles(64, 64, 8, 2)),
+        (Tiles(128, 64, 4, 3), Tiles(32, 128, 8, 2), Tiles(64, 64, 4, 2)),
+        (Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     ),
     "sm_90": (
-        (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3)),
-        (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
+        (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 3)),
+        (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 3)),
     ),
     "sm_100": (
-        (Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(128, 64, 8, 2)),
-        (Tiles(128, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), Tiles(128, 64, 8, 2)),
+        (Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 2), Tiles(128, 64, 8, 2)),
+        (Tiles(128, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ),
     "gfx942": (
-        (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 1), Tiles(32, 64, 4, 1), Tiles(64, 64, 4, 2)),
-        (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 32, 4, 1)),
+        (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 1), Tiles(64, 64, 4, 2)),
+        (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ),
 }
 # float32 has no matrix instructions at full precision and needs twice the registers.
 FLOAT32 = (
-    (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1), Tiles(16, 64, 8, 1), Tiles(32, 32, 8, 1)),
-    (Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
+    (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
+    (Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
 )
-# Smaller tiles for the soft cap: its derivative needs registers (most of all with Triton 3.6).
-CAPPED = {
-    ("sm_90", "keys"): (Tiles(32, 64, 4, 3), Tiles(32, 64, 8, 2)),
-    ("sm_90", "fused"): (Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
-    ("sm_100", "keys"): (Tiles(32, 64, 8, 2), Tiles(64, 64, 8, 2)),
-    ("sm_100", "fused"): (Tiles(32, 64, 8, 2), Tiles(32, 64, 8, 2)),
-}
 
 
 def padded_width(head_dim: int) -> int:
@@ -62,7 +55,7 @@ def padded_width(head_dim: int) -> int:
     return max(16, next_power_of_2(head_dim))
 
 
-def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bool = False) -> Tiles:
+def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype) -> Tiles:
     """Tiles of the `which` kernel on `arch` ("sm_90", "gfx942", "interpreter").
 
     NVIDIA architectures without a row use the nearest older row: registers and instructions are
@@ -70,7 +63,7 @@ def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bo
     """
     if arch == "interpreter":
         return Tiles(32, 32, 4, 1)
-    column = ("forward", "keys", "fused", "queries").index(which)
+    column = ("forward", "keys", "queries").index(which)
     if dtype == torch.float32:
         if arch.startswith("gfx"):
             return Tiles(32, 32, 4, 1)
@@ -79,7 +72,4 @@ def config(arch: str, which: Pass, head_dim: int, dtype: torch.dtype, capped: bo
         number = int(arch[3:]) if arch.startswith("sm_") else 0
         # 86, 89 and 120 (consumer GPUs) have the instructions of 80.
         arch = "sm_90" if 90 <= number < 100 else "sm_100" if 100 <= number < 120 else "sm_80"
-    tiles = TABLE[arch][head_dim > 64][column]
-    if capped and (arch, which) in CAPPED:
-        tiles = CAPPED[arch, which][head_dim > 64]
-    return tiles._replace(descriptor=arch in ("sm_90", "sm_100"))
+    return TABLE[arch][head_dim > 64][column]._replace(descriptor=arch in ("sm_90", "sm_100"))

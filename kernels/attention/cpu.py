@@ -1,7 +1,6 @@
 """Attention on a CPU: torch's fused kernel, on all queries at once or per block of queries.
 
-It never allocates a T x S mask or score matrix. torch's kernel has no soft cap: with a soft cap the
-scores of one block at a time are computed in float32.
+It never allocates a T x S mask or score matrix.
 """
 
 from collections.abc import Iterator
@@ -27,10 +26,10 @@ Bounds = torch.Tensor | None
 
 
 def cpu_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: Bounds, causal: bool, softcap: float, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: Bounds, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(o, lse) as `launch_forward` returns them."""
-    if _needs_no_mask(q, k, first, causal, softcap):
+    if _needs_no_mask(q, k, first, causal):
         if q.shape[1] == 1:  # decode: a group's queries become rows of one head, so keys need no copy
             group = q.view(q.shape[0], k.shape[2], -1, q.shape[3])
             o, lse = _fused(group, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
@@ -42,14 +41,9 @@ def cpu_forward(
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(B, H, T, dtype=accumulation_dtype(q.dtype), device=q.device)
     for rows, keys, mask in _query_blocks(q, k, first, causal):
-        if softcap:
-            _, p, part_lse = _probabilities(q, k, rows, keys, mask, softcap, scale)
-            part = _ungroup_heads(p @ _group_heads(v[:, keys]), q[:, rows])
-        else:
-            heads = (_expand_heads(x, q) for x in (q[:, rows], k[:, keys], v[:, keys]))
-            part, part_lse = _fused(*heads, attn_mask=mask, scale=scale)
-            part = part.transpose(1, 2)
-        o[:, rows], lse[:, :, rows] = part, part_lse
+        heads = (_expand_heads(x, q) for x in (q[:, rows], k[:, keys], v[:, keys]))
+        part, lse[:, :, rows] = _fused(*heads, attn_mask=mask, scale=scale)
+        o[:, rows] = part.transpose(1, 2)
     return o, lse
 
 
@@ -62,11 +56,10 @@ def cpu_backward(
     lse: torch.Tensor,
     first: Bounds,
     causal: bool,
-    softcap: float,
     scale: float,
 ) -> tuple[torch.Tensor, ...]:
     """(dq, dk, dv) as `launch_backward` returns them."""
-    if _needs_no_mask(q, k, first, causal, softcap):
+    if _needs_no_mask(q, k, first, causal):
         if causal and q.dtype == torch.bfloat16 and 1 < q.shape[1] <= SHORT:
             return _short_backward(do, q, k, v, scale)
         heads = (_expand_heads(x, q) for x in (do, q, k, v, o))
@@ -76,22 +69,13 @@ def cpu_backward(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros(x.shape, dtype=accumulation_dtype(x.dtype), device=x.device) for x in (k, v))
     for rows, keys, mask in _query_blocks(q, k, first, causal):
-        if softcap:
-            t, p, _ = _probabilities(q, k, rows, keys, mask, softcap, scale)
-            dos = _group_heads(do[:, rows], k.shape[2])
-            delta = (dos * _group_heads(o[:, rows], k.shape[2])).sum(-1, keepdim=True)
-            ds = p * (dos @ _group_heads(v[:, keys]).mT - delta) * (1 - t * t) * scale
-            dq[:, rows] = _ungroup_heads(ds @ _group_heads(k[:, keys]), q[:, rows])
-            dk[:, keys] += (ds.mT @ _group_heads(q[:, rows], k.shape[2])).transpose(1, 2)
-            dv[:, keys] += (p.mT @ dos).transpose(1, 2)
-        else:
-            band = (do[:, rows], q[:, rows], k[:, keys], v[:, keys], o[:, rows])
-            heads = (_expand_heads(x, q) for x in band)
-            part_lse = lse[:, :, rows].contiguous()
-            parts = _fused_backward(*heads, part_lse, 0.0, False, attn_mask=mask, scale=scale)
-            dq[:, rows] = parts[0].transpose(1, 2)
-            dk[:, keys] += _sum_groups(parts[1], k)
-            dv[:, keys] += _sum_groups(parts[2], v)
+        band = (do[:, rows], q[:, rows], k[:, keys], v[:, keys], o[:, rows])
+        heads = (_expand_heads(x, q) for x in band)
+        part_lse = lse[:, :, rows].contiguous()
+        parts = _fused_backward(*heads, part_lse, 0.0, False, attn_mask=mask, scale=scale)
+        dq[:, rows] = parts[0].transpose(1, 2)
+        dk[:, keys] += _sum_groups(parts[1], k)
+        dv[:, keys] += _sum_groups(parts[2], v)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -125,10 +109,10 @@ def _short_backward(
     return dq, *back
 
 
-def _needs_no_mask(q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool, softcap: float) -> bool:
+def _needs_no_mask(q: torch.Tensor, k: torch.Tensor, first: Bounds, causal: bool) -> bool:
     # Whether torch's kernel works without a mask; a single query sees all keys, causal or not.
     T, S = q.shape[1], k.shape[1]
-    return first is None and not softcap and (not causal or T in (1, S))
+    return first is None and (not causal or T in (1, S))
 
 
 def _query_blocks(
@@ -158,33 +142,3 @@ def _sum_groups(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     # The inverse for gradients, summed over the queries of a group: (B, H, rows, D) -> (B, rows, K, D).
     x, heads = x.transpose(1, 2), like.shape[2]
     return x if x.shape[2] == heads else x.unflatten(2, (heads, -1)).sum(3, dtype=accumulation_dtype(x.dtype))
-
-
-def _group_heads(x: torch.Tensor, heads: int | None = None) -> torch.Tensor:
-    # (B, rows, H, D) -> (B, K, G * rows, D), the queries of a group stacked as rows.
-    B, rows, H, D = x.shape
-    heads = heads or H
-    return (
-        x.to(accumulation_dtype(x.dtype))
-        .view(B, rows, heads, H // heads, D)
-        .permute(0, 2, 3, 1, 4)
-        .reshape(B, heads, H // heads * rows, D)
-    )
-
-
-def _ungroup_heads(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    # The inverse: (B, K, G * rows, D) -> (B, rows, H, D).
-    B, rows, H, D = like.shape
-    K = x.shape[1]
-    return x.view(B, K, H // K, rows, D).permute(0, 3, 1, 2, 4).reshape(B, rows, H, D)
-
-
-def _probabilities(q, k, rows, keys, mask, softcap, scale):
-    # tanh of the scaled scores, and probabilities, both (B, K, G * rows, keys); lse (B, H, rows).
-    K = k.shape[2]
-    group = q.shape[2] // K
-    t = torch.tanh(_group_heads(q[:, rows], K) @ _group_heads(k[:, keys]).mT * (scale / softcap))
-    s = softcap * t + mask.to(t.dtype).repeat(1, 1, group, 1)
-    lse = s.logsumexp(-1)
-    p = (s - lse[..., None]).exp()
-    return t, p, lse.view(q.shape[0], q.shape[2], -1)

@@ -1,31 +1,28 @@
 """The forward kernel: an online softmax of one tile of queries over all keys visible to it.
 
 FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 1) with grouped heads, a lower bound of
-visible keys per query (document mask and sliding window in one vector) and a soft cap on the logits
-(Gemma 2, arXiv:2408.00118, section 2). kernels/attention/tiles.py defines the names.
+visible keys per query (document mask and sliding window in one vector). kernels/attention/tiles.py defines the names.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.attention.tiles import load, seen, soft_cap, store, visible_keys
-from kernels.elementwise import LN2, LOG2E
+from kernels.attention.tiles import LN2, LOG2E, load, seen, store, visible_keys
 
 
 @triton.jit
 def _over_keys(
-    state, q, k, v, batch, head, begin, end, first, last, scale, softcap,
+    state, q, k, v, batch, head, begin, end, first, last, scale,
     D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     # Online softmax over keys begin..end; row i sees first[i] to last[i]. Only tiles at an edge
     # are MASKED: unmasked tiles are faster and most frequent.
     acc, total, top = state
     for n in tl.range(begin, end, N):
         keys = load(k, batch, n, head, D, DP, N, DESCRIPTOR)
-        s = tl.dot(q, tl.trans(keys), input_precision=PRECISION)  # (M, N)
-        s = soft_cap(s, scale, softcap, FAST) * (softcap * LOG2E) if SOFTCAP else s * (scale * LOG2E)
+        s = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)  # (M, N)
         if MASKED:
             s = tl.where(seen(n, k[1][3], first, last, N, CAUSAL, BOUNDED), s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
@@ -42,10 +39,10 @@ def _over_keys(
 
 @triton.jit
 def forward(
-    Q, q, K, k, V, v, OUT, o, LSE, FIRST, H, group, scale, softcap,
+    Q, q, K, k, V, v, OUT, o, LSE, FIRST, H, group, scale,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr, SOFTCAP: tl.constexpr,
-    FAST: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, BOUNDED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Write o (B, T, H, D) and LSE (B, H, T), natural log; grid (tiles of M queries, B * H).
 
@@ -70,16 +67,16 @@ def forward(
     )
     if BOUNDED:
         state = _over_keys(
-            state, queries, k, v, batch, kv_head, begin, full_begin, first, last, scale, softcap,
-            D, DP, N, True, CAUSAL, True, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+            state, queries, k, v, batch, kv_head, begin, full_begin, first, last, scale,
+            D, DP, N, True, CAUSAL, True, DESCRIPTOR, PRECISION,
         )
     state = _over_keys(
-        state, queries, k, v, batch, kv_head, full_begin, full_end, first, last, scale, softcap,
-        D, DP, N, False, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+        state, queries, k, v, batch, kv_head, full_begin, full_end, first, last, scale,
+        D, DP, N, False, CAUSAL, BOUNDED, DESCRIPTOR, PRECISION,
     )
     state = _over_keys(
-        state, queries, k, v, batch, kv_head, full_end, end, first, last, scale, softcap,
-        D, DP, N, True, CAUSAL, BOUNDED, SOFTCAP, FAST, DESCRIPTOR, PRECISION,
+        state, queries, k, v, batch, kv_head, full_end, end, first, last, scale,
+        D, DP, N, True, CAUSAL, BOUNDED, DESCRIPTOR, PRECISION,
     )
     acc, total, top = state
     store(o, batch, row, head, acc / total[:, None], D, DP, M)

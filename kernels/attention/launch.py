@@ -14,10 +14,10 @@ from kernels.device import arch
 PADDING = 128  # rows of LSE and delta in the backward pass are padded to a multiple of this
 
 
-def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None = None):
+def launch_forward(q, k, v, first, causal, scale, tiles: Tiles | None = None):
     """(o, lse): o like q, (B, T, H, D), contiguous; lse (B, H, T) float32, natural log."""
     B, T, H, _ = q.shape
-    tiles, options = _plan("forward", tiles, (q, k, v), first, causal, softcap, scale)
+    tiles, options = _plan("forward", tiles, (q, k, v), first, causal, scale)
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     grid = (triton.cdiv(T, tiles.M), B * H)
@@ -33,15 +33,13 @@ def launch_forward(q, k, v, first, causal, softcap, scale, tiles: Tiles | None =
     return o, lse
 
 
-def launch_backward(
-    do, q, k, v, o, lse, first, causal, softcap, scale, deterministic, tiles: tuple[Tiles, Tiles] | None = None
-):
+def launch_backward(do, q, k, v, o, lse, first, causal, scale, tiles: tuple[Tiles, Tiles] | None = None):
     """(dq, dk, dv), contiguous, with the shapes and dtypes of q, k, v."""
     B, T, H, D = q.shape
     S, heads = k.shape[1:3]
-    tensors, settings = (q, k, v, do), (first, causal, softcap, scale)
+    tensors, settings = (q, k, v, do), (first, causal, scale)
     tiles_k, tiles_q = tiles or (None, None)
-    over_k, options_k = _plan("keys" if deterministic else "fused", tiles_k, tensors, *settings)
+    over_k, options_k = _plan("keys", tiles_k, tensors, *settings)
     over_q, options_q = _plan("queries", tiles_q, tensors, *settings)
     padded = triton.cdiv(T, PADDING) * PADDING
     lse2 = torch.empty(B, H, padded, dtype=torch.float32, device=q.device)
@@ -59,33 +57,24 @@ def launch_backward(
         M=PADDING,
         num_warps=8,
     )
-    dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     last = None
     if first is not None:  # the same bounds per key
         positions = torch.arange(S, dtype=torch.int32, device=q.device).expand(B, S).contiguous()
         last = torch.searchsorted(first, positions, right=True, out_int32=True)
-    if deterministic:
-        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-        sums = dq
-    else:
-        sums = torch.zeros(B, T, H, D, dtype=torch.float32, device=q.device)
     backward_keys[(triton.cdiv(S, over_k.N), B * heads)](
         *_tensor_arguments(q, over_k, over_k.M),
         *_tensor_arguments(k, over_k, over_k.N),
         *_tensor_arguments(v, over_k, over_k.N),
         *_tensor_arguments(do, over_k, over_k.M),
-        *_tensor_arguments(sums, None if deterministic else over_k, over_k.M),
         *_tensor_arguments(dk),
         *_tensor_arguments(dv),
         lse2,
         delta,
         last,
         padded=padded,
-        ATOMIC=not deterministic,
         **options_k,
     )
-    if not deterministic:
-        return (sums * scale).to(q.dtype), dk, dv
     backward_queries[(triton.cdiv(T, over_q.M), B * H)](
         *_tensor_arguments(q, over_q, over_q.M),
         *_tensor_arguments(k, over_q, over_q.N),
@@ -110,20 +99,20 @@ def _tensor_arguments(x: torch.Tensor, tiles: Tiles | None = None, rows: int = 0
     return start, (*x.stride()[:3], x.shape[1])
 
 
-def _plan(which: Pass, tiles: Tiles | None, tensors, first, causal, softcap, scale) -> tuple[Tiles, dict]:
+def _plan(which: Pass, tiles: Tiles | None, tensors, first, causal, scale) -> tuple[Tiles, dict]:
     # The tiles and options of a launch, worked out once per shape: launches are many and short.
     q, k = tensors[:2]
     aligned = all(x.data_ptr() % 16 == 0 for x in tensors)
     strides = tuple(x.stride()[:3] for x in tensors)
-    masks = (first is not None, causal, softcap)
-    return _cached_plan(arch(q), which, tiles, q.shape, k.shape[2], q.dtype, aligned, strides, masks, scale)
+    return _cached_plan(
+        arch(q), which, tiles, q.shape, k.shape[2], q.dtype, aligned, strides, first is not None, causal, scale
+    )
 
 
 @lru_cache(4096)
-def _cached_plan(target, which, tiles, q_shape, k_heads, dtype, aligned, strides, masks, scale):
+def _cached_plan(target, which, tiles, q_shape, k_heads, dtype, aligned, strides, bounded, causal, scale):
     H, D = q_shape[2:]
-    bounded, causal, softcap = masks
-    tiles = tiles or config(target, which, D, dtype, softcap > 0)
+    tiles = tiles or config(target, which, D, dtype)
     # Tensor descriptors need addresses and strides that are multiples of 16 bytes.
     counts = [D, *(stride for each in strides for stride in each)]
     aligned = aligned and all(count * dtype.itemsize % 16 == 0 for count in counts)
@@ -132,15 +121,12 @@ def _cached_plan(target, which, tiles, q_shape, k_heads, dtype, aligned, strides
         "H": H,
         "group": H // k_heads,
         "scale": scale,
-        "softcap": softcap,
         "D": D,
         "DP": padded_width(D),
         "M": tiles.M,
         "N": tiles.N,
         "CAUSAL": causal,
         "BOUNDED": bounded,
-        "SOFTCAP": softcap > 0,
-        "FAST": target.startswith("sm_") and dtype == torch.bfloat16,
         "DESCRIPTOR": tiles.descriptor,
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": tiles.warps,

@@ -20,9 +20,7 @@ def attention(
     *,
     causal: bool = True,
     first: torch.Tensor | None = None,
-    softcap: float = 0.0,
     scale: float | None = None,
-    deterministic: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention without the score matrix in memory (FlashAttention-2, arXiv:2307.08691).
 
@@ -34,10 +32,7 @@ def attention(
         causal: query i sees keys up to i + S - T.
         first: (B, T) int32, the first key that each query sees: the document mask and the sliding
             window, built by `first_keys`. None is neither. Needs `causal`.
-        softcap: soft cap; scores become softcap * tanh(score / softcap) (Gemma 2); 0 is none.
         scale: factor of the scores; D ** -0.5 if None.
-        deterministic: the backward pass is bitwise reproducible; else dq is summed by atomic
-            additions, which needs fewer products on a GPU. No difference on a CPU.
 
     Returns:
         o (B, T, H, D) like q, and the natural log-sum-exp of the scores, (B, H, T) float32 (float64
@@ -45,11 +40,11 @@ def attention(
 
     Raises ValueError for invalid shapes, dtypes, devices and values.
     """
-    _check(q, k, v, causal, first, softcap)
+    _check(q, k, v, causal, first)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if bypasses_dispatcher(q):
-        return cpu_forward(q, k, v, first, causal, softcap, scale)
-    return torch.ops.homegrown.attention(q, k, v, first, causal, softcap, scale, deterministic)
+        return cpu_forward(q, k, v, first, causal, scale)
+    return torch.ops.homegrown.attention(q, k, v, first, causal, scale)
 
 
 def first_keys(
@@ -100,7 +95,7 @@ def _shape(x: torch.Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
 
 
-def _check(q, k, v, causal, first, softcap) -> None:
+def _check(q, k, v, causal, first) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{name} is {_shape(x)}, not (B, T, heads, head_dim)")
@@ -118,8 +113,6 @@ def _check(q, k, v, causal, first, softcap) -> None:
         raise ValueError(f"q has {H} heads, which is not a multiple of the {K} of k and v")
     if causal and T > S:
         raise ValueError(f"q has {T} positions, more than the {S} of k and v")
-    if softcap < 0:
-        raise ValueError(f"softcap = {softcap} is negative; use 0 for no soft cap")
     if first is not None:
         if not causal:
             raise ValueError("first: a sliding window or document mask needs causal=True")
@@ -128,36 +121,34 @@ def _check(q, k, v, causal, first, softcap) -> None:
 
 
 library.define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? first, bool causal, float softcap, "
-    "float scale, bool deterministic) -> (Tensor, Tensor)",
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? first, bool causal, float scale) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
     "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, "
-    "Tensor? first, bool causal, float softcap, float scale, bool deterministic) "
-    "-> (Tensor, Tensor, Tensor)",
+    "Tensor? first, bool causal, float scale) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def _forward(q, k, v, first, causal, softcap, scale, deterministic):
+def _forward(q, k, v, first, causal, scale):
     q, k, v = (ensure_unit_stride(x) for x in (q, k, v))
     first = None if first is None else first.contiguous()
     if not runs_triton(q):
-        return cpu_forward(q, k, v, first, causal, softcap, scale)
+        return cpu_forward(q, k, v, first, causal, scale)
     from kernels.attention.launch import launch_forward
 
-    return launch_forward(q, k, v, first, causal, softcap, scale)
+    return launch_forward(q, k, v, first, causal, scale)
 
 
-def _backward(do, q, k, v, o, lse, first, causal, softcap, scale, deterministic):
+def _backward(do, q, k, v, o, lse, first, causal, scale):
     do, q, k, v = (ensure_unit_stride(x) for x in (do, q, k, v))
     first = None if first is None else first.contiguous()
     if not runs_triton(q):
-        return cpu_backward(do, q, k, v, o, lse, first, causal, softcap, scale)
+        return cpu_backward(do, q, k, v, o, lse, first, causal, scale)
     from kernels.attention.launch import launch_backward
 
-    return launch_backward(do, q, k, v, o, lse, first, causal, softcap, scale, deterministic)
+    return launch_backward(do, q, k, v, o, lse, first, causal, scale)
 
 
 for device in ("CPU", "CUDA"):
@@ -166,13 +157,13 @@ for device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("homegrown::attention", lib=library)
-def _fake(q, k, v, first, causal, softcap, scale, deterministic):
+def _fake(q, k, v, first, causal, scale):
     B, T, H, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=accumulation_dtype(q.dtype))
 
 
 @torch.library.register_fake("homegrown::attention_backward", lib=library)
-def _fake_backward(do, q, k, v, o, lse, first, causal, softcap, scale, deterministic):
+def _fake_backward(do, q, k, v, o, lse, first, causal, scale):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -186,7 +177,7 @@ def _save(ctx, inputs, output) -> None:
 def _gradients(ctx, do, _):
     q, k, v, o, lse, first = ctx.saved_tensors
     gradients = torch.ops.homegrown.attention_backward(do, q, k, v, o, lse, first, *ctx.settings)
-    return *gradients, None, None, None, None, None
+    return *gradients, None, None, None
 
 
 torch.library.register_autograd("homegrown::attention", _gradients, setup_context=_save, lib=library)
@@ -205,5 +196,5 @@ def _flops(q, k, v, first, causal, *_, **__) -> int:
 
 @register_flop_formula(torch.ops.homegrown.attention_backward)
 def _backward_flops(do, q, k, v, o, lse, first, causal, *_, **__) -> int:
-    """Five products by the usual count, with either method for dq."""
+    """Five products, the usual count; the kernels compute the scores twice."""
     return _flops(q, k, v, first, causal) * 5 // 2

@@ -19,21 +19,13 @@ def visible(
 
 
 def attention_reference(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    first: torch.Tensor | None,
-    causal: bool,
-    softcap: float,
-    scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor | None, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(o, lse) with the whole (T, S) score matrix in memory, in the dtype of q; see `attention`."""
     B, T, H, D = q.shape
     S, K = k.shape[1:3]
     grouped = q.view(B, T, K, H // K, D)
     scores = torch.einsum("btkgd,bskd->bkgts", grouped, k) * scale  # (B, K, G, T, S)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
     hidden = ~visible(T, S, causal, first, q.device)
     scores = scores.masked_fill(hidden[:, None, None], -math.inf)
     o = torch.einsum("bkgts,bskd->btkgd", scores.softmax(-1), v).reshape(B, T, H, D)

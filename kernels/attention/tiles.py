@@ -1,4 +1,4 @@
-"""Helpers of the attention kernels: tile loads and stores, visible keys, the soft cap.
+"""Helpers of the attention kernels: tile loads and stores, visible keys.
 
 B batch, T queries, S keys, H query heads, K key/value heads, D head_dim; DP is D rounded up to a
 power of two. A tensor (B, rows, heads, D) with a contiguous last dimension is represented by a tuple
@@ -12,7 +12,8 @@ launch a kernel with a descriptor inside a tuple.
 import triton
 import triton.language as tl
 
-from kernels.elementwise import tanh
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -88,9 +89,3 @@ def seen(n, S, first, last, N: tl.constexpr, CAUSAL: tl.constexpr, BOUNDED: tl.c
     if BOUNDED:
         where = where & (column >= first[:, None])
     return where
-
-
-@triton.jit
-def soft_cap(products, scale, softcap, FAST: tl.constexpr):
-    """tanh(product * scale / softcap): the soft cap; multiply by softcap to get the score."""
-    return tanh(products * (scale / softcap), FAST)

@@ -16,15 +16,7 @@ CPU_CHUNK = 512  # most tokens per chunk on a CPU: logits of a small vocabulary 
 
 
 def linear_cross_entropy(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    ignore_index: int = -100,
-    softcap: float = 0.0,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    chunk: int = 0,
+    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, ignore_index: int = -100, chunk: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross entropy (nats) of softmax(x W^T), and the number of scored targets.
 
@@ -33,9 +25,6 @@ def linear_cross_entropy(
         weight: (V, C), dtype of x.
         targets: (N,) int64.
         ignore_index: targets with this value are not scored.
-        softcap: soft cap; logits become softcap * tanh(logit / softcap) (Gemma 2); 0 is none.
-        z_loss: adds z_loss * logsumexp(logits)^2 per token (PaLM, arXiv:2204.02311, section 5).
-        label_smoothing: share of the target probability that is spread over the vocabulary.
         chunk: tokens per chunk of logits; 0 uses as many as fit in 256 MiB, on a CPU at most 512.
 
     Returns:
@@ -44,27 +33,18 @@ def linear_cross_entropy(
 
     Raises ValueError for invalid shapes, dtypes, devices and values.
     """
-    _check(x, weight, targets, softcap, z_loss, label_smoothing, chunk)
+    _check(x, weight, targets, chunk)
     grad = torch.is_grad_enabled()
     if not chunk:
         chunk = max(1, CHUNK_BYTES // (weight.shape[0] * x.element_size()))
         chunk = chunk if x.is_cuda else min(chunk, CPU_CHUNK)
     loss, _, _ = torch.ops.homegrown.linear_cross_entropy(
-        x,
-        weight,
-        targets,
-        ignore_index,
-        softcap,
-        z_loss,
-        label_smoothing,
-        chunk,
-        grad and x.requires_grad,
-        grad and weight.requires_grad,
+        x, weight, targets, ignore_index, chunk, grad and x.requires_grad, grad and weight.requires_grad
     )
     return loss, (targets != ignore_index).sum()
 
 
-def _check(x, weight, targets, softcap, z_loss, smoothing, chunk) -> None:
+def _check(x, weight, targets, chunk) -> None:
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
         shapes = f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{shapes}; they must be (N, C) and (V, C)")
@@ -74,17 +54,13 @@ def _check(x, weight, targets, softcap, z_loss, smoothing, chunk) -> None:
         raise ValueError(f"targets is {targets.dtype} {tuple(targets.shape)}, not int64 ({x.shape[0]},)")
     if not x.device == weight.device == targets.device:
         raise ValueError(f"x is on {x.device}, weight on {weight.device}, targets on {targets.device}")
-    for name, value in (("softcap", softcap), ("z_loss", z_loss), ("chunk", chunk)):
-        if value < 0:
-            raise ValueError(f"{name} = {value} is negative")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label_smoothing = {smoothing} is not in [0, 1)")
+    if chunk < 0:
+        raise ValueError(f"chunk = {chunk} is negative")
 
 
 library.define(
-    "linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, int ignore_index, "
-    "float softcap, float z_loss, float smoothing, int chunk, bool need_dx, bool need_dw) "
-    "-> (Tensor, Tensor, Tensor)",
+    "linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, int ignore_index, int chunk, "
+    "bool need_dx, bool need_dw) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -101,7 +77,7 @@ def _compute(x, weight, targets, ignore, *settings):
     return loss, dx, dw
 
 
-def _all_rows(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need_dx, need_dw):
+def _all_rows(x, weight, targets, ignore, chunk, need_dx, need_dw):
     N, V = len(x), len(weight)
     loss = torch.zeros((), dtype=torch.float32, device=x.device)
     dx = torch.zeros_like(x) if need_dx else x.new_empty(0)
@@ -113,13 +89,12 @@ def _all_rows(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, nee
     for start in range(0, N, chunk):
         rows, labels = x[start : start + chunk], targets[start : start + chunk]
         logits = torch.mm(rows, weight.T, out=buffer[: len(rows)])
-        settings = (softcap, z_loss, smoothing, need_dx or need_dw)
         if plain:
-            loss += _torch_cross_entropy(logits, wide[: len(rows)], labels, *settings)
+            loss += _torch_cross_entropy(logits, wide[: len(rows)], labels, need_dx or need_dw)
         else:
             from kernels.linear_cross_entropy.kernel import launch_cross_entropy
 
-            loss += launch_cross_entropy(logits, labels, ignore, *settings).sum()
+            loss += launch_cross_entropy(logits, labels, ignore, need_dx or need_dw).sum()
         if need_dx:
             torch.mm(logits, weight, out=dx[start : start + chunk])
         if need_dw and x.dtype == torch.float32:
@@ -129,34 +104,21 @@ def _all_rows(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, nee
     return loss, dx, dw.to(weight.dtype)
 
 
-def _torch_cross_entropy(logits, z, targets, softcap, z_loss, smoothing, gradient):
+def _torch_cross_entropy(logits, z, targets, gradient):
     # The loss summed over rows, all scored; with `gradient`, the gradient overwrites the logits. z is a float32
     # buffer of the same shape, or the logits themselves.
-    V = logits.shape[1]
     if z.data_ptr() != logits.data_ptr():
         z.copy_(logits)
-    t = None
-    if softcap:
-        t = z.div_(softcap).tanh_()
-        z = t * softcap
     labels = targets[:, None]
     label_logits, top = z.gather(1, labels)[:, 0], z.amax(1)
-    smooth = smoothing * z.mean(1) if smoothing else 0.0
     # torch's softmax is one pass; the largest probability is 1 / (sum of exponentials).
     p = torch.softmax(z, 1, out=z)
     lse = top - p.amax(1).log_()
-    loss = lse - (1 - smoothing) * label_logits - smooth + z_loss * lse.square()
+    loss = lse - label_logits
     if gradient:
-        g = p
-        if z_loss:
-            g.mul_((1 + 2 * z_loss * lse)[:, None])
-        if smoothing:
-            g.sub_(smoothing / V)
-        g.scatter_add_(1, labels, torch.full_like(labels, smoothing - 1, dtype=g.dtype))
-        if t is not None:
-            g.mul_(1 - t.square())
-        if g.data_ptr() != logits.data_ptr():
-            logits.copy_(g)
+        p.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=p.dtype))
+        if p.data_ptr() != logits.data_ptr():
+            logits.copy_(p)
     return loss.sum()
 
 
@@ -165,7 +127,7 @@ for device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("homegrown::linear_cross_entropy", lib=library)
-def _fake(x, weight, targets, ignore, softcap, z_loss, smoothing, chunk, need_dx, need_dw):
+def _fake(x, weight, targets, ignore, chunk, need_dx, need_dw):
     dx = x.new_empty(x.shape if need_dx else 0)
     dw = weight.new_empty(weight.shape if need_dw else 0)
     return x.new_empty((), dtype=torch.float32), dx, dw
@@ -182,7 +144,7 @@ def _gradients(ctx, grad, *_):
         gradient * grad.to(gradient.dtype) if needed else None
         for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
     )
-    return dx, dw, *[None] * 8
+    return dx, dw, *[None] * 5
 
 
 torch.library.register_autograd("homegrown::linear_cross_entropy", _gradients, setup_context=_save, lib=library)

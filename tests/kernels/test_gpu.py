@@ -19,13 +19,12 @@ from kernels.rope.reference import rope_reference
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-# Each dtype and mode compiles different kernels: separate tests compile in parallel (-n auto).
-@pytest.mark.parametrize("deterministic", [True, False])
+# Each dtype compiles different kernels: separate tests compile in parallel (-n auto).
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=cases())
-def test_attention_equals_float64(dtype, deterministic, case):
-    check(case | {"dtype": dtype, "deterministic": deterministic}, "cuda")
+def test_attention_equals_float64(dtype, case):
+    check(case | {"dtype": dtype}, "cuda")
 
 
 @pytest.mark.parametrize("D", [64, 80, 128])
@@ -41,13 +40,10 @@ def test_attention_with_shipped_tiles_on_long_sequences(D, T):
         "causal": True,
         "window": 300,
         "documents": True,
-        "softcap": 0.0,
         "dtype": torch.bfloat16,
         "layout": "packed",
-        "deterministic": True,
     }
     check(case, "cuda")
-    check(case | {"deterministic": False, "softcap": 30.0}, "cuda")
     check(case | {"window": 0, "documents": False, "causal": False}, "cuda")
 
 
@@ -91,8 +87,8 @@ def test_other_kernels_match_float64():
     targets = torch.randint(0, 5000, (512,), device="cuda")
     targets[::7] = -100
     compare(
-        lambda a, w: linear_cross_entropy(a, w, targets, softcap=15.0, chunk=100)[0],
-        lambda a, w: linear_cross_entropy_reference(a, w, targets, softcap=15.0),
+        lambda a, w: linear_cross_entropy(a, w, targets, chunk=100)[0],
+        lambda a, w: linear_cross_entropy_reference(a, w, targets),
         [x, torch.randn(5000, 768) * 768**-0.5],
     )
     for shape in ((100, 1000), (12, 768, 1000)):

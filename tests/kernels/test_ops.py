@@ -29,11 +29,9 @@ def qkv(B=2, T=20, S=None, H=4, K=2, D=8, dtype=torch.float64):
 CASES = {
     "causal": {},
     "full": {"causal": False},
-    "softcap": {"softcap": 3.0},
-    "full-softcap": {"causal": False, "softcap": 3.0},
     "window": {"first": first_keys(20, window=4).expand(2, -1)},
     "documents": {"first": first_keys(20, documents=DOCUMENTS)},
-    "both-softcap": {"first": first_keys(20, window=4, documents=DOCUMENTS), "softcap": 2.0},
+    "both": {"first": first_keys(20, window=4, documents=DOCUMENTS)},
 }
 
 
@@ -43,9 +41,7 @@ def test_attention_passes_gradcheck_and_matches_the_reference(name):
     inputs = qkv()
     assert gradcheck(lambda *x: attention(*x, **case)[0], inputs, fast_mode=True)
     o, lse = attention(*inputs, **case)
-    expected = attention_reference(
-        *inputs, case.get("first"), case.get("causal", True), case.get("softcap", 0.0), 8**-0.5
-    )
+    expected = attention_reference(*inputs, case.get("first"), case.get("causal", True), 8**-0.5)
     torch.testing.assert_close((o, lse), expected)
 
 
@@ -57,7 +53,7 @@ def test_blocks_of_queries_cover_every_length(T, dtype):
     o, _ = attention(q, k, v, first=first)
     o.float().square().sum().backward()
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected, _ = attention_reference(*wide, first, True, 0.0, 8**-0.5)
+    expected, _ = attention_reference(*wide, first, True, 8**-0.5)
     expected.square().sum().backward()
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     for a, b in [(o, expected), *((x.grad, y.grad) for x, y in zip((q, k, v), wide, strict=True))]:
@@ -71,7 +67,7 @@ def test_bfloat16_gradients_of_short_sequences(T):
     do = torch.randn(o.shape, generator=torch.Generator().manual_seed(T)).to(o.dtype)
     o.backward(do)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected, _ = attention_reference(*wide, None, True, 0.0, 16**-0.5)
+    expected, _ = attention_reference(*wide, None, True, 16**-0.5)
     expected.backward(do.double())
     for x, y in zip((q, k, v), wide, strict=True):
         assert (x.grad.double() - y.grad).norm() <= 5e-3 * y.grad.norm()
@@ -192,10 +188,10 @@ def operators():
     table = torch.randn(2, 6, 4)
     ops = torch.ops.homegrown
     return {
-        "attention": (ops.attention, (q, k, v, None, True, 0.0, 0.3, True)),
-        "attention-window": (ops.attention, (q, k, v, first, True, 2.0, 0.3, True)),
-        "attention-backward": (ops.attention_backward, (*backward, None, True, 0.0, 0.3, True)),
-        "loss": (ops.linear_cross_entropy, (x, weight, torch.arange(5), -100, 0.0, 0.0, 0.0, 2, True, True)),
+        "attention": (ops.attention, (q, k, v, None, True, 0.3)),
+        "attention-window": (ops.attention, (q, k, v, first, True, 0.3)),
+        "attention-backward": (ops.attention_backward, (*backward, None, True, 0.3)),
+        "loss": (ops.linear_cross_entropy, (x, weight, torch.arange(5), -100, 2, True, True)),
         "norm": (ops.rms_norm, (x, None, gain, 1e-5)),
         "norm-residual": (ops.rms_norm, (x, torch.randn(5, 8, requires_grad=True), gain, 1e-5)),
         "rope": (ops.rope, (q, table, None, 1e-5)),
@@ -218,7 +214,7 @@ def test_operators_compile_into_one_graph():
 
     def everything(q, k, v, targets):
         q, k = rope(q, table, gain), rope(k, table)
-        o = attention(q, k, v, softcap=5.0)[0].flatten(2).flatten(0, 1)
+        o = attention(q, k, v)[0].flatten(2).flatten(0, 1)
         h, _ = rms_norm(swiglu(o, relu2(o)), torch.ones(32), 1e-5, o)
         return linear_cross_entropy(h, weight, targets, chunk=4)[0]
 
@@ -257,7 +253,6 @@ MISTAKES = {
     "do not match q": lambda: attention(zeros(1, 2, 2, 8), zeros(2, 2, 2, 8), zeros(2, 2, 2, 8)),
     "q has 3 positions, more than the 2": lambda: attention(zeros(1, 3, 2, 8), zeros(1, 2, 2, 8), zeros(1, 2, 2, 8)),
     "q is float32 .* not": lambda: attention(*[zeros(2, 2, 8)] * 3),
-    "softcap = -1.0 is negative": lambda: attention(*[zeros(1, 2, 2, 8)] * 3, softcap=-1.0),
     "window = -1 is negative": lambda: first_keys(4, window=-1),
     "documents is not sorted": lambda: first_keys(3, documents=torch.tensor([[1, 0, 2]])),
     r"documents is int64 \(1, 2\), not integers of shape \(B, 3\)": lambda: first_keys(
@@ -273,11 +268,8 @@ MISTAKES = {
         zeros(2, 3), zeros(5, 4), torch.zeros(2, dtype=torch.int64)
     ),
     "targets is torch.int32": lambda: linear_cross_entropy(zeros(2, 3), zeros(5, 3), torch.zeros(2, dtype=torch.int32)),
-    "label_smoothing = 1.0": lambda: linear_cross_entropy(
-        zeros(2, 3), zeros(5, 3), torch.zeros(2, dtype=torch.int64), label_smoothing=1.0
-    ),
-    "z_loss = -1 is negative": lambda: linear_cross_entropy(
-        zeros(2, 3), zeros(5, 3), torch.zeros(2, dtype=torch.int64), z_loss=-1
+    "chunk = -1 is negative": lambda: linear_cross_entropy(
+        zeros(2, 3), zeros(5, 3), torch.zeros(2, dtype=torch.int64), chunk=-1
     ),
     r"weight is \(4,\)": lambda: rms_norm(zeros(2, 3), zeros(4), 1e-5),
     "residual is": lambda: rms_norm(zeros(2, 3), zeros(3), 1e-5, zeros(2, 4)),
@@ -301,7 +293,7 @@ def test_launcher_rejects_cpu_tensors():
 
     q = zeros(1, 16, 1, 16)
     with pytest.raises(ValueError, match="tensors are on cpu"):
-        launch_forward(q, q, q, None, True, 0.0, 1.0)
+        launch_forward(q, q, q, None, True, 1.0)
 
 
 def test_log_sum_exp_is_natural_and_has_no_gradient():

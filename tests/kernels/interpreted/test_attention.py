@@ -24,10 +24,8 @@ ONE_NUMBER = {
     "causal": False,
     "window": 0,
     "documents": False,
-    "softcap": 0.0,
     "dtype": torch.bfloat16,
     "layout": "plain",
-    "deterministic": False,
     "descriptor": False,
     "tiles": (16, 32),
 }

@@ -84,27 +84,18 @@ def test_activations(size, dtype):
 
 
 @few
-@given(
-    st.integers(1, 20),
-    st.integers(2, 300),
-    st.sampled_from([0.0, 3.0]),
-    st.sampled_from([0.0, 1e-2]),
-    st.sampled_from([0.0, 0.1]),
-    st.integers(1, 9),
-)
-def test_linear_cross_entropy(rows, vocabulary, softcap, z_loss, smoothing, chunk):
+@given(st.integers(1, 20), st.integers(2, 300), st.integers(1, 9))
+def test_linear_cross_entropy(rows, vocabulary, chunk):
     torch.manual_seed(rows)
     x, weight = torch.randn(rows, 16), torch.randn(vocabulary, 16)
     targets = torch.randint(0, vocabulary, (rows,))
     targets[0] = -100
-    compare(
-        lambda x, w: linear_cross_entropy(
-            x, w, targets, softcap=softcap, z_loss=z_loss, label_smoothing=smoothing, chunk=chunk
-        )[:1],
-        lambda x, w: (linear_cross_entropy_reference(x, w, targets, -100, softcap, z_loss, smoothing),),
-        [x, weight],
-        torch.float32,
+    ours, reference = (
+        lambda x, w: linear_cross_entropy(x, w, targets, chunk=chunk)[:1],
+        lambda x, w: (linear_cross_entropy_reference(x, w, targets),),
     )
+    # The gradient of x is p W minus the target's row of W: for a sure prediction it cancels.
+    compare(ours, reference, [x, weight], torch.float32, terms=lambda x, w, dy: dy * w.norm(dim=1).max())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (63, 20), (64, 64), (150, 70), (300, 33), (3, 40, 65)])
