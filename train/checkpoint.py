@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from cli.errors import UserError
 from model.formats.native import check_tokenizer, latest_checkpoint, read_file, read_manifest, weights_file
 from tokenizer.bpe import Tokenizer
 from train.batches import Batches
-from train.distributed import Ranks, local, shard_like
+from train.distributed import Ranks
+from train.sharding import is_sharded, local, shard_like
 
 
 @dataclass
@@ -99,7 +99,7 @@ def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
             "data": state.fingerprint,
             "ranks": ranks.world_size,
         }
-    sharded = any(isinstance(p, DTensor) for p in state.parameters.values())
+    sharded = any(is_sharded(p) for p in state.parameters.values())
     if ranks.is_main or sharded:
         part = f"-{ranks.rank + 1:05}-of-{ranks.world_size:05}" if sharded else ""
         kinds = {"model": state.parameters, "optimizer": moments, "ema": state.ema}
@@ -109,7 +109,7 @@ def snapshot(state: TrainState, ranks: Ranks) -> dict[str, dict]:
             files[f"{stem}{part}.safetensors"] = {
                 name: local(x).detach().to("cpu", copy=True).contiguous()
                 for name, x in tensors.items()
-                if ranks.is_main or isinstance(x, DTensor)
+                if ranks.is_main or is_sharded(x)
             }
     return files
 

@@ -1,4 +1,4 @@
-"""Distributed training: this process's rank, collectives, DDP, and parameters sharded with FSDP."""
+"""Distributed training: this process's rank, collectives, and DDP or FSDP around the model."""
 
 import copy
 import gc
@@ -12,28 +12,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cli.console import say
 from cli.errors import UserError
 from model.transformer import Transformer
-
-
-def local(x: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor on this rank: its rows if sharded, else the whole tensor."""
-    return x.to_local() if isinstance(x, DTensor) else x
-
-
-def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`value`, which every rank holds in full, moved and sharded like `parameter`."""
-    value = value.to(parameter.device)
-    if not isinstance(parameter, DTensor):
-        return value
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(value, mesh, placements, src_data_rank=None)  # None: no communication
+from train.sharding import is_fsdp, shard
 
 
 def share_cores(local_rank: int, local_ranks: int) -> None:
@@ -54,7 +39,7 @@ def share_cores(local_rank: int, local_ranks: int) -> None:
 @contextmanager
 def sync_gradients(model: nn.Module, is_last: bool) -> Iterator[None]:
     """Reduce gradients over ranks inside the `with` block if `is_last`; else only accumulate them."""
-    if isinstance(model, FSDPModule):
+    if is_fsdp(model):
         model.set_requires_gradient_sync(is_last)
         yield
     elif isinstance(model, DistributedDataParallel) and not is_last:
@@ -196,17 +181,12 @@ class Ranks:
     def wrap(self, model: Transformer, parallel: str, bfloat16: bool) -> nn.Module:
         """Wrap `model` so that gradients are averaged over ranks; unchanged with one rank.
 
-        "ddp": every rank holds the whole model. "fsdp" (FSDP2; Zhao et al. 2023, arXiv:2304.11277):
-        parameters, gradients and optimiser moments are sharded by rows; each layer is gathered for
-        its computation, in bfloat16 if `bfloat16`.
+        "ddp": every rank holds the whole model. "fsdp": see `train.sharding.shard`.
         """
         if self.world_size == 1:
             return model.to(self.device)
         if parallel == "fsdp":
-            half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-            for layer in model.layers:
-                fully_shard(layer, mp_policy=half if bfloat16 else MixedPrecisionPolicy())
-            fully_shard(model)
+            shard(model, model.layers, bfloat16)
             return model.to(self.device)
         devices = [self.device.index] if self.device.type == "cuda" else None
         model = model.to(self.device)

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from configs.schema import TrainConfig
 from model.transformer import IGNORE, Transformer
 from train.distributed import Ranks
 from train.forward import DataSet, summed_loss
+from train.sharding import is_fsdp
 
 MAX_TIME_SHARE = 0.01  # time of one evaluation / training time between two evaluations
 FORWARD_TIME_SHARE = 1 / 3  # time of a forward pass / time of a training step
@@ -52,7 +52,7 @@ def evaluate(
     windows = np.arange(len(dataset)) if windows is None else windows
     nats, tokens, size = 0.0, 0.0, 0.0
     mine, most = windows[ranks.rank :: ranks.world_size], -(-len(windows) // ranks.world_size)
-    whole = wrapped if config.parallel == "fsdp" else model
+    gathered = wrapped if config.parallel == "fsdp" else model
     model.eval()
     for start in range(0, most, config.micro_batch_size):
         chosen = mine[start : start + config.micro_batch_size]
@@ -64,14 +64,14 @@ def evaluate(
         lengths = dataset.token_bytes[targets.clamp(min=0)] * (targets != IGNORE)
         targets = targets.masked_fill(lengths == 0, IGNORE)
         with autocast, torch.compiler.set_stance("default" if compiled else "force_eager"):
-            batch_nats = summed_loss(whole, (inputs, targets), dataset.separator, ranks.device)
+            batch_nats = summed_loss(gathered, (inputs, targets), dataset.separator, ranks.device)
         nats += batch_nats.item()
         tokens += int((targets != IGNORE).sum())
         size += int(lengths.sum())
         ranks.heartbeat()
     model.train()
-    if isinstance(whole, FSDPModule):
-        whole.reshard()  # no backward pass frees the gathered weights, which may be the EMA's
+    if is_fsdp(gathered):
+        gathered.reshard()  # no backward pass frees the gathered weights, which may be the EMA's
     nats, tokens, size = ranks.sum(nats, tokens, size)
     loss = nats / max(1, tokens)
     return {

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from model.fused import newton_schulz
-from train.distributed import local, shard_like
+from train.sharding import is_sharded, local, part_like, shard_like, whole
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ_STEPS = 5
@@ -60,8 +59,8 @@ class Muon(torch.optim.Optimizer):
         gradients = gradients.where(keep > 0, 0)
         momentum = self._momentum(alike).lerp_(gradients, (1 - MOMENTUM) * keep)
         directions = gradients.lerp(momentum, MOMENTUM)
-        if isinstance(alike[0], DTensor):
-            directions = torch.stack([_like(d, p).full_tensor() for d, p in zip(directions, alike, strict=True)])
+        if is_sharded(alike[0]):
+            directions = torch.stack([whole(part_like(d, p)) for d, p in zip(directions, alike, strict=True)])
         scale = 0.2 * max(alike[0].shape) ** 0.5
         updates = orthogonalise(directions.to(self.dtype)).to(alike[0].dtype) * (-lr * scale * keep)
         weights = [local(p) for p in alike]
@@ -76,7 +75,7 @@ class Muon(torch.optim.Optimizer):
         if stack is None or [id(state.get("momentum")) for state in states] != [id(view) for view in views]:
             kept = [state["momentum"] if state else torch.zeros_like(p) for state, p in zip(states, alike, strict=True)]
             stack = torch.stack([local(x) for x in kept])
-            views = [_like(x, p) if isinstance(p, DTensor) else x for x, p in zip(stack, alike, strict=True)]
+            views = [part_like(x, p) for x, p in zip(stack, alike, strict=True)]
             for state, view in zip(states, views, strict=True):
                 state["momentum"] = view
             self._stacks[alike[0].shape] = stack, views
@@ -86,13 +85,6 @@ class Muon(torch.optim.Optimizer):
         """FLOPs of the matrix products in one step, summed over all ranks."""
         sides = [sorted(p.shape) for group in self.param_groups for p in group["params"]]
         return float(sum(NEWTON_SCHULZ_STEPS * (m * (m + 1) * (k + m) + 2 * m * m * k) for m, k in sides))
-
-
-def _like(part: torch.Tensor, parameter: torch.Tensor) -> DTensor:
-    # This rank's part of a tensor that is sharded like `parameter`.
-    assert isinstance(parameter, DTensor)
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
 
 
 def orthogonalise(stack: torch.Tensor) -> torch.Tensor:

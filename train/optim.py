@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from configs.schema import TrainConfig
 from train.muon import Muon
+from train.sharding import whole
 
 
 def build_optimizers(
@@ -33,8 +33,7 @@ def clip_gradients(parameters: dict[str, nn.Parameter], limit: float) -> torch.T
 
     Returns the norm before, a scalar on the device.
     """
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
 
 
 def skip_update_unless(is_finite: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:

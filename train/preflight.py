@@ -15,10 +15,11 @@ from cli.errors import UserError
 from configs.schema import TrainConfig
 from model.flops import training_flops
 from model.transformer import Transformer
-from train.distributed import Ranks, local
+from train.distributed import Ranks
 from train.evaluate import FORWARD_TIME_SHARE
 from train.forward import DataSet, summed_loss
 from train.metrics import format_duration
+from train.sharding import local
 
 MAX_MEMORY_SHARE = 0.7  # of free memory for an automatic micro-batch; the estimate counts only saved tensors
 SLOW_PASS_SECONDS = 10.0  # a slower first pass is not repeated for timing
