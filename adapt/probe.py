@@ -1,12 +1,14 @@
 """Validation loss, forgetting and a sample, measured before and after fine-tuning."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from configs.finetune_recipe import FinetuneRecipe
 from data.examples import Examples, Row
-from data.prepare import prepare, read_shuffled
+from data.prepare import prepare
+from data.splits import read_shuffled
 from model.sample import sample
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
@@ -52,7 +54,7 @@ class Probe:
     def general_set(self, model: Transformer, tokenizer: Tokenizer) -> Examples:
         """Held-out documents of the recipe's general corpus, truncated to GENERAL_TOKENS."""
         data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
-        texts = [row["text"] for row in read_shuffled(prepare(data), "test")[:GENERAL_DOCUMENTS]]
+        texts = [row["text"] for row in islice(read_shuffled(prepare(data), "test"), GENERAL_DOCUMENTS)]
         length = min(GENERAL_TOKENS, model.config.context)
         encoded = ([tokenizer.separator_id, *ids][:length] for ids in tokenizer.encode_batch(texts))
         return Examples([Row(ids, [True] * len(ids)) for ids in encoded], length, tokenizer)

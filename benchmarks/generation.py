@@ -18,7 +18,8 @@ import torch
 from benchmarks.peers import transformers_llama
 from benchmarks.record import record
 from configs.schema import DataConfig
-from data.prepare import prepare, read_documents
+from data.prepare import prepare
+from data.splits import read_documents
 from model.generate import generate
 from model.load import load_model
 from model.packed import pack

@@ -26,8 +26,9 @@ from benchmarks.record import time_in_turn
 from cli.console import say
 from cli.recipes import load
 from configs.schema import Recipe
-from data.prepare import SPLITS, prepare
+from data.prepare import prepare
 from data.shards import Windows, cached_tokenizer, write_shards
+from data.splits import SPLITS
 from model.build import build_model
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer

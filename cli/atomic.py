@@ -6,6 +6,7 @@ process that writes to the same path removes them.
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -181,18 +182,34 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def write_manifest(folder: Path, values: dict) -> None:
-    """Write a folder's manifest.json: `values`, plus the size in bytes of every other file."""
-    files = (p for p in sorted(folder.iterdir()) if p.name not in (_LOCK_NAME, "manifest.json"))
-    sizes = {path.name: path.stat().st_size for path in files}
-    write_atomically(folder / "manifest.json", to_json(values | {"files": sizes}, 2) + "\n")
+    """Write a folder's manifest.json: `values`, plus size and checksum of every other file."""
+    files = [p for p in sorted(folder.iterdir()) if p.name not in (_LOCK_NAME, "manifest.json")]
+    about = {
+        "files": {path.name: path.stat().st_size for path in files},
+        "checksums": {path.name: _checksum(path) for path in files},
+    }
+    write_atomically(folder / "manifest.json", to_json(values | about, 2) + "\n")
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def valid_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder; None if it is missing or damaged, or a file has another size."""
+    """The manifest of a folder; None if it or a file is missing or damaged.
+
+    A file of the right size that was touched after the manifest has its checksum verified.
+    """
     manifest = read_json(folder / "manifest.json")
     try:
+        checksums, written = manifest.get("checksums", {}), (folder / "manifest.json").stat().st_mtime_ns
         for name, size in manifest["files"].items():
-            if safe_join(folder, name).stat().st_size != size:
+            path = safe_join(folder, name)
+            found = path.stat()
+            if found.st_size != size:
+                return None
+            if name in checksums and found.st_mtime_ns > written and _checksum(path) != checksums[name]:
                 return None
     except (TypeError, KeyError, AttributeError, ValueError, OSError):
         return None

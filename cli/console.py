@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -54,20 +54,28 @@ def bar(*extra: TextColumn) -> Progress:
     )
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items` with a progress bar; if not on a terminal, with a line every 15 s.
+def track(
+    items: Iterable[T], description: str, total: int | None = None, size: Callable[[T], int] | None = None
+) -> Iterator[T]:
+    """Yield `items` with a progress bar and ETA; if not on a terminal, with a line every 15 s.
 
+    `total` is the number of items, or the sum of their `size`, if that is given; None or 0: unknown.
     Prints the count and time at the end.
     """
     started = last_line = time.perf_counter()
-    count, description = 0, one_line(description)
+    count, done, description = 0, 0, one_line(description)
     with bar() as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(description, total=total or None)
         for item in items:
             yield item
             count += 1
-            progress.advance(task)
+            done += size(item) if size else 1
+            progress.update(task, completed=done)
             if not console.is_terminal and time.perf_counter() - last_line > 15:
                 last_line = time.perf_counter()
-                say(f"{description}: {count:,}" + (f" of {total:,}" if total else ""))
+                left = ""
+                if total and done:
+                    seconds = (last_line - started) * max(0, total / done - 1)
+                    left = f" ({min(1, done / total):.0%}, about {seconds:,.0f} s left)"
+                say(f"{description}: {count:,}{left}")
     say(f"{description}: {count:,} in {time.perf_counter() - started:.1f} s")

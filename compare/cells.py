@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from compare.context import Cell, Study
 from compare.method import Learned, Setting
 from compare.methods import BASELINES, METHODS
 from compare.plan import read_rows
-from data.prepare import read_shuffled
+from data.splits import read_shuffled
 from train.metrics import peak_memory, reset_peak_memory
 
 SAMPLES = 2  # held-out prompts that every method continues, for the report
@@ -103,7 +104,7 @@ def validate(study: Study, cell: Cell, learned: Learned) -> tuple[float, float]:
         answers = learned.answers("validation")
         count = len(answers["correct"])
         return sum(answers["correct"]) / count, count * answers.get("flops_per_request", 0.0)
-    texts = [row["text"] for row in read_shuffled(study.documents, "validation")][:VALIDATION_DOCUMENTS]
+    texts = [row["text"] for row in islice(read_shuffled(study.documents, "validation"), VALIDATION_DOCUMENTS)]
     assert learned.bits is not None
     return -sum(learned.bits(texts)) / sum(len(text.encode()) for text in texts), 0.0
 

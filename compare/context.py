@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,7 +15,8 @@ from cli.recipes import load
 from compare.leaks import HeldOut
 from configs.study_recipe import StudyRecipe
 from data.items import Item, Task
-from data.prepare import prepare, read_documents, read_shuffled, subsample
+from data.prepare import prepare
+from data.splits import read_documents, read_shuffled, subsample
 from data.tasks import load_task
 from model.load import load_model
 from model.transformer import Transformer
@@ -67,7 +69,7 @@ class Study:
         self.documents = prepare(self.recipe.data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         task = load_study_task(self.recipe)
-        texts = [row["text"] for row in read_shuffled(self.documents, "test")][: self.recipe.test_documents]
+        texts = [row["text"] for row in islice(read_shuffled(self.documents, "test"), self.recipe.test_documents)]
         all_held_out = HeldOut([*texts, *(item.text for item in (*task.test, *task.validation))])
         train_texts = (row["text"] for row in read_documents(self.documents, "train"))
         copied = all_held_out.find_copies([*train_texts, *(item.text for item in task.train)])
@@ -125,7 +127,7 @@ class Study:
     def general_texts(self) -> list[str]:
         """Held-out documents of the general corpus, to measure forgetting."""
         data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
-        rows = read_shuffled(prepare(data), "test")[:GENERAL_DOCUMENTS]
+        rows = islice(read_shuffled(prepare(data), "test"), GENERAL_DOCUMENTS)
         return [row["text"][:GENERAL_CHARS] for row in rows]
 
 

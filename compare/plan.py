@@ -21,7 +21,8 @@ from cli.errors import UserError, nearest
 from compare.context import Cell, load_study_task
 from compare.methods import METHODS
 from configs.study_recipe import StudyRecipe
-from data.prepare import load_manifest, prepare
+from data.prepare import prepare
+from data.splits import load_manifest
 from model.load import model_version
 
 AXES = ("text", "task")

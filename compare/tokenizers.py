@@ -17,8 +17,9 @@ from cli.console import printable, say
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, load
 from configs.schema import Recipe
-from data.prepare import SPLITS, prepare, read_documents
+from data.prepare import prepare
 from data.shards import cached_tokenizer
+from data.splits import SPLITS, read_documents
 from model.formats.gguf import gguf_tokenizer
 from model.load import foundation_file
 from tokenizer.bpe import Tokenizer

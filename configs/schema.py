@@ -25,13 +25,27 @@ class Section(BaseModel):
         return {cls.FORMER_NAMES.get(key, key): value for key, value in values.items()}
 
 
+class CorpusShare(Section):
+    """One corpus of a mixture."""
+
+    path: str = Field(min_length=1)
+    """What `data.corpus` accepts."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the training windows, relative to the other weights."""
+
+
 class DataConfig(Section):
     """The corpus, its cleaning and its split."""
 
     corpus: str = Field("folk-tunes", min_length=1)
     """A built-in (folk-tunes, aws-api, python-stdlib), a file, a folder of files, or the name of a
-    dataset on the Hugging Face hub, also as name@revision. Files are text or source code, .jsonl,
-    .csv, .tsv or .parquet; all but .parquet may be compressed (.gz, .zst)."""
+    dataset on the Hugging Face hub, also as name@revision. Files are text or source code, .html
+    (its main text), .jsonl, .csv, .tsv or .parquet; all but .parquet may be compressed (.gz, .zst)."""
+    corpora: list[CorpusShare] = []
+    """Several corpora instead of `corpus`: tables with `path` and `weight`. They are deduplicated
+    and split together; training draws windows by weight, whatever the size."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do with a damaged file in a folder: stop, or skip the rest of it and name it."""
     document: Literal["section", "line", "file"] = "section"
     """One document of a text file: a section of about `section_chars`, cut at line ends, a line, or
     the whole file. In .jsonl, .csv, .tsv and .parquet every row is a document."""
@@ -74,6 +88,8 @@ class TokenizerConfig(Section):
     whitespace: Literal["word", "own", "merge"] = "word"
     """word: a space starts the next word's token (GPT-2); own: it is a separate token; merge: it may
     be inside a token, so that tokens span words."""
+    sample_megabytes: int = Field(200, ge=1)
+    """Train on a random sample of the documents of at most this much text; all of a smaller corpus."""
     strict: bool = False
     """Fail if the corpus does not support `vocab_size`, instead of training a smaller vocabulary."""
     special_tokens: list[str] = Field(["<|endoftext|>"], min_length=1)

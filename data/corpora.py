@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cli.console import say
 from cli.errors import UserError, first_line, nearest
 from cli.revisions import is_commit
 from configs.schema import DataConfig
 from data.builtin import BUILTIN
 from data.documents import Corpus, Document, fingerprint_files
-from data.readers import TABLES, check_file, effective_suffix, fields, list_files, read_rows, section_target
+from data.readers import COMPRESSED, TABLES, check_file, effective_suffix, fields, list_files, read_rows, section_target
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -22,6 +23,8 @@ def open_corpus(config: DataConfig) -> Corpus:
 
     Raises UserError if it does not exist, if a file is binary or malformed, or a column is missing.
     """
+    if config.corpora:
+        return _mixture(config)
     if config.corpus in BUILTIN:
         if config.document != "section":
             raise UserError(f'data.document = "{config.document}": {config.corpus} has its own documents; remove it')
@@ -41,9 +44,43 @@ def pin_dataset(corpus: str) -> str:
     return _resolve_revision(corpus) if _is_hub_name(corpus) else corpus
 
 
+def _mixture(config: DataConfig) -> Corpus:
+    parts = [open_corpus(config.model_copy(update={"corpus": c.path, "corpora": []})) for c in config.corpora]
+    skipped: list[str] = []
+
+    def read() -> Iterator[Document]:
+        skipped.clear()
+        for number, part in enumerate(parts):
+            for document in part.read():
+                yield document._replace(id=f"{number}/{document.id}", source=number)
+            skipped.extend(part.skipped)
+
+    names = [part.name for part in parts]
+    fingerprint = hashlib.sha256(":".join(part.fingerprint for part in parts).encode()).hexdigest()
+    characters = sum(part.characters for part in parts) if all(part.characters for part in parts) else 0
+    return Corpus(" + ".join(names), fingerprint, read, skipped, characters, names)
+
+
 def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
+    skipped: list[str] = []
+    broken: list[str] = []  # found before reading
+
+    def skip(path: Path, error: UserError, found: list[str]) -> None:
+        if path == root:
+            raise error
+        if config.on_error == "stop":
+            raise UserError(f'{error}; to leave such files out, set data.on_error = "skip"') from None
+        say(f"WARNING: {error}; skipped")
+        found.append(str(error))
+
+    whole = []
     for path in files:
-        check_file(path, config, is_explicit=path == root)
+        try:
+            check_file(path, config, is_explicit=path == root)
+            whole.append(path)
+        except UserError as error:
+            skip(path, error, broken)
+    files = whole
     relative = [path.relative_to(root if path != root else root.parent).as_posix() for path in files]
     names = [os.fsencode(name).decode("utf-8", errors="backslashreplace") for name in relative]
     digests = hashlib.sha256()
@@ -52,12 +89,18 @@ def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     target = section_target(files, config)
 
     def read() -> Iterator[Document]:
+        skipped[:] = broken
         for name, path in zip(names, files, strict=True):
-            for number, (text, group) in enumerate(read_rows(path, config, target)):
-                yield Document(f"{name}:{number}", text, name if by_file else group)
+            try:
+                for number, (text, group) in enumerate(read_rows(path, config, target)):
+                    yield Document(f"{name}:{number}", text, name if by_file else group)
+            except UserError as error:
+                skip(path, error, skipped)
 
     by_file = config.group_field == "file"
-    return Corpus(root.name, digests.hexdigest(), read)
+    is_plain = all(path.suffix.lower() not in (*COMPRESSED, ".parquet") for path in files)
+    characters = sum(path.stat().st_size for path in files) if is_plain else 0
+    return Corpus(root.name, digests.hexdigest(), read, skipped, characters)
 
 
 def _is_hub_name(corpus: str) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ class Document(NamedTuple):
     """Documents of one group stay in one split; if empty, the document is its own group."""
     dedup_text: str = ""
     """Words that near-duplicate removal compares; if empty, the text."""
+    source: int = 0
+    """Number of the corpus in a mixture (data.corpora)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Corpus:
     name: str
     fingerprint: str
     read: Callable[[], Iterator[Document]]
+    skipped: list[str] = field(default_factory=list)
+    """Filled by `read`: why files were skipped (data.on_error = "skip")."""
+    characters: int = 0
+    """Roughly how many there are, for progress; 0 if that is unknown."""
+    sources: list[str] = field(default_factory=list)
+    """Names of the corpora of a mixture."""
 
 
 def fingerprint_files(files: list[Path]) -> str:

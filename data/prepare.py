@@ -1,299 +1,280 @@
 """Prepare a corpus: clean, deduplicate and split its documents; the first step of every run.
 
-    python -m data.prepare RECIPE [--data.corpus my-notes.txt …]
+    python -m data.prepare RECIPE [--data.corpus my-notes.txt …] [--workers 8 | --ray]
 
 1. clean      normalise to NFC and Unix line ends, remove control characters and invalid UTF-8,
-              drop documents that are too short
+              drop documents that are too short, compute MinHash signatures (all cores)
 2. exact      drop a document with the same text as an earlier one
 3. near       near-duplicate removal: drop a document whose MinHash similarity to an earlier one
               is high (Broder 1997)
 4. split      assign whole groups to test, validation or train, in an order given by the seed
 5. straddle   drop a held-out document that is still similar to a document of another split
+6. write      `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} per line) and
+              `manifest.json`, which counts the documents read and the documents dropped for each
+              reason, with examples, to a cache folder named by a content hash
 
-Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} per line) and
-`manifest.json`, which counts the documents read and the documents dropped for each reason, to a
-cache folder named by a content hash; a second run returns at once. Memory holds one signature per
-document, not the text.
+A second run returns at once. Stages work on files in a work folder: memory grows by less than 100
+bytes per document, a killed run continues where it stopped, and the result does not depend on the
+number of workers.
 """
 
 import contextlib
 import hashlib
 import json
-import re
 import shutil
-import unicodedata
-from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rensa import RMinHash, RMinHashLSH
+import numpy as np
 
-from cli.atomic import atomic_folder, valid_manifest, write_manifest
+from cli.atomic import atomic_folder, read_json, to_json, valid_manifest, write_atomically, write_manifest
 from cli.console import say, show, track
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
+from cli.workers import Workers
 from configs.schema import DataConfig, Recipe
+from data.cleaning import Piece, clean_piece, cut_pieces, is_whole, load_piece
 from data.corpora import open_corpus
+from data.dedup import Signatures, exact_duplicates, near_duplicates, straddlers
 from data.documents import Corpus
+from data.splits import SPLITS, load_manifest
+from data.work import work_folder
 
-SPLITS = ("train", "validation", "test")
-VERSION = 3  # increase it when the steps above change; this invalidates old caches
-_PERMUTATIONS, _SHINGLE_WORDS = 96, 5
-# Removes BOM, DEL and the C0/C1 controls except tab and line feed; U+FFFD and lone surrogates.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-_INVALID = re.compile("[\ufffd\ud800-\udfff]")
-# Scripts without spaces between words: each character counts as a word.
-_UNSPACED = re.compile("([\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+VERSION = 3  # increase it when the result of a stage changes; this invalidates old caches
+DROPPED = -1  # in the array of splits; other values are indices of SPLITS
+FEW_PIECES = 4  # cleaned in this process, before others have started
+EXAMPLES, EXAMPLE_CHARS = 10, 300  # near-duplicates shown in the manifest
 
 
-def clean(text: str, changed: Counter | None = None) -> str:
-    """Normalise `text` to NFC and Unix line ends; remove control characters and invalid UTF-8.
-
-    Strips leading newlines and trailing whitespace of the whole text. `changed` counts the changed
-    documents per reason.
-    """
-    changed = Counter() if changed is None else changed
-    cleaned = text.replace("\r\n", "\n").replace("\r", "\n")
-    for reason, pattern in (("invalid_utf8", _INVALID), ("control_characters", _CONTROL)):
-        cleaned, count = pattern.subn("", cleaned)
-        changed[reason] += bool(count)
-    if not unicodedata.is_normalized("NFC", cleaned):
-        cleaned = unicodedata.normalize("NFC", cleaned)
-        changed["not_nfc"] += 1
-    return cleaned.strip("\n").rstrip()
-
-
-def prepare(config: DataConfig) -> Path:
+def prepare(config: DataConfig, workers: int = 0, ray: bool = False) -> Path:
     """Prepare the three splits of `config.corpus`, unless they are cached; returns their folder.
 
+    `workers` and `ray` are those of `cli.workers.Workers`; the result does not depend on them.
     Raises UserError if the corpus cannot be read, is empty, or is too small to split.
     """
     corpus = open_corpus(config)
-    settings = config.model_dump(exclude={"cache_dir"}) | {"version": VERSION}
+    settings = config.model_dump(exclude={"cache_dir", "corpora", "on_error"}) | {"version": VERSION}
+    if config.corpora:
+        settings["corpus"] = [each.path for each in config.corpora]  # weights only matter in training
+    if config.on_error != "stop":
+        settings["on_error"] = config.on_error
     key = json.dumps([corpus.fingerprint, settings], sort_keys=True)
     folder = Path(config.cache_dir) / "documents" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if valid_manifest(folder):
         say(f"documents: cached in {folder}")
         return folder
-    if folder.exists():
-        say(f"documents: {folder} is damaged and is rebuilt")
-    with atomic_folder(folder, keep_existing=valid_manifest) as aside:
-        manifest = _prepare_corpus(corpus, config, aside)
-        manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
-        write_manifest(aside, manifest)
+    with work_folder(folder) as work:
+        if valid_manifest(folder):
+            say(f"documents: prepared by another process in {folder}")
+            return folder
+        if folder.exists():
+            say(f"documents: {folder} is damaged and is rebuilt")
+        with Workers(workers, ray) as pool:
+            stages = Stages(corpus, config, work, pool)
+            with atomic_folder(folder, keep_existing=valid_manifest) as aside:
+                manifest = stages.write_splits(aside)
+                manifest |= {"corpus": corpus.name, "source": corpus.fingerprint, "settings": settings}
+                write_manifest(aside, manifest)
     return folder
 
 
-def load_manifest(folder: Path) -> dict:
-    """Load the manifest of a cache folder. Raises UserError if the folder is missing or damaged."""
-    manifest = valid_manifest(folder)
-    if manifest is None:
-        raise UserError(f"{folder}: not a prepared corpus, or damaged; run the command again")
-    return manifest
+class Stages:
+    """The stages of one corpus, each with its result in a file of the work folder."""
 
+    def __init__(self, corpus: Corpus, config: DataConfig, work: Path, workers: Workers):
+        """Run or load all stages up to the splits. Raises UserError if no document is left."""
+        self.corpus, self.config, self.work, self.workers = corpus, config, work, workers
+        self.paths = self.clean()
+        self.pieces = [len(load_piece(path)) for path in self.paths]
+        self.signatures = Signatures(self.paths, self.pieces)
+        self.exact = self.saved("exact", lambda: exact_duplicates(self.load(), sum(self.pieces), work / "sort"))
+        self.near = self.saved("near", self.find_near_duplicates)
+        self.split_of = self.saved("splits", self.assign_splits)
+        self.straddling = self.saved("straddling", self.find_straddlers)
 
-def read_documents(folder: Path, split: str) -> Iterator[dict]:
-    """Stream one split of a prepared folder as {"id", "text", "group"}."""
-    with open(folder / f"{split}.jsonl", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    def saved(self, name: str, stage: Callable[[], np.ndarray]) -> np.ndarray:
+        """The result of a stage: of an earlier process if it was saved, else computed now."""
+        path = self.work / f"{name}.npy"
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError):  # missing, or damaged
+            result = stage()
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, result)
+        temporary.replace(path)
+        return result
 
+    def load(self) -> Iterator[Piece]:
+        """All pieces, one at a time."""
+        return map(load_piece, self.paths)
 
-def read_shuffled(folder: Path, split: str) -> list[dict]:
-    """Load one split in a fixed shuffled order: sorted by the hash of the document ids."""
-    return sorted(read_documents(folder, split), key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+    def clean(self) -> list[Path]:
+        """Stage 1: read the corpus and clean it piece by piece; returns the paths of the pieces."""
+        folder, config = self.work / "pieces", self.config
+        folder.mkdir(exist_ok=True)
+        saved = read_json(self.work / "pieces.json")
+        if saved and all(is_whole(folder / f"{number:05}") for number in range(saved["pieces"])):
+            self.skipped = saved["skipped"]
+            return [folder / f"{number:05}" for number in range(saved["pieces"])]
+        settings = (config.min_chars, config.group_field == "document", config.split_seed)
+        paths: list[Path] = []
 
+        def tasks() -> Iterator[tuple]:
+            corpus = self.corpus
+            documents = track(corpus.read(), f"reading {corpus.name}", corpus.characters, lambda d: len(d.text))
+            for number, piece in enumerate(cut_pieces(documents)):
+                paths.append(folder / f"{number:05}")
+                if not is_whole(paths[-1]):
+                    yield piece, paths[-1], *settings
 
-def subsample(folder: Path, share: float, seed: int) -> Path:
-    """Copy a prepared folder with a random share of its training documents; returns the copy.
+        for _ in self.workers.map(clean_piece, tasks(), FEW_PIECES):
+            pass
+        self.skipped = self.corpus.skipped
+        write_atomically(self.work / "pieces.json", to_json({"pieces": len(paths), "skipped": self.skipped}))
+        return paths
 
-    `share` is the fraction of the training bytes. With the same `seed`, a larger share contains
-    every smaller one; each has at least one document. The held-out splits do not change.
-    """
-    if share >= 1:
-        return folder
-    whole = load_manifest(folder)
-    name = hashlib.sha256(f"{whole['fingerprint']}:{share}:{seed}".encode()).hexdigest()[:16]
-    part = folder.with_name(name)
-    if valid_manifest(part):
-        return part
+    def find_near_duplicates(self) -> np.ndarray:
+        """Stage 3: float64 (pairs, 3), as `near_duplicates` returns them."""
+        threshold, folder = self.config.drop_similarity, self.work / "bands"
+        pairs = near_duplicates(self.signatures, self.work / "exact.npy", threshold, folder, self.workers)
+        shutil.rmtree(folder)
+        return pairs
 
-    def random_key(row: dict) -> bytes:
-        return hashlib.sha256(f"{seed}:{row['id']}".encode()).digest()
-
-    rows = list(read_documents(folder, "train"))
-    wanted, size = share * whole["splits"]["train"]["bytes"], 0
-    taken: set[str] = set()
-    for row in sorted(rows, key=random_key):
-        row_size = len(row["text"].encode())
-        if taken and size + row_size > wanted:
-            break
-        taken.add(row["id"])
-        size += row_size
-    kept = [row for row in rows if row["id"] in taken]
-    characters = sum(len(row["text"]) for row in kept)
-    with atomic_folder(part, keep_existing=valid_manifest) as aside:
-        with open(aside / "train.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-        for split in SPLITS[1:]:
-            shutil.copyfile(folder / f"{split}.jsonl", aside / f"{split}.jsonl")
-        whole["splits"]["train"] = {"documents": len(kept), "characters": characters, "bytes": size}
-        write_manifest(aside, whole | {"fingerprint": name, "share": share, "seed": seed})
-    return part
-
-
-class _SimilarityIndex:
-    """Finds documents whose MinHash similarity reaches a threshold, by LSH banding (Broder 1997)."""
-
-    def __init__(self, threshold: float):
-        # Longer bands give fewer false candidates; take the longest with a recall of 95 %.
-        divisors = [n for n in range(2, _PERMUTATIONS + 1) if _PERMUTATIONS % n == 0]
-        usable = [n for n in divisors if (1 - threshold**n) ** (_PERMUTATIONS / n) <= 0.05]
-        rows = max(usable, default=1)
-        self.threshold = threshold
-        self.signatures: list[RMinHash] = []
-        self.index = RMinHashLSH(threshold, _PERMUTATIONS, _PERMUTATIONS // rows)
-
-    def add(self, signature: RMinHash) -> None:
-        self.index.insert(len(self.signatures), signature)
-        self.signatures.append(signature)
-
-    def has_similar(self, signature: RMinHash) -> bool:
-        return any(signature.jaccard(self.signatures[i]) >= self.threshold for i in self.index.query(signature))
-
-
-def _prepare_corpus(corpus: Corpus, config: DataConfig, folder: Path) -> dict:
-    counts: Counter[str] = Counter()
-    changed: Counter[str] = Counter()
-    seen: set[bytes] = set()
-    kept = _SimilarityIndex(config.drop_similarity)
-    groups: list[str] = []
-    sizes = array("q")
-
-    all_documents = folder / "all.jsonl"
-    with open(all_documents, "w", encoding="utf-8") as file:
-        for document in track(corpus.read(), f"reading {corpus.name}"):
-            counts["documents_read"] += 1
-            counts["characters_read"] += len(document.text)
-            text = clean(document.text, changed)
-            if len(text) < config.min_chars:
-                counts["dropped_too_short"] += 1
-                continue
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if digest in seen:
-                counts["dropped_exact_duplicate"] += 1
-                continue
-            seen.add(digest)
-            signature = RMinHash(_PERMUTATIONS, 0)
-            signature.update(_shingles(document.dedup_text or text))
-            if kept.has_similar(signature):
-                counts["dropped_near_duplicate"] += 1
-                continue
-            kept.add(signature)
-            group = "" if config.group_field == "document" else document.group
-            groups.append(group or document.id)
-            sizes.append(len(text))
-            file.write(json.dumps({"id": document.id, "text": text, "group": groups[-1]}) + "\n")
-    if not groups:
-        raise UserError(
-            f"{config.corpus}: empty corpus: {counts['documents_read']} documents read, none has "
-            f"data.min_chars = {config.min_chars} characters or more after cleaning; check the corpus"
+    def assign_splits(self) -> np.ndarray:
+        """Stage 4: int8 (documents,), an index of SPLITS or DROPPED. Raises UserError if the corpus is too small."""
+        kept = ~self.exact
+        kept[self.near[:, 0].astype(np.int64)] = False
+        keys, characters = (
+            np.concatenate([getattr(piece, name) for piece in self.load()] or [np.empty(0, np.int64)])[kept]
+            for name in ("group_keys", "characters")
         )
-    split_of = _assign_splits(groups, sizes, config)
-    straddling = _find_straddlers(kept.signatures, split_of, config.straddle_similarity)
-    counts["dropped_straddles_split"] = len(straddling)
-    return _write_splits(all_documents, folder, split_of, straddling, counts, changed)
+        config = self.config
+        if not len(keys):
+            read = sum(piece.counts["documents_read"] for piece in self.load())
+            raise UserError(
+                f"{config.corpus}: empty corpus: {read} documents read, none has data.min_chars = "
+                f"{config.min_chars} characters or more after cleaning; check the corpus"
+            )
+        split_of = np.full(len(kept), DROPPED, np.int8)
+        split_of[kept] = assign_groups(keys, characters, config)
+        return split_of
+
+    def find_straddlers(self) -> np.ndarray:
+        """Stage 5: int64, the held-out documents to drop."""
+        return straddlers(
+            self.signatures, self.split_of, self.config.straddle_similarity, self.work / "held-out", self.workers
+        )
+
+    def write_splits(self, folder: Path) -> dict:
+        """Stage 6: write the splits; returns the manifest. Raises UserError if a split is empty."""
+        split_of = self.split_of.copy()
+        split_of[self.straddling] = DROPPED
+        sizes, digests = {}, {split: hashlib.sha256() for split in SPLITS}
+        columns = [np.concatenate([getattr(piece, name) for piece in self.load()]) for name in ("characters", "bytes")]
+        for number, split in enumerate(SPLITS):
+            chosen = split_of == number
+            characters, size = (int(column[chosen].sum()) for column in columns)
+            sizes[split] = {"documents": int(chosen.sum()), "characters": characters, "bytes": size}
+            if not chosen.any():
+                raise UserError(
+                    f"every {split} document is similar to one of another split; raise data.straddle_similarity "
+                    "or add text"
+                )
+        starts: list[int] = []  # of each corpus of a mixture, in train.jsonl
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context(open(folder / f"{split}.jsonl", "wb")) for split in SPLITS]
+            by_piece = np.split(split_of, self.signatures.starts[1:-1])
+            for path, splits in zip(track(self.paths, "writing", len(self.paths)), by_piece, strict=True):
+                sources = load_piece(path).sources.tolist()
+                with open(path.with_suffix(".jsonl"), "rb") as lines:
+                    for split, source, line in zip(splits.tolist(), sources, lines, strict=True):
+                        while len(starts) <= source:
+                            starts.append(files[0].tell())
+                        if split != DROPPED:
+                            files[split].write(line)
+                            digests[SPLITS[split]].update(line)
+        joined = "".join(digests[split].hexdigest() for split in SPLITS)
+        return {
+            "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
+            **self.count(sum(each["documents"] for each in sizes.values())),
+            "splits": sizes,
+            "near_duplicates": self.examples(),
+            "skipped_files": self.skipped,
+            "sources": [
+                {"name": name, "start": starts[i] if i < len(starts) else (folder / "train.jsonl").stat().st_size}
+                for i, name in enumerate(self.corpus.sources)
+            ],
+        }
+
+    def count(self, kept: int) -> dict[str, dict[str, int]]:
+        """The documents read, dropped for each reason, and kept; and those that cleaning changed."""
+        counts, changed = Counter[str](), Counter[str]()
+        for piece in self.load():
+            counts.update(piece.counts)
+            changed.update(piece.changed)
+        counts["dropped_exact_duplicate"] = int(self.exact.sum())
+        counts["dropped_near_duplicate"] = len(self.near)
+        counts["dropped_straddles_split"] = len(self.straddling)
+        counts["documents_kept"] = kept
+        return {"counts": dict(counts), "documents_cleaned": dict(changed)}
+
+    def examples(self) -> list[dict]:
+        """Some near-duplicates, evenly spread over the corpus, for people to check."""
+        chosen = np.unique(np.linspace(0, max(0, len(self.near) - 1), EXAMPLES).astype(int))[: len(self.near)]
+        found = []
+        for dropped, kept, similarity in self.near[chosen].tolist():
+            texts = {}
+            for name, document in (("dropped", int(dropped)), ("kept", int(kept))):
+                piece = int(np.searchsorted(self.signatures.starts, document, side="right")) - 1
+                with open(self.paths[piece].with_suffix(".jsonl"), encoding="utf-8") as lines:
+                    row = next(line for i, line in enumerate(lines, self.signatures.starts[piece]) if i == document)
+                texts[name] = {"id": json.loads(row)["id"], "text": json.loads(row)["text"][:EXAMPLE_CHARS]}
+            found.append({"similarity": round(similarity, 3), **texts})
+        return found
 
 
-def _shingles(text: str) -> list[str]:
-    words = _UNSPACED.sub(r" \1 ", text).split()
-    last = max(1, len(words) - _SHINGLE_WORDS + 1)
-    return [" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(last)]
+def assign_groups(keys: np.ndarray, characters: np.ndarray, config: DataConfig) -> np.ndarray:
+    """int8 (documents,), an index of SPLITS: groups in the order of their `keys` fill test, then validation.
 
-
-def _assign_splits(groups: list[str], sizes: array, config: DataConfig) -> list[str]:
-    size_of: Counter = Counter()
-    for group, size in zip(groups, sizes, strict=True):
-        size_of[group] += size
-
-    def random_key(group: str) -> bytes:
-        return hashlib.sha256(f"{config.split_seed}:{group}".encode()).digest()
-
-    total, limit = sum(sizes), config.held_out_chars
+    Raises UserError if a split stays empty.
+    """
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.append(True, keys[order][1:] != keys[order][:-1]))
+    group_sizes = np.add.reduceat(characters[order], starts)
+    total, limit = int(characters.sum()), config.held_out_chars
     fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
     wanted = {split: min(fraction * total, limit) for split, fraction in fractions.items()}
     filled: Counter = Counter()
-    split_of: dict[str, str] = {}
-    for group in sorted(size_of, key=random_key):
-        split_of[group] = "train"
+    split_of_group = np.full(len(starts), SPLITS.index("train"), np.int8)
+    for number, group_size in enumerate(group_sizes):
+        if all(filled[split] >= size for split, size in wanted.items()):
+            break
         for split, size in wanted.items():
             # A group larger than twice the share would dominate the split.
-            if filled[split] < size and size_of[group] <= 2 * fractions[split] * total:
-                split_of[group] = split
+            if filled[split] < size and group_size <= 2 * fractions[split] * total:
+                split_of_group[number] = SPLITS.index(split)
+                filled[split] += int(group_size)
                 break
-        filled[split_of[group]] += size_of[group]
+    filled["train"] = total - filled.total()
     for split in SPLITS:
         if not filled[split]:
             raise UserError(
-                f"{config.corpus}: too small to hold out a {split} split: {len(size_of)} groups in "
-                f"{len(groups)} documents; add text, or lower data.section_chars"
+                f"{config.corpus}: too small to hold out a {split} split: {len(starts)} groups in "
+                f"{len(keys)} documents; add text, or lower data.section_chars"
             )
-    return [split_of[group] for group in groups]
-
-
-def _find_straddlers(signatures: list[RMinHash], split_of: list[str], threshold: float) -> set[int]:
-    # Train keeps all documents; test drops those similar to train, validation those similar to both.
-    others = _SimilarityIndex(threshold)
-    dropped = set()
-    for split in ("train", "test", "validation"):
-        numbers = [number for number, its in enumerate(split_of) if its == split]
-        if split != "train":
-            dropped |= {n for n in numbers if others.has_similar(signatures[n])}
-        for number in numbers:
-            if number not in dropped:
-                others.add(signatures[number])
-    return dropped
-
-
-def _write_splits(
-    all_documents: Path, folder: Path, split_of: list[str], dropped: set[int], counts: Counter, changed: Counter
-) -> dict:
-    splits = {split: Counter(documents=0, characters=0, bytes=0) for split in SPLITS}
-    digests = {split: hashlib.sha256() for split in SPLITS}
-    with contextlib.ExitStack() as opened:
-        lines = opened.enter_context(open(all_documents, encoding="utf-8"))
-        files = {
-            split: opened.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8")) for split in SPLITS
-        }
-        for number, line in enumerate(lines):
-            if number in dropped:
-                continue
-            text = json.loads(line)["text"]
-            split = split_of[number]
-            files[split].write(line)
-            digests[split].update(line.encode())
-            splits[split].update(documents=1, characters=len(text), bytes=len(text.encode()))
-    all_documents.unlink()
-    for split in SPLITS:
-        if not splits[split]["documents"]:
-            raise UserError(
-                f"every {split} document is similar to one of another split; raise data.straddle_similarity or add text"
-            )
-    joined = "".join(digests[split].hexdigest() for split in SPLITS)
-    counts["documents_kept"] = sum(splits[split]["documents"] for split in SPLITS)
-    return {
-        "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
-        "counts": dict(counts),
-        "documents_cleaned": dict(changed),
-        "splits": {split: dict(splits[split]) for split in SPLITS},
-    }
+    split_of = np.empty(len(keys), np.int8)
+    split_of[order] = np.repeat(split_of_group, np.diff(np.append(starts, len(keys))))
+    return split_of
 
 
 def main() -> None:
     """Entry point of `python -m data.prepare`."""
-    recipe, _ = parse(Recipe, Parser(__doc__, add_help=False))
-    folder = prepare(recipe.data)
+    parser = Parser(__doc__, add_help=False)
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="local processes; default: the cores")
+    parser.add_argument("--ray", action="store_true", help="run on a Ray cluster, whose nodes share the cache folder")
+    recipe, args = parse(Recipe, parser)
+    folder = prepare(recipe.data, args.workers, args.ray)
     manifest = load_manifest(folder)
     for table in ("counts", "documents_cleaned"):
         show("  ".join(f"{name} {count:,}" for name, count in manifest[table].items()))

@@ -1,4 +1,4 @@
-"""Read the files of a corpus: text, source code, JSON lines, CSV and Parquet, also as .gz or .zst.
+"""Read the files of a corpus: text, source code, HTML, JSON lines, CSV and Parquet, also as .gz or .zst.
 
 A path is opened as it is: never expanded as a glob pattern, never fetched as a URL. Files are
 streamed; only a row, or a document that is a line or a file, is read as a whole.
@@ -19,11 +19,13 @@ from cli.errors import UserError, first_line, nearest
 from configs.schema import DataConfig
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+HTML = (".html", ".htm")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 _HEAD = 1 << 16  # bytes read to detect the type of a file
 _INVALID = 0.2  # above this share of invalid UTF-8 characters, a file is refused
 _WARN = 0.001  # above this share, there is a warning
 _PART = 1 << 20  # most characters of a line that are read at once
+_LINE = 1 << 26  # most characters of a line that is a document
 _SECTIONS = 20  # minimum number of sections of a small corpus, so that some can be held out
 _FIELD = 2**31 - 1  # most characters in a CSV field
 
@@ -143,7 +145,7 @@ def section_target(files: Iterable[Path], config: DataConfig) -> int:
     for path in files:
         if effective_suffix(path) not in TABLES and size < wanted:
             with _open_bytes(path) as file:
-                size += len(io.TextIOWrapper(file, "utf-8", errors="replace").read(wanted))
+                size += len(_decode(path, file).read(wanted))
     return max(1, min(config.section_chars, size // _SECTIONS))
 
 
@@ -156,17 +158,29 @@ def read_rows(path: Path, config: DataConfig, target: int) -> Iterator[Row]:
     if kind == ".parquet":
         yield from _parquet(path, config)
         return
-    # A table keeps its line ends unchanged, because a quoted field can contain them.
-    newline = "" if kind in TABLES else None
     with _open_bytes(path) as compressed:
-        file = io.TextIOWrapper(compressed, "utf-8-sig", errors="replace", newline=newline)
+        file = _decode(path, compressed)
         if kind == ".jsonl":
             for number, row in parse_json_lines(path, file):
                 yield fields(row, config, f"{path}: line {number}")
         elif kind in (".csv", ".tsv"):
             yield from _csv(path, file, config, "," if kind == ".csv" else "\t")
         else:
-            yield from _text(file, config, target)
+            yield from _text(path, file, config, target)
+
+
+def _decode(path: Path, file: Any) -> IO[str]:
+    # The text of an open file; of HTML the main text, without menus, scripts and tags.
+    kind = effective_suffix(path)
+    # A table keeps its line ends unchanged, because a quoted field can contain them.
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="" if kind in TABLES else None)
+    if kind not in HTML:
+        return text
+    try:
+        from resiliparse.extract.html2text import extract_plain_text
+    except ImportError:
+        raise UserError(f"{path}: .html needs: pip install -e '.[html]'") from None
+    return io.StringIO(extract_plain_text(text.read(), main_content=True))
 
 
 def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
@@ -186,12 +200,15 @@ def fields(row: dict[str, Any], config: DataConfig, place: str) -> Row:
     return text or "", group.encode("utf-8", "backslashreplace").decode()
 
 
-def _text(file: IO[str], config: DataConfig, target: int) -> Iterator[Row]:
+def _text(path: Path, file: IO[str], config: DataConfig, target: int) -> Iterator[Row]:
     if config.document == "file":
         yield file.read(), ""
         return
     if config.document == "line":
-        yield from ((line, "") for line in file)
+        for number, line in enumerate(iter(lambda: file.readline(_LINE), ""), 1):
+            if len(line) == _LINE:
+                raise UserError(f'{path}: line {number} has {_LINE:,} characters or more; use data.document = "section"')
+            yield line, ""
         return
     # Split at line ends; a line much longer than a section, even than memory, is split at spaces.
     section: list[str] = []

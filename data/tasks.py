@@ -18,8 +18,9 @@ from cli.errors import UserError, nearest
 from configs.schema import DataConfig, TaskConfig
 from data.builtin import TASKS
 from data.items import Item, Task
-from data.prepare import SPLITS, prepare, read_shuffled
+from data.prepare import prepare
 from data.readers import parse_json_lines
+from data.splits import SPLITS, read_shuffled
 
 
 def load_task(config: TaskConfig, data: DataConfig) -> Task:

@@ -20,7 +20,8 @@ from cli.console import say, track
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
 from configs.prompt_recipe import StoreRecipe
-from data.prepare import prepare, read_documents
+from data.prepare import prepare
+from data.splits import read_documents
 
 ENCODER = "wordllama"  # its package contains its weights
 SEARCH_METHODS = ("hybrid", "vector", "bm25")

@@ -3,7 +3,7 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data.loader import Loader
+from data.loader import Loader, Mixture
 from model.transformer import IGNORE
 from train.distributed import Ranks
 from train.forward import Batch, DataSet
@@ -21,7 +21,7 @@ class StepBatch:
     """All input tokens."""
     epoch: float
     """Epochs of data before this batch."""
-    position: dict[str, int]
+    position: dict
     """The position in the data order after this batch."""
 
 
@@ -31,7 +31,7 @@ class Batches:
     `state` and `restore` are those of `Loader`, as of the last batch that was taken.
     """
 
-    def __init__(self, train_set: DataSet, loader: Loader, ranks: Ranks, micro_batch_size: int):
+    def __init__(self, train_set: DataSet, loader: Loader | Mixture, ranks: Ranks, micro_batch_size: int):
         self.train_set, self.loader, self.ranks, self.size = train_set, loader, ranks, micro_batch_size
         self.position = loader.state()
         self.thread = ThreadPoolExecutor(1, "batches")
@@ -45,11 +45,11 @@ class Batches:
         self.loading = self.thread.submit(self._load)
         return batch
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict:
         """The position in the data order after the last batch that `next` returned."""
         return self.position
 
-    def restore(self, position: dict[str, int]) -> None:
+    def restore(self, position: dict) -> None:
         """Continue after the batch at which `position` was taken; a batch loaded ahead is dropped."""
         self._drop()
         self.loader.restore(position)
@@ -67,7 +67,7 @@ class Batches:
 
     def _load(self) -> StepBatch:
         loader, size = self.loader, self.size
-        epoch = loader.epoch + loader.cursor / loader.samples
+        epoch = loader.epochs
         indices = loader.next(self.ranks.rank, self.ranks.world_size)
         batches = [self.train_set.batch(indices[i : i + size]) for i in range(0, len(indices), size)]
         tokens = sum(int((targets != IGNORE).sum()) for _, targets in batches)

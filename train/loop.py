@@ -27,7 +27,7 @@ import torch
 from cli.console import say
 from cli.errors import UserError
 from configs.schema import TrainConfig
-from data.loader import Loader
+from data.loader import build_loader
 from data.shards import Windows
 from model.flops import training_flops
 from model.formats.native import checkpoints
@@ -112,7 +112,7 @@ class Trainer:
 
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.ema = start_ema(self.parameters) if config.ema else {}
-        loader = Loader(len(train_set), config.batch_size, config.seed)
+        loader = build_loader(train_set, config.batch_size, config.seed)
         self.batches = Batches(train_set, loader, ranks, micro)
         products = torch.bfloat16 if bfloat16 else torch.float32
         self.optimizers = build_optimizers(self.parameters, config, model.config.width_ratio, products)

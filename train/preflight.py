@@ -71,6 +71,11 @@ def report_setup(model: Transformer, train_set: DataSet, config: TrainConfig, ra
         f"tokens/epoch, {windows / config.batch_size:,.1f} steps/epoch; {config.batch_size} "
         f"windows/step = {ranks.world_size} ranks x {accumulation} x {micro}"
     )
+    weights = getattr(train_set, "weights", ())
+    for (name, _, count), weight in zip(getattr(train_set, "parts", ()), weights, strict=False):
+        share = weight / sum(weights)
+        epochs = config.steps * config.batch_size * share / count
+        say(f"data: {share:.0%} from {name}, {count:,} windows/epoch, {epochs:,.2f} epochs in {config.steps:,} steps")
 
 
 def report_duration(

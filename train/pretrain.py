@@ -39,6 +39,7 @@ def load_data(recipe: Recipe) -> tuple[Tokenizer, Windows, Windows]:
     shards = write_shards(folder, tokenizer)
     length = recipe.model.max_seq_len
     train_set, validation_set = (Windows(shards, split, length, tokenizer) for split in ("train", "validation"))
+    train_set.mix([corpus.weight for corpus in recipe.data.corpora])
     return tokenizer, train_set, validation_set
 
 

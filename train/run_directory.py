@@ -85,9 +85,15 @@ def pin_recipe(recipe: T, saved: T | None) -> T:
         if name in type(recipe).model_fields
     }
     data: DataConfig = getattr(recipe, "data")  # noqa: B009 (every recipe has [data])
-    before = getattr(saved, "data").corpus if saved else ""  # noqa: B009
-    corpus = pin_dataset(resumed_revision(data.corpus, before))
-    return recipe.model_copy(update=changes | {"data": data.model_copy(update={"corpus": corpus})})
+    old: DataConfig = getattr(saved, "data") if saved else DataConfig()  # noqa: B009
+    corpus = pin_dataset(resumed_revision(data.corpus, old.corpus if saved else ""))
+    paths = [each.path for each in old.corpora] + [""] * len(data.corpora)
+    corpora = [
+        each.model_copy(update={"path": pin_dataset(resumed_revision(each.path, path))})
+        for each, path in zip(data.corpora, paths, strict=False)
+    ]
+    pinned = data.model_copy(update={"corpus": corpus, "corpora": corpora})
+    return recipe.model_copy(update=changes | {"data": pinned})
 
 
 def should_resume(run: Path, resume: bool) -> bool:

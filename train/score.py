@@ -17,8 +17,8 @@ from cli.console import show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, validate
 from configs.schema import DataConfig
+from data.cleaning import clean
 from data.corpora import open_corpus
-from data.prepare import clean
 from data.readers import TABLES, effective_suffix, list_files
 from model.likelihood import score_texts
 from model.load import load_model

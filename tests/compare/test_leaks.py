@@ -16,7 +16,8 @@ from compare.leaks import COPY_SHARE, NGRAM, HeldOut
 from compare.methods import METHODS
 from configs.schema import DataConfig, TaskConfig
 from configs.study_recipe import StudyRecipe
-from data.prepare import load_manifest, prepare, read_documents
+from data.prepare import prepare
+from data.splits import load_manifest, read_documents
 from data.tasks import load_task
 
 

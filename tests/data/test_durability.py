@@ -2,17 +2,9 @@
 
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from cli.recipes import load
-from configs.schema import Recipe
-from data.prepare import prepare
 from train.metrics import read_metrics
 
 
@@ -36,8 +28,7 @@ DAMAGE = {
     "documents/*/train.jsonl": "documents: .* is damaged and is rebuilt",
     "tokenizers/*.json": "not a tokenizer: .*; training it again",
     "tokens/*/manifest.json": "tokens: .* is damaged and is rebuilt",
-    "tokens/*/train.bin": "tokens: .* is damaged and is rebuilt",
-    "tokens/*/validation.documents.npy": "tokens: .* is damaged and is rebuilt",
+    "tokens/*/train-00000.bin": "tokens: .* is damaged and is rebuilt",
 }
 
 
@@ -55,41 +46,6 @@ def test_a_truncated_cache_file_is_rebuilt(command, first, tmp_path, pattern, fr
     assert re.search(DAMAGE[pattern], done.stderr)
     assert path.read_bytes() == whole
     assert losses(tmp_path / "run") == expected
-
-
-def test_prepare_succeeds_after_killed_attempts(command, recipe, tmp_path):
-    cache, draw = tmp_path / "cache", random.Random(0)
-    args = ("data.prepare", recipe, "--data.cache-dir", cache)
-    slow = tmp_path / "slow.py"  # takes seconds, so that the kill comes in the middle
-    slow.write_text(
-        "import time, data.prepare as module\n"
-        "track = module.track\n"
-        "module.track = lambda *a: (time.sleep(0.05) or item for item in track(*a))\n"
-        "module.main()\n"
-    )
-    for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, slow, *map(str, args[1:])],
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.getcwd()},
-        )
-        deadline, before = time.monotonic() + 60, set(cache.glob("documents/.*.tmp"))
-        while set(cache.glob("documents/.*.tmp")) == before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(draw.random())
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert len(list(cache.glob("documents/.*.tmp"))) == 5
-    for left in cache.glob("documents/.*"):
-        os.utime(left, (1, 1))  # old enough to be removed
-    done = command(*args)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (cache / "documents").iterdir()  # the leftovers are removed
-    settings = load(Recipe, recipe).data
-    other = settings.model_copy(update={"cache_dir": str(tmp_path / "other")})
-    for path in prepare(other).iterdir():
-        assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
 def test_overwrite_refuses_a_folder_that_is_not_a_run(command, recipe, tmp_path):

@@ -15,7 +15,9 @@ from texts import words
 from cli.errors import UserError
 from configs.schema import DataConfig
 from data.builtin import abc_body, melody
-from data.prepare import SPLITS, clean, prepare, read_documents, subsample
+from data.cleaning import clean
+from data.prepare import prepare
+from data.splits import SPLITS, read_documents, subsample
 
 
 @given(st.text())

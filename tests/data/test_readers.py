@@ -11,9 +11,12 @@ from texts import words
 
 from cli.errors import UserError
 from configs.schema import DataConfig
+from data import readers
+from data.cleaning import clean
 from data.corpora import open_corpus
-from data.prepare import clean
+from data.prepare import prepare
 from data.readers import list_files
+from data.splits import SPLITS, read_documents
 
 NAMES = (
     "notes [1].txt",
@@ -232,7 +235,8 @@ def test_windows_line_ends_become_newlines(tmp_path):
 def test_text_without_spaces_is_split_and_deduplicated(tmp_path):
     import random
 
-    from data.prepare import prepare, read_documents
+    from data.prepare import prepare
+    from data.splits import read_documents
 
     draw = random.Random(0)
     characters = [chr(c) for c in range(0x4E00, 0x4E00 + 900)]
@@ -288,3 +292,25 @@ def test_renaming_a_file_changes_the_fingerprint(tmp_path):
 
 def test_clean_removes_escape_characters():
     assert clean("a\x1b[31mred\x9b0m") == "a[31mred0m"
+
+
+def test_html_gives_its_main_text(tmp_path):
+    pytest.importorskip("resiliparse")
+    body = "".join(f"<p>{words(seed, 60)} caf&eacute; &lt;{seed}&gt;</p>" for seed in range(40))
+    page = f"<html><head><title>t</title><script>var hidden</script></head><body><nav>menu</nav>{body}</body></html>"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "page.html").write_text(page)
+    (tmp_path / "in" / "note.txt").write_text(words(99, 2000))
+    folder = prepare(DataConfig(corpus=str(tmp_path / "in"), cache_dir=str(tmp_path)))
+    texts = [row["text"] for split in SPLITS for row in read_documents(folder, split) if "page" in row["id"]]
+    joined = "".join(texts)
+    assert all(f"café <{seed}>" in joined for seed in range(40))
+    assert not any(hidden in joined for hidden in ("<p>", "var hidden", "menu", "&lt;"))
+
+
+def test_an_endless_line_is_no_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_LINE", 1000)
+    path = tmp_path / "a.txt"
+    path.write_text("short\n" + "x" * 1000)
+    with pytest.raises(UserError, match=r"a\.txt: line 2 has 1,000 characters or more; use data\.document"):
+        prepare(DataConfig(corpus=str(path), document="line", cache_dir=str(tmp_path)))

@@ -1,5 +1,5 @@
 import json
-from types import SimpleNamespace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,8 +8,10 @@ from cli.errors import UserError
 from cli.recipes import load
 from configs.schema import Recipe
 from data.examples import Examples, encode_completions
-from data.prepare import prepare, read_documents
-from data.shards import IGNORE, Windows, _dtype, cached_tokenizer, write_shards
+from data.prepare import prepare
+from data.shards import IGNORE, Windows, cached_tokenizer, write_shards
+from data.splits import read_documents
+from data.tokenise import id_dtype
 from tokenizer.bpe import Tokenizer
 
 
@@ -25,19 +27,18 @@ def test_the_shards_decode_to_the_documents(prepared):
     folder, tokenizer, shards = prepared
     manifest = json.loads((shards / "manifest.json").read_text())
     for split, counts in manifest["splits"].items():
-        ids = np.fromfile(shards / f"{split}.bin", manifest["dtype"])
-        starts = np.load(shards / f"{split}.documents.npy")
+        ids = np.fromfile(shards / f"{split}-00000.bin", manifest["dtype"])
         assert len(ids) == counts["tokens"]
-        assert (ids[starts] == tokenizer.separator_id).all()
-        assert ids[-1] == tokenizer.separator_id
-        ends = [*starts[1:], len(ids) - 1]
-        texts = [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(starts, ends, strict=True)]
+        assert ids[0] == ids[-1] == tokenizer.separator_id
+        starts = np.flatnonzero(ids == tokenizer.separator_id)
+        assert len(starts) == counts["documents"] + 1
+        texts = [tokenizer.decode(ids[a + 1 : b]) for a, b in pairwise(starts)]
         assert texts == [d["text"] for d in read_documents(folder, split)]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(400, "<u2"), (1 << 16, "<u2"), ((1 << 16) + 1, "<u4")])
 def test_ids_have_the_smallest_sufficient_dtype(size, dtype):
-    assert _dtype(SimpleNamespace(vocab_size=size)) == np.dtype(dtype)
+    assert id_dtype(size) == np.dtype(dtype)
 
 
 def test_each_token_except_the_first_is_a_target_once(prepared):
@@ -45,7 +46,7 @@ def test_each_token_except_the_first_is_a_target_once(prepared):
     windows = Windows(shards, "train", 50, tokenizer)
     inputs, targets = windows.batch(np.arange(len(windows)))
     scored = targets.reshape(-1)[targets.reshape(-1) != IGNORE]
-    assert (scored.numpy() == windows.ids[1:]).all()
+    assert (scored.numpy() == windows.ids[1 : len(windows.ids)]).all()
     assert (inputs[:, 1:][targets[:, 1:] != IGNORE] == targets[:, :-1][targets[:, 1:] != IGNORE]).all()
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from cli.errors import UserError
 from configs.schema import DataConfig, TaskConfig
-from data.prepare import SPLITS, prepare, read_documents
+from data.prepare import prepare
+from data.splits import SPLITS, read_documents
 from data.tasks import load_task
 
 ROWS = [{"text": f"text number {n}", "label": "odd" if n % 2 else "even", "group": str(n // 2)} for n in range(200)]

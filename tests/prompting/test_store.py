@@ -5,7 +5,8 @@ import json
 import pytest
 
 from cli.errors import UserError
-from data.prepare import prepare, read_documents
+from data.prepare import prepare
+from data.splits import read_documents
 from prompting.ask import build_prompt
 from prompting.store import SEARCH_METHODS, Passage, Store, split_passages
 

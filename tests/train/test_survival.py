@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from filesystems import in_small_filesystem
 from safetensors.torch import load_file
 
 from cli.errors import UserError
@@ -145,15 +146,6 @@ def test_a_jumping_clock_changes_nothing(recipe, whole, tmp_path):
     assert all(0 <= row["seconds"] < 60 for row in read_metrics(run) if "seconds" in row)
 
 
-def in_small_filesystem(script, size, tmp_path):
-    """Run a shell script with a file system of `size` mounted at /mnt."""
-    shell = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
-    mount = f"mount -t tmpfs -o size={size} tmpfs /mnt\n"
-    if subprocess.run([*shell, mount], capture_output=True).returncode:
-        pytest.skip("no mount namespaces here")
-    return subprocess.run([*shell, mount + script], capture_output=True, text=True, timeout=300)
-
-
 def test_a_full_disk_loses_a_checkpoint_but_not_the_run(recipe, whole, tmp_path):
     out = tmp_path / "out"
     train = f"{sys.executable} -m train.pretrain {recipe} --run-dir /mnt/run"
@@ -164,7 +156,6 @@ def test_a_full_disk_loses_a_checkpoint_but_not_the_run(recipe, whole, tmp_path)
         f"{train} --train.steps 6 --train.save-every 2 --train.eval-every 100 || echo status $?\n"
         f"ls /mnt/run/checkpoints\ncp -r /mnt/run {out}\n",
         f"{ballast + 64}k",
-        tmp_path,
     )
     assert "the checkpoint of step 4 could not be saved: " in done.stderr
     assert "No space left" in done.stderr
@@ -178,7 +169,7 @@ def test_a_full_disk_loses_a_checkpoint_but_not_the_run(recipe, whole, tmp_path)
 
 def test_a_read_only_run_directory_is_refused(recipe, tmp_path):
     done = in_small_filesystem(
-        f"mount -o remount,ro /mnt\n{sys.executable} -m train.pretrain {recipe} --run-dir /mnt/run", "1m", tmp_path
+        f"mount -o remount,ro /mnt\n{sys.executable} -m train.pretrain {recipe} --run-dir /mnt/run", "1m"
     )
     assert done.returncode == 2
     assert "Read-only file system" in done.stderr
