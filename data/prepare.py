@@ -200,6 +200,7 @@ class Stages:
             **self.count(sum(each["documents"] for each in sizes.values())),
             "splits": sizes,
             "near_duplicates": self.examples(),
+            "lowest_similarity": float(self.near[:, 2].min(initial=1)),
             "skipped_files": self.skipped,
             "sources": [
                 {"name": name, "start": starts[i] if i < len(starts) else (folder / "train.jsonl").stat().st_size}

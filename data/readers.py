@@ -207,7 +207,9 @@ def _text(path: Path, file: IO[str], config: DataConfig, target: int) -> Iterato
     if config.document == "line":
         for number, line in enumerate(iter(lambda: file.readline(_LINE), ""), 1):
             if len(line) == _LINE:
-                raise UserError(f'{path}: line {number} has {_LINE:,} characters or more; use data.document = "section"')
+                raise UserError(
+                    f'{path}: line {number} has {_LINE:,} characters or more; use data.document = "section"'
+                )
             yield line, ""
         return
     # Split at line ends; a line much longer than a section, even than memory, is split at spaces.

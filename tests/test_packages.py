@@ -85,8 +85,9 @@ def test_every_setting_is_set_by_some_shipped_recipe():
     def tables(values):
         for key, value in values.items():
             yield key
-            if isinstance(value, dict):
-                yield from tables(value)
+            for table in value if isinstance(value, list) else [value]:
+                if isinstance(table, dict):
+                    yield from tables(table)
 
     used = {key for path in RECIPES for key in tables(tomllib.loads(path.read_text()))}
     settings = {
