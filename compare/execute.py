@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cli.atomic import to_json, write_atomically
 from cli.console import say
-from cli.errors import UserError
+from cli.workers import start_ray
 from compare.context import Cell
 from compare.plan import Provenance
 
@@ -53,11 +53,7 @@ def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Itera
 
     All nodes need access to `folder`. Raises UserError if Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--ray needs: pip install -e '.[cluster]'") from None
-    ray.init(log_to_driver=False)
+    ray = start_ray()
     devices = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
     remote = ray.remote(_run_cell_on_one_core).options(**devices)
     first = next(iter(provenance)).seed

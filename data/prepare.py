@@ -13,9 +13,9 @@
               `manifest.json`, which counts the documents read and the documents dropped for each
               reason, with examples, to a cache folder named by a content hash
 
-A second run returns at once. Stages work on files in a work folder: memory grows by less than 100
-bytes per document, a killed run continues where it stopped, and the result does not depend on the
-number of workers.
+A second run returns at once. Stages work on files in a work folder: memory holds neither texts nor
+signatures, a killed run continues where it stopped, and the result does not depend on the number of
+workers.
 """
 
 import contextlib

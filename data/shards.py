@@ -87,29 +87,29 @@ def write_shards(folder: Path, tokenizer: Tokenizer, workers: int = 0, ray: bool
         return shards
     if shards.exists():
         say(f"tokens: {shards} is damaged and is rebuilt")
-    train, starts = folder / "train.jsonl", [source["start"] for source in manifest.get("sources", ())]
+    train, sources = folder / "train.jsonl", manifest.get("sources", [])
+    starts = {split: [source["start"] for source in sources] if split == "train" else [] for split in SPLITS}
     with work_folder(shards) as work:
         if valid_manifest(shards):
             say(f"tokens: written by another process in {shards}")
             return shards
-        ranges = {split: cut_ranges(folder / f"{split}.jsonl", starts * (split == "train")) for split in SPLITS}
         tasks = [
             (folder / f"{split}.jsonl", *ends, tokenizer, work / f"{split}-{number:05}.bin")
             for split in SPLITS
-            for number, ends in enumerate(ranges[split])
+            for number, ends in enumerate(cut_ranges(folder / f"{split}.jsonl", starts[split]))
         ]
         few = len(tasks) if len(tasks) == len(SPLITS) else 0  # the tokenizer uses all cores by itself
         with Workers(workers, ray) as pool:
             for _ in track(pool.map(tokenise_range, tasks, few), "tokenising", len(tasks)):
                 pass
         written = [(start, read_json(out.with_suffix(".json"))) for path, start, _, _, out in tasks if path == train]
-        sources = [
+        first_tokens = [
             {"name": source["name"], "token": sum(each["tokens"] for at, each in written if at < source["start"])}
-            for source in manifest.get("sources", ())
+            for source in sources
         ]
         with atomic_folder(shards, keep_existing=valid_manifest) as aside:
             counts = {split: _collect(work, split, tokenizer, aside) for split in SPLITS}
-            about = {"fingerprint": name, "tokenizer": tokenizer.hash, "splits": counts, "sources": sources}
+            about = {"fingerprint": name, "tokenizer": tokenizer.hash, "splits": counts, "sources": first_tokens}
             write_manifest(aside, about | {"dtype": id_dtype(tokenizer.vocab_size).str})
     return shards
 
@@ -163,6 +163,7 @@ class Windows:
     """
 
     weights: Sequence[float] = ()
+    """Of the corpora of a mixture; empty: every window once per epoch."""
     separator = -1
     """The id at which the document mask starts a document; -1: attention crosses documents."""
 

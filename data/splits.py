@@ -1,6 +1,6 @@
 """Read the splits of a prepared corpus (data/prepare.py): in order, shuffled, or a share of them.
 
-No function holds a split in memory: 24 bytes per document at most.
+No function holds the texts of a split in memory, only some numbers per document.
 """
 
 import hashlib

@@ -1,11 +1,13 @@
 """Work folders: the intermediate results of long data preparation, from which a killed run continues."""
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from cli.atomic import try_lock
 from cli.console import say
@@ -25,25 +27,37 @@ def work_folder(folder: Path) -> Iterator[Path]:
     for old in folder.parent.glob(".*.work"):
         with contextlib.suppress(OSError):
             if old != work and time.time() - old.stat().st_mtime > 86_400 * ABANDONED_DAYS:
-                with open(old / "lock", "rb+") as lock:
-                    if try_lock(lock):
+                with open(old / "lock", "rb+") as its_lock:
+                    if try_lock(its_lock):
                         shutil.rmtree(old)
     waits = False
     while True:
         work.mkdir(parents=True, exist_ok=True)
-        with open(work / "lock", "ab") as lock:
+        try:
+            lock = open(work / "lock", "ab")
+        except FileNotFoundError:  # the other process has ended and removed the folder
+            continue
+        with lock:
             if not try_lock(lock):
                 if not waits:
                     say(f"another process prepares {folder}; waiting for it")
                 waits = True
                 time.sleep(0.5)
                 continue
-            if not (work / "lock").exists():  # removed by the process that held it
+            if not _is_at(lock, work / "lock"):
                 continue
             try:
                 yield work
             except UserError:
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)
                 raise
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # Windows keeps the open lock until it is abandoned
             return
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    # Whether an open file is still the one at `path`.
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
