@@ -59,18 +59,19 @@ def track(
 ) -> Iterator[T]:
     """Yield `items` with a progress bar and ETA; if not on a terminal, with a line every 15 s.
 
-    `total` is the number of items, or the sum of their `size`, if that is given; None or 0: unknown.
+    `total` is the number of items, or the sum of their `size`, which is shown in percent; None or 0: unknown.
     Prints the count and time at the end.
     """
     started = last_line = time.perf_counter()
     count, done, description = 0, 0, one_line(description)
     with bar() as progress:
-        task = progress.add_task(description, total=total or None)
+        by_size = bool(size and total)
+        task = progress.add_task(description, total=100 if by_size else total or None)
         for item in items:
             yield item
             count += 1
             done += size(item) if size else 1
-            progress.update(task, completed=done)
+            progress.update(task, completed=100 * done / total if by_size and total else count)
             if not console.is_terminal and time.perf_counter() - last_line > 15:
                 last_line = time.perf_counter()
                 left = ""

@@ -50,8 +50,9 @@ def main() -> None:
     args = parser.parse_args()
     if not args.question.strip():
         raise UserError("--question: is empty")
-    if min(args.passages, args.max_new_tokens) < 1:
-        raise UserError("--passages and --max-new-tokens must be 1 or more")
+    for option, number in (("--passages", args.passages), ("--max-new-tokens", args.max_new_tokens)):
+        if number < 1:
+            raise UserError(f"{option}: {number} is not 1 or more")
     store = Store(args.store)
     found = store.search(args.question, args.passages, args.by)
     model, tokenizer = load_model(args.model)

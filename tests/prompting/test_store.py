@@ -176,3 +176,10 @@ def test_answer_lists_its_sources(command, store, tmp_path):
     missing = command(*asked[:3], tmp_path / "nowhere", *asked[4:])
     assert missing.returncode == 2
     assert "no store; create one with" in missing.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["--passages", "--max-new-tokens"])
+def test_a_number_below_one_is_named(command, tmp_path, option):
+    done = command("prompting.ask", "--store", tmp_path, "--question", "which?", option, "0")
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {option}: 0 is not 1 or more"
