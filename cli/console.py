@@ -63,7 +63,7 @@ def track(
     Prints the count and time at the end.
     """
     started = last_line = time.perf_counter()
-    count, done, description = 0, 0, one_line(description)
+    count, done, description, terminal = 0, 0, one_line(description), console.is_terminal
     with bar() as progress:
         by_size = bool(size and total)
         task = progress.add_task(description, total=100 if by_size else total or None)
@@ -71,8 +71,9 @@ def track(
             yield item
             count += 1
             done += size(item) if size else 1
-            progress.update(task, completed=100 * done / total if by_size and total else count)
-            if not console.is_terminal and time.perf_counter() - last_line > 15:
+            if terminal:
+                progress.update(task, completed=100 * done / total if by_size and total else count)
+            elif time.perf_counter() - last_line > 15:
                 last_line = time.perf_counter()
                 left = ""
                 if total and done:

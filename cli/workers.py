@@ -1,10 +1,10 @@
 """Run the tasks of a command on this machine's cores, or on a Ray cluster."""
 
+import concurrent.futures as futures
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context, parent_process
 from types import ModuleType
 from typing import Any
@@ -39,7 +39,7 @@ class Workers:
         """
         self.ray = start_ray() if ray else None
         self.count = int(self.ray.cluster_resources().get("CPU", 1)) if self.ray else count or count_cores()
-        self.pool: ProcessPoolExecutor | None = None
+        self.pool: futures.ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
         return self
@@ -71,15 +71,15 @@ class Workers:
         if self.ray is not None:
             return self.ray.remote(function).remote(*task)
         if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.count, get_context("spawn"), initializer=_start_worker)
+            self.pool = futures.ProcessPoolExecutor(self.count, get_context("spawn"), initializer=_start_worker)
         return self.pool.submit(function, *task)
 
     def _wait(self, waiting: set) -> tuple[list, set]:
         if self.ray is not None:
             ready, left = self.ray.wait(list(waiting))
             return [self.ray.get(each) for each in ready], set(left)
-        finished: set[Future]
-        finished, left = wait(waiting, return_when=FIRST_COMPLETED)
+        finished: set[futures.Future]
+        finished, left = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
         return [future.result() for future in finished], left
 
 

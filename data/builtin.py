@@ -32,7 +32,12 @@ from data.documents import Corpus, Document, fingerprint_files
 from data.items import Item
 
 # Matches a header field such as `K:G`, but not the notes `A:|` at the end of a repeat.
-_ABC_HEADER = re.compile(r"[A-Zw]:(?!\|)")
+_ABC_HEADER = re.compile(r"(?m)^[A-Zw]:(?!\|).*")
+_ABC_COMMENT = re.compile("%.*")
+_ABC_QUOTED = re.compile(r'"[^"]*"|`')
+_ABC_ORNAMENT = re.compile(r"\{[^}]*\}|![^!]*!|\[[A-Z]:[^\]]*\]")
+_LETTERS = bytes.maketrans(b"ABCDEFGabcdefg", bytes(range(7)) * 2)
+_NOT_LETTERS = bytes(set(range(256)) - set(b"ABCDEFGabcdefg"))
 _MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor", "mix": "mix"}
 
 
@@ -66,7 +71,7 @@ def folk_tunes() -> Corpus:
                 body = abc_body(tune)
                 letters = melody(body)
                 if letters:
-                    intervals = [chr(ord("a") + (b - a) % 7) for a, b in pairwise(letters)]
+                    intervals = ["abcdefg"[b - a] for a, b in pairwise(letters)]  # modulo 7
                     yield Document(
                         id=f"{path.parent.name}/{path.stem}/{number}",
                         text=body,
@@ -80,21 +85,18 @@ def folk_tunes() -> Corpus:
 def abc_body(tune: str) -> str:
     """Remove titles, credits, comments, fingerings and words from an ABC tune."""
     lines = []
-    for line in tune.split("\n"):
-        line = line.split("%")[0].rstrip()
-        header = _ABC_HEADER.match(line)
-        if not line or (header and line[0] not in "MLRK"):
-            continue
-        line = f"{line[:2]}{line[2:].strip()}" if header else re.sub(r'"[^"]*"', "", line).replace("`", "")
-        lines.append(line)
+    for line in map(str.rstrip, _ABC_COMMENT.sub("", tune).split("\n")):
+        if not _ABC_HEADER.match(line):
+            lines += [_ABC_QUOTED.sub("", line)] if line else []
+        elif line[0] in "MLRK":
+            lines.append(f"{line[:2]}{line[2:].strip()}")
     return "\n".join(lines)
 
 
-def melody(body: str) -> list[int]:
+def melody(body: str) -> bytes:
     """Return the note letters of an ABC body as 0–6 (a–g); skips octaves, accidentals, grace notes."""
-    notes = "".join(line for line in body.split("\n") if not _ABC_HEADER.match(line))
-    notes = re.sub(r"\{[^}]*\}|![^!]*!|\[[A-Z]:[^\]]*\]", "", notes)
-    return [ord(letter.lower()) - ord("a") for letter in re.findall(r"[A-Ga-g]", notes)]
+    notes = _ABC_HEADER.sub("", body).replace("\n", "")
+    return _ABC_ORNAMENT.sub("", notes).encode().translate(_LETTERS, _NOT_LETTERS)
 
 
 def aws_api() -> Corpus:

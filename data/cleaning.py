@@ -49,9 +49,18 @@ def clean(text: str, changed: Counter | None = None) -> str:
 
 def shingles(text: str) -> list[str]:
     """All runs of five words of `text`: what near-duplicate removal compares."""
-    words = _UNSPACED.sub(r" \1 ", text).split()
-    last = max(1, len(words) - SHINGLE_WORDS + 1)
-    return [" ".join(words[i : i + SHINGLE_WORDS]) for i in range(last)]
+    words = (text if text.isascii() else _UNSPACED.sub(r" \1 ", text)).split()
+    runs = map(" ".join, zip(*(words[i:] for i in range(SHINGLE_WORDS)), strict=False))
+    return list(runs) or [" ".join(words)]
+
+
+def sign(texts: list[str]) -> np.ndarray:
+    """uint32 (texts, 96): their MinHash signatures."""
+    signatures = np.empty((len(texts), PERMUTATIONS), np.uint32)
+    for start in range(0, len(texts), 256):  # the shingles of more would not fit in the processor's cache
+        tokens = [shingles(text) for text in texts[start : start + 256]]
+        signatures[start : start + len(tokens)] = RMinHash.digests_from_token_sets(tokens, PERMUTATIONS, 0)
+    return signatures
 
 
 def cut_pieces(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -100,7 +109,7 @@ def clean_piece(documents: list[Document], path: Path, min_chars: int, by_docume
     Documents of less than `min_chars` characters are dropped. `by_document`: each is its own group.
     """
     counts, changed = Counter(documents_read=len(documents)), Counter[str]()
-    lines, tokens, digests, groups, sizes = [], [], [], [], []
+    lines, compared, digests, groups, sizes = [], [], [], [], []
     for document in documents:
         counts["characters_read"] += len(document.text)
         text = clean(document.text, changed)
@@ -111,12 +120,11 @@ def clean_piece(documents: list[Document], path: Path, min_chars: int, by_docume
         group = group or document.id
         encoded = text.encode()
         lines.append(json.dumps({"id": document.id, "text": text, "group": group}) + "\n")
-        tokens.append(shingles(document.dedup_text or text))
+        compared.append(document.dedup_text or text)
         digests.append(hashlib.blake2b(encoded, digest_size=16).digest())
         groups.append(hashlib.sha256(f"{split_seed}:{group}".encode()).digest()[:8])
         sizes.append((len(text), len(encoded), document.source))
-    signatures = RMinHash.digests_from_token_sets(tokens, PERMUTATIONS, 0)
-    files = {".jsonl": "".join(lines).encode(), ".signatures": np.array(signatures, np.uint32).tobytes()}
+    files = {".jsonl": "".join(lines).encode(), ".signatures": sign(compared).tobytes()}
     for suffix, content in files.items():
         path.with_suffix(suffix).write_bytes(content)
     about = {

@@ -152,8 +152,8 @@ def near_duplicates(
                 candidates = kept.sharing(own)
                 if candidates:
                     numbers = np.array(sorted(candidates))
-                    equal = signatures.read(numbers) == signatures.read(np.array([document]))
-                    similarity = equal.sum(1) / PERMUTATIONS
+                    both = signatures.read(np.append(numbers, document))
+                    similarity = (both[:-1] == both[-1]).sum(1) / PERMUTATIONS
                     if similarity.max() >= threshold:
                         first = int(np.argmax(similarity >= threshold))
                         pairs.append((document, int(numbers[first]), float(similarity[first])))

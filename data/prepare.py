@@ -24,6 +24,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -222,15 +223,15 @@ class Stages:
 
     def examples(self) -> list[dict]:
         """Some near-duplicates, evenly spread over the corpus, for people to check."""
-        chosen = np.unique(np.linspace(0, max(0, len(self.near) - 1), EXAMPLES).astype(int))[: len(self.near)]
+        chosen = self.near[:: max(1, len(self.near) // EXAMPLES)][:EXAMPLES]
         found = []
-        for dropped, kept, similarity in self.near[chosen].tolist():
+        for dropped, kept, similarity in chosen.tolist():
             texts = {}
             for name, document in (("dropped", int(dropped)), ("kept", int(kept))):
                 piece = int(np.searchsorted(self.signatures.starts, document, side="right")) - 1
-                with open(self.paths[piece].with_suffix(".jsonl"), encoding="utf-8") as lines:
-                    row = next(line for i, line in enumerate(lines, self.signatures.starts[piece]) if i == document)
-                texts[name] = {"id": json.loads(row)["id"], "text": json.loads(row)["text"][:EXAMPLE_CHARS]}
+                with open(self.paths[piece].with_suffix(".jsonl"), "rb") as lines:
+                    row = json.loads(next(islice(lines, document - int(self.signatures.starts[piece]), None)))
+                texts[name] = {"id": row["id"], "text": row["text"][:EXAMPLE_CHARS]}
             found.append({"similarity": round(similarity, 3), **texts})
         return found
 
