@@ -8,7 +8,8 @@ words: every word stands for another one of its length, so that nothing repeats.
 are copies of earlier ones, 5 % are copies with one word changed, of documents with a hundred words or
 more: a similarity of 0.9 or more. Memory is the summed
 PSS of all processes, sampled every 0.2 s. Also times reading, cleaning and signatures alone, with one
-worker bound to one core and with two. Writes results/DEVICE/prepare.json.
+worker bound to one core and with two; and prepares two unusual corpora: 1.58 million documents of
+one short line each, and 1 GB of text in a single line. Writes results/DEVICE/prepare.json.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from data.splits import SPLITS, load_manifest, read_documents
 SUFFIXES = {".py", ".pyi", ".txt", ".md", ".rst", ".h", ".hpp", ".js", ".ts", ".pm", ".pod", ".html", ".xml"}
 CHARACTERS = 2000  # of a document
 COPIES = {"exact": 0.05, "near": 0.05}
+LINES = 1_580_000
 RECENT = 50_000  # a copy is of one of the last so many documents
 WORD = re.compile(r"[A-Za-z]{3,}")
 
@@ -105,10 +107,31 @@ def write_corpus(path: Path, count: int) -> dict[int, str]:
     return planted
 
 
-def run_prepare(path: Path, cache: Path) -> tuple[float, int, Path]:
+def write_lines(path: Path, count: int) -> None:
+    """Write `count` lines of 16 to 59 characters."""
+    with open(path, "w", encoding="utf-8") as file:
+        for text in varied_texts():
+            for line in text.splitlines():
+                if len(line := line.strip()[:59]) >= 16:
+                    file.write(line + "\n")
+                    count -= 1
+                    if not count:
+                        return
+
+
+def write_one_line(path: Path, size: int) -> None:
+    """Write `size` characters of text without a line end."""
+    with open(path, "w", encoding="utf-8") as file:
+        for text in varied_texts():
+            size -= file.write(" ".join(text.split()) + " ")
+            if size < 0:
+                return
+
+
+def run_prepare(path: Path, cache: Path, document: str = "section") -> tuple[float, int, Path]:
     """Seconds, peak PSS in bytes and prepared folder of `python -m data.prepare`."""
     recipe = path.with_suffix(".toml")
-    recipe.write_text(f'[data]\ncorpus = "{path}"\ncache_dir = "{cache}"\n')
+    recipe.write_text(f'[data]\ncorpus = "{path}"\ncache_dir = "{cache}"\ndocument = "{document}"\n')
     started, peak = time.perf_counter(), 0
     with subprocess.Popen([sys.executable, "-m", "data.prepare", recipe], stdout=subprocess.PIPE, text=True) as process:
         parent = psutil.Process(process.pid)
@@ -181,6 +204,23 @@ def measure(folder: Path, documents: int) -> dict:
     return row
 
 
+def measure_unusual(folder: Path, name: str, document: str) -> dict:
+    """Time and memory of a corpus of short lines, or of one long line."""
+    path, cache = folder / f"{name}.txt", folder / "cache"
+    say(f"writing {path.name}")
+    if document == "line":
+        write_lines(path, LINES)
+    else:
+        write_one_line(path, 10**9)
+    seconds, peak, prepared = run_prepare(path, cache, document)
+    megabytes, counts = path.stat().st_size / 1e6, load_manifest(prepared)["counts"]
+    row = {"case": name, "megabytes": megabytes, "seconds": seconds, "peak_pss_bytes": peak, "counts": counts}
+    say(json.dumps(row))
+    shutil.rmtree(cache)
+    path.unlink()
+    return row
+
+
 def main() -> None:
     """Entry point of `python -m benchmarks.prepare`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -192,6 +232,7 @@ def main() -> None:
     first, last = rows[0], rows[-1]
     slope = (last["peak_pss_bytes"] - first["peak_pss_bytes"]) / (last["documents"] - first["documents"])
     exponent = math.log(last["seconds"] / first["seconds"]) / math.log(last["documents"] / first["documents"])
+    unusual = [measure_unusual(args.folder, "short-lines", "line"), measure_unusual(args.folder, "one-line", "section")]
     path = args.folder / f"{args.documents[0]}.jsonl"
     cleaning = {"1": [], "2": []}
     for _ in range(3):
@@ -202,7 +243,7 @@ def main() -> None:
     print(
         f"cleaning with two workers is {ratios[1]:.2f} ({ratios[0]:.2f} to {ratios[2]:.2f}) times as fast as with one"
     )
-    result = {"rows": rows, "bytes_per_document": slope, "exponent": exponent}
+    result = {"rows": rows, "unusual": unusual, "bytes_per_document": slope, "exponent": exponent}
     print(f"written: {record('prepare', result | {'cleaning_seconds': cleaning, 'cleaning_ratios': ratios})}")
     shutil.rmtree(args.folder)
 

@@ -4,6 +4,7 @@ import concurrent.futures as futures
 import os
 import signal
 import threading
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from types import ModuleType
@@ -26,6 +27,12 @@ def start_ray() -> ModuleType:
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     return ray
+
+
+def add_worker_options(parser: ArgumentParser) -> None:
+    """Add --workers and --ray, the arguments of `Workers`."""
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="local processes; default: the cores")
+    parser.add_argument("--ray", action="store_true", help="run on a Ray cluster, whose nodes share the cache folder")
 
 
 class Workers:

@@ -10,6 +10,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,7 @@ from data.cleaning import PERMUTATIONS, Piece
 from data.external_sort import ExternalSort
 
 _ENTRY = [("key", "u8"), ("band", "i2"), ("group", "i8")]  # the key is a document
+_ENTRY_BYTES = 16  # in the files of bands: document and group
 FEW = 100_000  # documents that one process compares before others have started
 _ROW_BYTES = 4 * PERMUTATIONS
 _MOST_OPEN = 128  # files
@@ -139,15 +141,16 @@ def near_duplicates(
     few = len(tasks) if signatures.starts[-1] < FEW else 0
     for _ in track(workers.map(write_band, tasks, few), "comparing signatures, band by band", len(tasks)):
         pass
-    kept, pairs = KeptDocuments(bands), []
-    total = sum(path.stat().st_size for path in bands) // 16
+    kept, pairs = KeptDocuments(bands, int(signatures.starts[-1])), array("d")
+    total = sum(path.stat().st_size for path in bands) // _ENTRY_BYTES
     with ExternalSort(folder / "sort", _ENTRY, total, int(signatures.starts[-1]) + 1) as records:
         for band, path in enumerate(bands):
             for entries in _read_entries(path):
                 records.add(entries[:, 0], np.full(len(entries), band), entries[:, 1])
         for part in track(records.sorted_parts(), "removing near-duplicates", records.parts):
-            firsts = np.flatnonzero(part["key"][1:] != part["key"][:-1]) + 1
-            for own in np.split(part, firsts) if len(part) else ():
+            last = np.append(part["key"][1:] != part["key"][:-1], True)[: len(part)]
+            for start, end in pairwise(np.append(0, np.flatnonzero(last) + 1)):
+                own = part[start:end]
                 document = int(own["key"][0])
                 candidates = kept.sharing(own)
                 if candidates:
@@ -156,20 +159,25 @@ def near_duplicates(
                     similarity = (both[:-1] == both[-1]).sum(1) / PERMUTATIONS
                     if similarity.max() >= threshold:
                         first = int(np.argmax(similarity >= threshold))
-                        pairs.append((document, int(numbers[first]), float(similarity[first])))
+                        pairs.extend((document, numbers[first], similarity[first]))
                         continue
                 kept.add(document, own)
     signatures.close()
-    return np.array(pairs, np.float64).reshape(-1, 3)
+    return np.array(pairs).reshape(-1, 3)
 
 
 class KeptDocuments:
-    """The documents kept so far, by the groups of `write_band`: 16 bytes per document and group."""
+    """The documents kept so far, by the groups of `write_band`: 8 bytes per document and group.
 
-    def __init__(self, bands: Sequence[Path]):
-        """`bands` are the files that `write_band` wrote."""
-        self.newest = [np.full(_count_groups(path), -1, np.int64) for path in bands]
-        self.members, self.previous = array("q"), array("q")  # a linked list per group
+    16 bytes where a number exceeds 2^31.
+    """
+
+    def __init__(self, bands: Sequence[Path], documents: int):
+        """`bands` are the files that `write_band` wrote, of `documents` documents."""
+        entries = sum(path.stat().st_size for path in bands) // _ENTRY_BYTES
+        code = "q" if max(entries, documents) >= 1 << 31 else "i"
+        self.newest = [np.full(_count_groups(path), -1, code) for path in bands]
+        self.members, self.previous = array(code), array(code)  # a linked list per group
 
     def sharing(self, entries: np.ndarray) -> set[int]:
         """The kept documents that share a group with these entries."""

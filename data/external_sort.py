@@ -7,7 +7,8 @@ from types import TracebackType
 
 import numpy as np
 
-PART_BYTES = 1 << 26  # size of a part, which is sorted in memory
+PART_BYTES = 1 << 23  # size of a part, which is sorted in memory
+MOST_PARTS = 500  # open files; parts of more records are larger
 
 
 class ExternalSort:
@@ -22,7 +23,7 @@ class ExternalSort:
         self.dtype = np.dtype(dtype)
         self.limit = float(limit)
         self.folder = folder
-        self.parts = max(1, -(-records * self.dtype.itemsize // PART_BYTES))
+        self.parts = min(MOST_PARTS, max(1, -(-records * self.dtype.itemsize // PART_BYTES)))
 
     def __enter__(self) -> "ExternalSort":
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -33,7 +33,7 @@ from cli.atomic import atomic_folder, read_json, to_json, valid_manifest, write_
 from cli.console import say, show, track
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
-from cli.workers import Workers
+from cli.workers import Workers, add_worker_options
 from configs.schema import DataConfig, Recipe
 from data.cleaning import Piece, clean_piece, cut_pieces, is_whole, load_piece
 from data.corpora import open_corpus
@@ -273,8 +273,7 @@ def assign_groups(keys: np.ndarray, characters: np.ndarray, config: DataConfig) 
 def main() -> None:
     """Entry point of `python -m data.prepare`."""
     parser = Parser(__doc__, add_help=False)
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="local processes; default: the cores")
-    parser.add_argument("--ray", action="store_true", help="run on a Ray cluster, whose nodes share the cache folder")
+    add_worker_options(parser)
     recipe, args = parse(Recipe, parser)
     folder = prepare(recipe.data, args.workers, args.ray)
     manifest = load_manifest(folder)
