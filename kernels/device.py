@@ -37,9 +37,9 @@ def bypasses_dispatcher(x: torch.Tensor) -> bool:
     dispatch costs more than the computation (docs/log.md). False under torch.compile and under a
     dispatch mode, which counts or traces operators.
     """
-    if x.numel() > 1 << 16 or torch.is_grad_enabled() or runs_triton(x):
+    if torch.compiler.is_compiling() or x.numel() > 1 << 16 or torch.is_grad_enabled() or runs_triton(x):
         return False
-    return not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())
+    return not torch._C._len_torch_dispatch_stack()
 
 
 def decomposes_for_compiler() -> bool:

@@ -1,6 +1,9 @@
-"""The KV cache of generation, with shared prefixes (prefix cache)."""
+"""KV caches: of one sequence of positions, with shared prefixes, and of rows of any length."""
 
 import torch
+
+from configs.schema import ModelConfig
+from model.fused import attend, attend_rows
 
 
 class KVCache:
@@ -20,11 +23,28 @@ class KVCache:
         self.layers: dict[int, torch.Tensor] = {}  # (2, B, capacity, K, D) per layer
         self.last_keys: dict[int, torch.Tensor] = {}  # (B, 1, K, D) per layer, before the key shift
 
-    def previous_keys(self, layer: int, k: torch.Tensor) -> torch.Tensor:
-        """The (B, 1, K, D) keys before `k` (B, T, K, D), or zeros; stores the last keys of `k`."""
+    def end_after(self, T: int) -> int:
+        """Number of positions after T more."""
+        return self.length + T
+
+    def positions(self, T: int) -> slice:
+        """The positions of the next T tokens."""
+        return slice(self.length, self.length + T)
+
+    def advance(self, tokens: torch.Tensor, T: int) -> None:
+        """Count T positions more, the last of which are `tokens` (B, T)."""
+        self.length, self.last_tokens = self.length + T, tokens[:, -1:]
+
+    def previous_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T): the id before each of the next `tokens`; 0 at the start."""
+        last = self.last_tokens.to(tokens.device).expand(len(tokens), 1)
+        return torch.cat([last, tokens[:, :-1]], 1)
+
+    def shift_keys(self, layer: int, k: torch.Tensor) -> torch.Tensor:
+        """(B, T, K, D): the keys of the position before each of `k`; zeros at the start."""
         previous = self.last_keys.get(layer, torch.zeros_like(k[:, :1]))
         self.last_keys[layer] = k[:, -1:]
-        return previous
+        return torch.cat([previous, k[:, :-1]], 1)
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Append (B, T, K, D) keys and values; return all of this cache's own, (B, S, K, D)."""
@@ -35,6 +55,20 @@ class KVCache:
         kv[0, :, start : start + T] = k
         kv[1, :, start : start + T] = v
         return kv[0, :, : start + T], kv[1, :, : start + T]
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        document_starts: torch.Tensor | None,
+        window: int,
+    ) -> torch.Tensor:
+        """Append keys and values; attention of q (B, T, H, D) over all of them -> (B, T, H, D)."""
+        k, v = self.extend(layer, k, v)
+        o = attend(q.to(k.dtype), k, v, document_starts, self.prefix_keys_values(layer), window)
+        return o.to(q.dtype)
 
     def prefix_keys_values(self, layer: int) -> list[torch.Tensor]:
         """Keys and values, (2, 1, S, K, D), of each shared prefix."""
@@ -63,3 +97,86 @@ class KVCache:
             copy.layers[layer] = kv.new_empty(two, batch, copy.capacity, K, D)
             copy.layers[layer][:, :, : self.length] = used
         return copy
+
+
+class RowCache:
+    """The static KV cache of decode: rows that join, grow and leave independently; allocated once.
+
+    The model sees the next tokens of all rows as one sequence (1, N); `place` says to which row and
+    position each belongs.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ):
+        """`rows` of `capacity` positions."""
+        self.count, self.capacity = rows, capacity
+        shape = 2, rows * capacity, config.n_kv_heads, config.head_dim
+        # Zeros: a position without a key has no weight, but NaN times zero is NaN.
+        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
+        half = rows * capacity, config.n_kv_heads // 2, config.head_dim
+        layers = range(config.n_layers if config.key_shift else 0)
+        self.raw_keys = [torch.zeros(half, device=device, dtype=dtype) for _ in layers]
+
+    def view(self, rows: slice, length: int) -> KVCache:
+        """A cache for prefill whose keys and values are those of `rows`, which hold `length` positions."""
+        cache = KVCache(self.capacity)
+        cache.length = length
+        for layer, kv in enumerate(self.layers):
+            cache.layers[layer] = kv.unflatten(1, (self.count, self.capacity))[:, rows]
+        return cache
+
+    def finish_prefill(self, rows: slice, copies: int, cache: KVCache) -> None:
+        """Take what `view` does not share: keys before the shift; and copy each row to those after it."""
+        for layer, raw in enumerate(self.raw_keys):
+            raw.unflatten(0, (self.count, self.capacity))[rows, cache.length - 1] = cache.last_keys[layer][:, 0]
+        for kv in (*self.layers, *(raw[None] for raw in self.raw_keys)):
+            row = kv.unflatten(1, (self.count, self.capacity))[:, rows.start : rows.stop, : cache.length]
+            groups = row.unflatten(1, (-1, copies))
+            groups[:, :, 1:] = groups[:, :, :1]
+
+    def place(self, rows: torch.Tensor, positions: torch.Tensor, previous: torch.Tensor) -> None:
+        """The next N tokens: their rows and positions, and the ids before them; (N,) int64 each."""
+        self.starts, self.at, self.previous = rows * self.capacity, positions, previous
+        self.slots = torch.arange(int(positions.max()) + 1, device=positions.device)
+
+    def positions(self, T: int) -> torch.Tensor:
+        """(N,) positions of the tokens."""
+        return self.at
+
+    def end_after(self, T: int) -> int:
+        """The longest row after these tokens."""
+        return len(self.slots)
+
+    def advance(self, tokens: torch.Tensor, T: int) -> None:
+        """Nothing: whoever calls `place` counts."""
+
+    def previous_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """As `KVCache.previous_tokens`."""
+        return self.previous[None]
+
+    def shift_keys(self, layer: int, k: torch.Tensor) -> torch.Tensor:
+        """As `KVCache.shift_keys`."""
+        raw, at = self.raw_keys[layer], self.starts + self.at
+        raw[at] = k[0].to(raw.dtype)
+        before = torch.where((self.at > 0)[:, None, None], raw[(at - 1).clamp(min=0)], 0)
+        return before[None].to(k.dtype)
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        document_starts: torch.Tensor | None,
+        window: int,
+    ) -> torch.Tensor:
+        """As `KVCache.attend`: q (1, N, H, D), each token over the keys of its row."""
+        kv = self.layers[layer]
+        at = self.starts + self.at
+        kv[0, at] = k[0].to(kv.dtype)
+        kv[1, at] = v[0].to(kv.dtype)
+        return attend_rows(q[0], kv, self.starts, self.at, self.slots, window)[None]
+
+
+Cache = KVCache | RowCache

@@ -1,48 +1,16 @@
-"""Autoregressive generation with a KV cache: prefill of the prompt, then decode."""
+"""Generate from prompts of one length: the engine's rows in lockstep."""
 
+import random
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from model.cache import KVCache
+from model.engine import Engine
+from model.sampling import Sampling, draw_token
 from model.transformer import Transformer
-
-
-def sample_tokens(
-    logits: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """Draw one token per row.
-
-    Args:
-        logits: (B, V), any float dtype.
-        temperature: 0 takes the likeliest token (greedy) and ignores the other arguments.
-        top_k: keep exactly the k likeliest tokens, even among ties; 0 keeps all.
-        top_p: keep the smallest set of likeliest tokens with this probability mass (nucleus
-            sampling; Holtzman et al. 2020).
-        min_p: drop tokens below this fraction of the highest probability (Nguyen et al. 2024).
-        generator: random generator on the device of `logits`.
-
-    Returns:
-        (B,) int64 ids.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities, ids = torch.softmax(logits.float() / temperature, -1).sort(-1, descending=True)
-    keep = torch.ones_like(probabilities, dtype=torch.bool)
-    if top_k:
-        keep[:, top_k:] = False
-    keep &= probabilities.cumsum(-1) - probabilities < top_p
-    keep &= probabilities >= min_p * probabilities[:, :1]
-    keep[:, 0] = True
-    drawn = torch.multinomial(probabilities * keep, 1, generator=generator)
-    return ids.gather(1, drawn)[:, 0]
 
 
 @torch.no_grad()
@@ -65,29 +33,36 @@ def generate(
         max_new_tokens: number of decode steps; fewer at the end of the context.
         num_samples: continuations of each prompt; the prefill runs once per prompt.
         use_cache: False recomputes all positions at every step: slow, same tokens.
-        prefix: prefix cache with the positions before the prompt, not modified; only for a single
-            prompt and sample.
-        seed: seeds the sampling.
-        sampling: arguments of `sample_tokens`.
+        prefix: prefix cache with the positions before the prompt, not modified.
+        seed: seeds the sampling; every continuation has random numbers of its own.
+        sampling: fields of `model.sampling.Sampling`.
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
-    length = prompts.shape[1]
+    count, length = len(prompts) * num_samples, prompts.shape[1]
     before = model.config.soft_tokens if prefix is None else prefix.length
     steps = min(model.config.max_seq_len - before - length, max_new_tokens)
-    cache = KVCache(length + steps) if use_cache else None
-    if prefix is not None:
-        assert len(prompts) == num_samples == 1
-        cache = prefix.fork(1, length + steps)
-    tokens = prompts.to(model.device)
-    # Prefill: one pass over the prompt.
-    logits = model.output(model.features(tokens, cache)[:, -1]).repeat_interleave(num_samples, 0)
-    tokens = tokens.repeat_interleave(num_samples, 0)
-    if cache is not None and num_samples > 1:
-        cache = cache.expand(len(tokens), steps)
-    for step in range(steps):  # decode: one token per pass
-        if step:
-            new = tokens if cache is None else tokens[:, -1:]
-            logits = model.output(model.features(new, cache)[:, -1])
-        drawn = sample_tokens(logits, generator=generator, **sampling)
-        yield drawn
-        tokens = torch.cat([tokens, drawn[:, None]], 1)
+    samplings, seeds = [Sampling(**sampling)] * count, [f"{seed}:{row}" for row in range(count)]
+    if not use_cache:
+        yield from _without_cache(model, prompts.repeat_interleave(num_samples, 0), samplings, seeds, steps)
+        return
+    if steps < 1:
+        return
+    engine = Engine(model, count, before + length + steps)
+    joined = engine.join(prompts.tolist(), samplings, seeds, steps, prefix)
+    waiting = [deque([token]) for _, token in joined]
+    for _ in range(steps):
+        while not all(waiting):
+            for row, tokens in engine.step().items():
+                waiting[row].extend(tokens)
+        yield torch.tensor([row.popleft() for row in waiting])
+
+
+def _without_cache(
+    model: Transformer, tokens: torch.Tensor, samplings: list[Sampling], seeds: list[str], steps: int
+) -> Iterator[torch.Tensor]:
+    draws = [random.Random(seed).random for seed in seeds]
+    tokens = tokens.to(model.device)
+    for _ in range(steps):
+        logits = model.output(model.features(tokens)[:, -1])
+        drawn = [draw_token(row, each, draw()) for row, each, draw in zip(logits, samplings, draws, strict=True)]
+        yield torch.tensor(drawn)
+        tokens = torch.cat([tokens, torch.tensor(drawn, device=tokens.device)[:, None]], 1)

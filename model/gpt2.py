@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import ModelConfig
-from model.cache import KVCache
+from model.cache import Cache
 from model.norm import LayerNorm
 from model.transformer import Attention, Block, Transformer
 
@@ -50,11 +50,10 @@ class GPT2(Transformer):
         super().__init__(config, vocab_size)
         self.pos_embeddings = nn.Embedding(config.max_seq_len, config.dim)
 
-    def embed(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
+    def embed(self, tokens: Tensor, cache: Cache | None, document_starts: Tensor | None) -> Tensor:
         """As `Transformer.embed`, plus the embedding of each position."""
         x = super().embed(tokens, cache, document_starts)
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + x.shape[1], device=x.device)
         if document_starts is not None:
-            positions = positions - document_starts
-        return x + self.pos_embeddings(positions)
+            return x + self.pos_embeddings(torch.arange(x.shape[1], device=x.device) - document_starts)
+        positions = slice(x.shape[1]) if cache is None else cache.positions(x.shape[1])
+        return x + self.pos_embeddings.weight[positions]

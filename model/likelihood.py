@@ -10,6 +10,7 @@ from cli.errors import UserError
 from model.batches import pad_ids
 from model.cache import KVCache
 from model.fused import project_and_score
+from model.quantized import float32_products
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
@@ -17,6 +18,7 @@ BATCH, BATCH_TOKENS = 8, 4096
 
 
 @torch.no_grad()
+@float32_products()
 def document_bits(
     model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], prefix: Sequence[str] = ()
 ) -> list[float]:
@@ -57,10 +59,11 @@ def document_bits(
     for batch in track(batches, "scoring documents", len(batches)):
         inputs = pad_ids([piece[:-1] for _, piece, _ in batch])
         features = model.features(inputs.to(model.device), cache and cache.fork(*inputs.shape))
+        weight = model.output.weight  # a quantised model widens it
         for hidden, (number, piece, count) in zip(features, batch, strict=True):
             x = hidden[len(piece) - 1 - count : len(piece) - 1]
             targets = torch.tensor(piece[-count:], device=model.device)
-            nats = project_and_score(x, model.output.weight, targets)
+            nats = project_and_score(x.to(weight.dtype), weight, targets)
             bits[number] += nats.item() / math.log(2)
     return bits
 

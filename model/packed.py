@@ -5,14 +5,15 @@ it (docs/log.md).
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model.fused import swiglu
-from model.scratch import ReluFeedForward
-from model.transformer import Attention, Block, FeedForward, Transformer
+from model.transformer import Attention, FeedForward, Transformer
 
 BLOCKS = 8  # row blocks of a weight, one matrix-vector product each
 
@@ -45,27 +46,60 @@ class PackedLinear(nn.Module):
         return torch.bmm(self.blocks, column).view(*x.shape[:-1], -1)
 
 
-def pack_attention(attention: Attention, rows: int) -> None:
-    """Fuse wq, wk and wv into one projection, in place."""
-    weights = [attention.wq.weight, attention.wk.weight, attention.wv.weight]
-    widths = [len(weight) for weight in weights]
-    wqkv = PackedLinear(torch.cat(weights), rows)
-    del attention.wq, attention.wk, attention.wv
-    attention.register_module("wqkv", wqkv)
-    attention.register_module("wo", PackedLinear(attention.wo.weight, rows))
-    attention.project = lambda x: wqkv(x).split(widths, -1)  # type: ignore[method-assign]
+class FusedLinear(nn.Module):
+    """y = x W^T without gradients, for compiled decode: a product of one row is a sum that the compiler fuses."""
+
+    def __init__(self, weight: torch.Tensor):
+        """`weight`: (out, in), any float dtype."""
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, in) -> (…, out), in the dtype of x."""
+        if torch.compiler.is_compiling() and math.prod(x.shape[:-1]) == 1:
+            return (self.weight * x.flatten(0, -2).float()).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
+        return F.linear(x, self.weight)
 
 
-def pack_feed_forward(ffn: FeedForward | ReluFeedForward, rows: int) -> None:
-    """Fuse w1 and w3 of a gated feed-forward into one projection, in place."""
-    if isinstance(ffn, FeedForward):
-        w13 = PackedLinear(torch.cat([ffn.w1.weight, ffn.w3.weight]), rows)
-        del ffn.w1, ffn.w3
-        ffn.register_module("w13", w13)
-        ffn.activate = lambda x: swiglu(*w13(x).chunk(2, -1))  # type: ignore[method-assign]
-    else:
-        ffn.register_module("w1", PackedLinear(ffn.w1.weight, rows))
-    ffn.register_module("w2", PackedLinear(ffn.w2.weight, rows))
+Make = Callable[[list[str], list[nn.Linear]], nn.Module]
+
+
+def fuse_projections(model: Transformer, make: Make) -> None:
+    """Replace the projections of all blocks, those with the same input by one, in place.
+
+    `make(names, layers)` returns the module that replaces `layers`, whose outputs it concatenates.
+    """
+    for number, block in enumerate(model.layers):
+        attention, ffn = block.attention, block.feed_forward
+        assert isinstance(attention, Attention)
+        assert isinstance(ffn, nn.Module)
+        widths = [getattr(attention, each).out_features for each in ("wq", "wk", "wv")]
+        gated = isinstance(ffn, FeedForward)
+        groups: list[tuple[nn.Module, tuple[str, ...], str]] = [
+            (attention, ("wq", "wk", "wv"), "wqkv"),
+            (attention, ("wo",), "wo"),
+            (ffn, ("w1", "w3") if gated else ("w1",), "w13" if gated else "w1"),
+            (ffn, ("w2",), "w2"),
+        ]
+        for parent, names, fused in groups:
+            where = "attention" if parent is attention else "feed_forward"
+            layers = [getattr(parent, each) for each in names]
+            module = make([f"layers.{number}.{where}.{each}.weight" for each in names], layers)
+            for each in names:
+                delattr(parent, each)
+            parent.register_module(fused, module)
+            if fused == "wqkv":
+                attention.project = partial(_split, module, widths)  # type: ignore[method-assign]
+            elif fused == "w13":
+                ffn.activate = partial(_gate, module)  # type: ignore[assignment]
+
+
+def _split(linear: nn.Module, widths: list[int], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return linear(x).split(widths, -1)
+
+
+def _gate(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return swiglu(*linear(x).chunk(2, -1))
 
 
 @torch.no_grad()
@@ -81,10 +115,18 @@ def pack(model: Transformer, rows: int) -> Transformer:
     supported = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if model.config.biases != "none" or not (torch.backends.mkldnn.is_available() and supported):
         return model
-    for block in model.layers:
-        assert isinstance(block, Block)
-        assert isinstance(block.feed_forward, FeedForward | ReluFeedForward)
-        pack_attention(block.attention, rows)
-        pack_feed_forward(block.feed_forward, rows)
+    fuse_projections(model, lambda _, layers: PackedLinear(_joined(layers), rows))
     model.register_module("output", PackedLinear(model.output.weight, rows))
     return model
+
+
+@torch.no_grad()
+def fuse(model: Transformer) -> Transformer:
+    """Replace every projection by a FusedLinear, in place; returns it. A model with biases is unchanged."""
+    if model.config.biases == "none":
+        fuse_projections(model, lambda _, layers: FusedLinear(_joined(layers)))
+    return model
+
+
+def _joined(layers: list[nn.Linear]) -> torch.Tensor:
+    return torch.cat([layer.weight for layer in layers])

@@ -19,8 +19,7 @@ from cli.recipes import Parser
 from configs.schema import ModelConfig
 from model.cache import KVCache
 from model.generate import generate
-from model.load import load_model
-from model.packed import pack
+from model.inference import PRECISIONS, load_for_generation
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
@@ -95,7 +94,7 @@ def sample(
     """Yield the list of samples after each decode step until all have stopped.
 
     The prompt is encoded as in `encode_prompt`; `prefix` is a prefix cache of its first ids;
-    `sampling` are arguments of `model.generate.sample_tokens`. Raises UserError if the prompt does
+    `sampling` are fields of `model.sampling.Sampling`. Raises UserError if the prompt does
     not fit the context.
     """
     ids = encode_prompt(model.config, tokenizer, prompt)
@@ -147,26 +146,25 @@ def main() -> None:
     add("--seed", type=_number(int, 0), default=0)
     add("--stop", action="append", default=[], metavar="TEXT", help="stop string; may be repeated")
     add("--json", action="store_true", help="one JSON object per sample")
-    kinds = ("auto", "float32", "bfloat16")
-    add("--precision", choices=kinds, default="auto", help="of the weights; auto is bfloat16 on a GPU, else float32")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the weights; auto: bfloat16 on a GPU, else as stored",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--compile", action="store_true", help="on a CPU: compile decode, once per model, for half a minute")
     args = parser.parse_args()
     if "" in args.stop:
         raise UserError("--stop: an empty stop string would end every sample at once")
-    cuda = torch.cuda.is_available()
-    if args.device == "cuda" and not cuda:
-        raise UserError("--device cuda: no GPU is visible to torch")
-    model, tokenizer = load_model(args.model)
-    on_gpu = cuda and args.device != "cpu"
-    is_bfloat16 = args.precision == "bfloat16" or (on_gpu and args.precision == "auto")
-    model = model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if is_bfloat16 else torch.float32)
-    if not on_gpu:
-        pack(model, args.num_samples)
+    model, tokenizer = load_for_generation(
+        args.model, args.precision, args.device, args.num_samples, args.compile or None
+    )
 
     is_streamed = args.num_samples == 1 and not args.json
     if is_streamed:
         show(args.prompt, end="")
-    used_here = ("model", "json", "precision", "device")
+    used_here = ("model", "json", "precision", "device", "compile")
     settings = {name: value for name, value in vars(args).items() if name not in used_here}
     for streams in sample(model, tokenizer, **settings):
         if is_streamed:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import ModelConfig
-from model.cache import KVCache
+from model.cache import Cache
 from model.fused import relu2
 from model.norm import RMSNorm
 from model.transformer import Attention, Block, FeedForward, Transformer
@@ -33,12 +33,14 @@ class ScratchAttention(Attention):
         if config.value_embeddings:
             self.value_scale = nn.Parameter(torch.ones(1))
 
-    def shift_keys(self, k: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
+    def shift_keys(self, k: Tensor, cache: Cache | None, document_starts: Tensor | None) -> Tensor:
         """(B, T, K, D) keys, the first half of the heads shifted by one position; zeros come first."""
         half = self.config.n_kv_heads // 2
         shifted = k[:, :, :half]
-        before = torch.zeros_like(shifted[:, :1]) if cache is None else cache.previous_keys(self.layer, shifted)
-        shifted = torch.cat([before, shifted[:, :-1]], 1)
+        if cache is None:
+            shifted = torch.cat([torch.zeros_like(shifted[:, :1]), shifted[:, :-1]], 1)
+        else:
+            shifted = cache.shift_keys(self.layer, shifted)
         if document_starts is not None:
             is_start = document_starts == torch.arange(k.shape[1], device=k.device)
             shifted = shifted.masked_fill(is_start[..., None, None], 0)
@@ -48,7 +50,7 @@ class ScratchAttention(Attention):
         self,
         x: Tensor,
         angles: Tensor,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         document_starts: Tensor | None = None,
         values: Tensor | None = None,
     ) -> Tensor:
@@ -98,7 +100,7 @@ class ScratchBlock(Block):
         self,
         x: Tensor,
         angles: Tensor,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         document_starts: Tensor | None = None,
         pairs: Tensor | None = None,
         values: Tensor | None = None,
@@ -127,19 +129,21 @@ class ScratchTransformer(Transformer):
             tables = (nn.Embedding(vocab_size, kv_dim) for _ in range(config.n_layers))
             self.value_embeddings = nn.ModuleList(tables)
 
-    def embed(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
+    def embed(self, tokens: Tensor, cache: Cache | None, document_starts: Tensor | None) -> Tensor:
         """As `Transformer.embed`, then RMSNorm if `embedding_norm` is set."""
         x = super().embed(tokens, cache, document_starts)
         return self.embedding_norm(x) if self.config.embedding_norm else x
 
-    def embed_pairs(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
+    def embed_pairs(self, tokens: Tensor, cache: Cache | None, document_starts: Tensor | None) -> Tensor:
         """(B, T) ids -> (B, T, C), the bigram embedding of each token and the previous one.
 
         The token before the first is id 0 (a window may start anywhere). Bigrams are hashed to the
         rows of a table.
         """
-        last = tokens.new_zeros(1, 1) if cache is None else cache.last_tokens.to(tokens.device)
-        before = torch.cat([last.expand(len(tokens), 1), tokens[:, :-1]], 1)
+        if cache is None:
+            before = torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], 1)
+        else:
+            before = cache.previous_tokens(tokens)
         if document_starts is not None:
             is_start = document_starts == torch.arange(tokens.shape[1], device=tokens.device)
             before = before.masked_fill(is_start, 0)
@@ -147,7 +151,7 @@ class ScratchTransformer(Transformer):
         return self.bigram_embeddings(rows)
 
     def run_layers(
-        self, x: Tensor, tokens: Tensor, angles: Tensor, cache: KVCache | None, document_starts: Tensor | None
+        self, x: Tensor, tokens: Tensor, angles: Tensor, cache: Cache | None, document_starts: Tensor | None
     ) -> Tensor:
         """All blocks, (B, T, C) -> (B, T, C); a soft prompt has no bigram or value embeddings."""
         soft = x.shape[1] - tokens.shape[1]
@@ -164,7 +168,7 @@ class ScratchTransformer(Transformer):
             x = layer(x, angles, cache, document_starts, pairs, values)
         return x
 
-    def features(self, tokens: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None) -> Tensor:
+    def features(self, tokens: Tensor, cache: Cache | None = None, document_starts: Tensor | None = None) -> Tensor:
         """As `Transformer.features`; muP multiplies by base_dim / dim."""
         x = super().features(tokens, cache, document_starts)
         return x * self.config.width_ratio if self.config.base_dim else x

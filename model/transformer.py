@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import ModelConfig
-from model.cache import KVCache
+from model.cache import Cache
 from model.fused import attend, project_and_score, rope, swiglu
 from model.initial import draw_weights
 from model.norm import LayerNorm, RMSNorm
@@ -59,16 +59,16 @@ class Attention(nn.Module):
         eps = self.config.norm_eps
         return rope(q, angles, q_gain, eps), rope(k, angles, k_gain, eps)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, document_starts: Tensor | None) -> Tensor:
         """Attention of q, k, v (B, T, heads, D) over these and the cached positions -> (B, T, C)."""
-        prefixes: list[Tensor] = []
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, S, K, D)
-            prefixes = cache.prefix_keys_values(self.layer)
-        return self.wo(attend(q, k, v, document_starts, prefixes, self.window).flatten(2))
+        if cache is None:
+            o = attend(q, k, v, document_starts, (), self.window)
+        else:
+            o = cache.attend(self.layer, q, k, v, document_starts, self.window)
+        return self.wo(o.flatten(2))
 
     def forward(
-        self, x: Tensor, angles: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None
+        self, x: Tensor, angles: Tensor, cache: Cache | None = None, document_starts: Tensor | None = None
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); `angles` (2, T, D/2) are of these T positions."""
         q, k, v = self.split_heads(*self.project(x))
@@ -109,7 +109,7 @@ class Block(nn.Module):
         self.feed_forward = self.feed_forward_class(config)
 
     def forward(
-        self, x: Tensor, angles: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None
+        self, x: Tensor, angles: Tensor, cache: Cache | None = None, document_starts: Tensor | None = None
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         y = self.attention(self.attention_norm(x), angles, cache, document_starts)
@@ -146,30 +146,30 @@ class Transformer(nn.Module):
         draw_weights(self, self.config, seed)
         return self
 
-    def embed(self, tokens: Tensor, cache: KVCache | None, document_starts: Tensor | None) -> Tensor:
+    def embed(self, tokens: Tensor, cache: Cache | None, document_starts: Tensor | None) -> Tensor:
         """(B, T) ids -> (B, T, C), or (B, soft_tokens + T, C) at the start of a text.
 
         Raises ValueError beyond `max_seq_len` positions.
         """
         x = self.tok_embeddings(tokens)
-        if self.config.soft_tokens and (cache is None or cache.length == 0):
+        if self.config.soft_tokens and (cache is None or cache.end_after(0) == 0):
             x = self.soft_prompt.prepend(x)
             if cache is not None:
                 cache.capacity += self.config.soft_tokens
-        end = x.shape[1] + (0 if cache is None else cache.length)
+        end = x.shape[1] if cache is None else cache.end_after(x.shape[1])
         if end > self.config.max_seq_len:
             raise ValueError(f"{end} positions; the context is {self.config.max_seq_len}")
         return x
 
     def run_layers(
-        self, x: Tensor, tokens: Tensor, angles: Tensor, cache: KVCache | None, document_starts: Tensor | None
+        self, x: Tensor, tokens: Tensor, angles: Tensor, cache: Cache | None, document_starts: Tensor | None
     ) -> Tensor:
         """All blocks, (B, T, C) -> (B, T, C)."""
         for layer in self.layers:
             x = layer(x, angles, cache, document_starts)
         return x
 
-    def features(self, tokens: Tensor, cache: KVCache | None = None, document_starts: Tensor | None = None) -> Tensor:
+    def features(self, tokens: Tensor, cache: Cache | None = None, document_starts: Tensor | None = None) -> Tensor:
         """Last hidden states after the final norm, for training, prefill and decode.
 
         Args:
@@ -182,11 +182,10 @@ class Transformer(nn.Module):
             (B, T, C), dtype of the weights. Raises ValueError beyond `max_seq_len` positions.
         """
         x = self.embed(tokens, cache, document_starts)
-        start = 0 if cache is None else cache.length
-        end = start + x.shape[1]
-        x = self.run_layers(x, tokens, self.rope[:, start:end], cache, document_starts)
+        positions = slice(x.shape[1]) if cache is None else cache.positions(x.shape[1])
+        x = self.run_layers(x, tokens, self.rope[:, positions], cache, document_starts)
         if cache is not None:
-            cache.length, cache.last_tokens = end, tokens[:, -1:]
+            cache.advance(tokens, x.shape[1])
         return self.norm(x[:, -tokens.shape[1] :])  # drops the positions of a soft prompt
 
     def forward(
@@ -194,7 +193,7 @@ class Transformer(nn.Module):
         tokens: Tensor,
         *,
         targets: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         document_starts: Tensor | None = None,
     ) -> Tensor:
         """Logits, or the summed loss when `targets` are given.
@@ -216,7 +215,7 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.tok_embeddings.weight.device
+        return self.norm.weight.device
 
     def num_parameters(self, trainable: bool = False) -> int:
         """Number of parameters, tied ones counted once; `trainable`: only those with gradients."""

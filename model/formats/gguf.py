@@ -4,7 +4,7 @@ Weights are dequantised to float32. GGUF stores q and k with interleaved rotary 
 reordered to half-split pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cli.errors import UserError, nearest
 from configs.schema import ModelConfig
 from model.build import model_from_state
 from model.formats.names import rename
+from model.quantized import GROUP, Groups, join_halves
 from model.rope import rope_divisors
 from model.transformer import Transformer
 from tokenizer.bpe import ChatTemplate, Tokenizer
@@ -51,6 +52,15 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
 
     Raises UserError if the file is missing, not GGUF, or not of the Llama architecture.
     """
+    model, tokenizer, _ = read_gguf(path)
+    return model, tokenizer
+
+
+def read_gguf(path: Path, keep: Container[str] = ()) -> tuple[Transformer, Tokenizer, dict[str, Groups]]:
+    """As `load_gguf`, but matrices of the kinds `keep` ("Q4_0", "Q4_1", "Q8_0") stay quantised.
+
+    They are returned by name, and the model holds "meta" tensors in their place.
+    """
     reader = _open(path)
     architecture = _field(reader, "general.architecture")
     if architecture not in ARCHITECTURES:
@@ -84,16 +94,20 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
         norm_eps=value("attention.layer_norm_rms_epsilon"),
     )
     heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
-    state = {
-        name: torch.from_numpy(_dequantize(tensor, heads.get(name.split(".")[-2]), path))
-        for name, tensor in rename(tensors, _NAMES, str(path)).items()
-    }
+    state, kept = {}, {}
+    for name, tensor in rename(tensors, _NAMES, str(path)).items():
+        its_heads = heads.get(name.split(".")[-2])
+        if tensor.tensor_type.name in keep:
+            kept[name] = _keep(tensor, its_heads)
+            state[name] = torch.empty(*tensor.shape.tolist()[::-1], device="meta")
+        else:
+            state[name] = torch.from_numpy(_dequantize(tensor, its_heads, path))
     try:
         model = model_from_state(config, state).eval()
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the weights do not fit the metadata: {reason}") from None
-    return model, _tokenizer(reader, path)
+    return model, _tokenizer(reader, path), kept
 
 
 def gguf_tokenizer(path: Path) -> Tokenizer:
@@ -189,8 +203,24 @@ def _dequantize(tensor: Any, heads: int | None, path: Path) -> np.ndarray:
     except NotImplementedError:
         kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
         raise UserError(f"{path}: {tensor.name} has the unsupported quantisation {kind}") from None
-    if heads:  # rows (head, pair, 2) -> (head, 2, pair)
-        rows, columns = weight.shape
-        weight = weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2)
-        weight = np.ascontiguousarray(weight).reshape(rows, columns)
-    return weight
+    return _reorder(weight, heads) if heads else weight
+
+
+def _reorder(rows: np.ndarray, heads: int) -> np.ndarray:
+    # Rows of (head, pair, 2) as (head, 2, pair).
+    pairs = rows.reshape(heads, len(rows) // heads // 2, 2, -1).swapaxes(1, 2)
+    return np.ascontiguousarray(pairs).reshape(rows.shape)
+
+
+def _keep(tensor: Any, heads: int | None) -> Groups:
+    data = _reorder(tensor.data, heads) if heads else tensor.data
+    kind, (columns, rows) = tensor.tensor_type.name, tensor.shape.tolist()
+    blocks = np.ascontiguousarray(data).reshape(rows, columns // GROUP, -1)
+    numbers = {"Q4_0": 1, "Q4_1": 2, "Q8_0": 1}[kind]  # scale, and minimum, in float16
+    scales, values = blocks[..., : 2 * numbers], blocks[..., 2 * numbers :]
+    scale, *minimum = torch.from_numpy(np.ascontiguousarray(scales).view(np.float16).astype(np.float32)).unbind(-1)
+    if kind == "Q8_0":
+        return join_halves(torch.from_numpy(np.ascontiguousarray(values).view(np.int8)).flatten(1), scale)
+    levels = torch.from_numpy(np.concatenate([values & 15, values >> 4], -1)).flatten(1)
+    zero = minimum[0] + 8 * scale if minimum else torch.zeros_like(scale)
+    return Groups(levels, scale, zero, 1)

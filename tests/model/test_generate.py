@@ -1,4 +1,5 @@
 import json
+import random
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ import torch
 from configs.schema import ModelConfig
 from model.build import build_model
 from model.cache import KVCache
-from model.generate import generate, sample_tokens
+from model.generate import generate
 from model.sample import Stream, sample
+from model.sampling import Sampling, draw_token
 
 MODEL = build_model(
     ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=64, max_seq_len=64), 50
@@ -55,9 +57,9 @@ LOGITS = torch.tensor([[4.0, 3.0, 3.0, 1.0, -2.0]]).log_softmax(-1)
 
 
 def drawn(**options):
-    generator = torch.Generator().manual_seed(0)
-    ids = sample_tokens(LOGITS.expand(4000, -1), generator=generator, **options)
-    return torch.bincount(ids, minlength=5) / 4000
+    draw = random.Random(0).random
+    ids = [draw_token(LOGITS[0], Sampling(**options), draw()) for _ in range(4000)]
+    return torch.bincount(torch.tensor(ids), minlength=5) / 4000
 
 
 def test_plain_sampling_follows_the_distribution():

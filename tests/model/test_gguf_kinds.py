@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
 from cli.errors import UserError
+from model.formats.gguf import read_gguf
 from model.load import load_model
 
 TOKENS = ["<|begin|>", *sorted("ĠĊ!abcdefghijklmnopqrstuvwxyz0123456789"), "ab", "Ġa"]
@@ -128,6 +129,17 @@ def test_every_quantisation_gives_the_logits_of_transformers(kind, tmp_path):
         torch.testing.assert_close(ours(x), theirs(x).logits, atol=1e-4, rtol=1e-3)
     assert tokenizer.decode(tokenizer.encode("ab a 10!")) == "ab a 10!"
     assert tokenizer.separator_id == 0
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_quantised_weights_are_kept_as_they_are(kind, tmp_path):
+    write(tmp_path / "x.gguf", kind)
+    wide, _ = load_model(tmp_path / "x.gguf")
+    empty, _, kept = read_gguf(tmp_path / "x.gguf", (kind.name,))
+    assert {name for name, p in empty.named_parameters() if p.is_meta} == set(kept)
+    assert len(kept) == 2 * 7 + 2
+    for name, groups in kept.items():
+        torch.testing.assert_close(groups.dequantise(), wide.state_dict()[name], rtol=0, atol=1e-7)
 
 
 def test_rope_scaling_of_llama_3(tmp_path):

@@ -1,0 +1,178 @@
+"""Blocks compiled ahead of time for decode on a CPU: one program that all layers share, kept on disk.
+
+A step of a small model is a thousand small operators, whose calls take longer than their work. Here
+they become one call per block (torch.export and AOTInductor). The first start takes 20 to 30 seconds
+for a block; later ones load the file. There is a program for one token at a time and one for more.
+Checked with torch 2.11 and 2.13: `loader.run` of a loaded package is not documented.
+"""
+
+import hashlib
+import os
+import platform
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cli.atomic import to_json
+from cli.console import say
+from model.cache import RowCache
+from model.quantized import GROUP, QuantizedLinear, block_rows, cache_dtype, widen
+from model.transformer import Block, Transformer
+
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "homegrown" / "compiled"
+_SOURCES = ("model/*.py", "kernels/*/*.py")  # a change in these compiles again
+
+
+class _DecodeBlock(nn.Module):
+    """A block as a function of tensors: weights, activations, cache."""
+
+    def __init__(self, block: nn.Module, layer: int, names: Sequence[str], has_raw_keys: bool):
+        super().__init__()
+        self.layer, self.names, self.has_raw_keys = layer, list(names), has_raw_keys
+        self.block = [block]  # in a list: not a submodule, its weights are arguments
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        weights = dict(zip(self.names, tensors, strict=False))
+        x, angles, kv, starts, at, slots, *rest = tensors[len(self.names) :]
+        cache: Any = RowCache.__new__(RowCache)
+        cache.layers, cache.starts, cache.at, cache.slots = {self.layer: kv}, starts, at, slots
+        if self.has_raw_keys:
+            cache.raw_keys = {self.layer: rest.pop(0)}
+        return functional_call(self.block[0], weights, (x, angles, cache, None, *rest))
+
+
+def _weights(block: nn.Module) -> dict[str, Tensor]:
+    return dict(block.named_parameters()) | dict(block.named_buffers())
+
+
+def _inputs(cache: RowCache, layer: int, x: Tensor, angles: Tensor, extra: Sequence[Tensor]) -> list[Tensor]:
+    raw = [cache.raw_keys[layer]] if cache.raw_keys else []
+    return [x, angles, cache.layers[layer], cache.starts, cache.at, cache.slots, *raw, *extra]
+
+
+def _dynamic_dims(cache: RowCache, several: bool, count: int) -> list[dict[int, Any]]:
+    # Of the inputs of `_inputs`: tokens N, slots of all rows, length of the longest row.
+    tokens = {1: torch.export.Dim("tokens", min=2, max=4096)} if several else {}
+    first = {0: tokens[1]} if several else {}
+    places = torch.export.Dim("places", min=2)
+    dims = [tokens, tokens, {1: places}, first, first, {0: torch.export.Dim("length", min=2)}]
+    dims += [{0: places}] if cache.raw_keys else []
+    return dims + [tokens] * (count - len(dims))
+
+
+def load_program(
+    key: object, name: str, module: Callable[[], nn.Module], inputs: Sequence[Tensor], dims: list, may_compile: bool
+) -> Callable | None:
+    """The compiled `module`, as a function of a list of tensors that returns one; None if there is none.
+
+    `key` is what the code depends on besides the sources of this package, torch, the processor and
+    the inputs' types. `dims` are the dynamic dimensions of each input. `may_compile`: False uses only what is on disk.
+    """
+    root = Path(__file__).parent.parent
+    code = b"".join(file.read_bytes() for pattern in _SOURCES for file in sorted(root.glob(pattern)))
+    place = torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    types = [
+        [str(each.dtype), *(0 if i in dim else n for i, n in enumerate(each.shape))]
+        for each, dim in zip(inputs, dims, strict=True)
+    ]
+    parts = to_json([key, types, place, hashlib.sha256(code).hexdigest()])
+    path = FOLDER / f"{hashlib.sha256(parts.encode()).hexdigest()[:16]}.pt2"
+    try:
+        if not path.exists() and may_compile:
+            say(f"compiling {name}, once: {path}")
+            _compile(module(), list(inputs), dims, path)
+        return torch._inductor.aoti_load_package(str(path)).loader.run if path.exists() else None
+    except Exception as error:  # the compiler's own errors have many types
+        say(f"WARNING: {name} is not compiled and slower: {' '.join(str(error).split())[:300]}")
+        return None
+
+
+def _compile(module: nn.Module, inputs: list[Tensor], dims: list, path: Path) -> None:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, tuple(inputs), dynamic_shapes={"tensors": tuple(dims)}, strict=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{os.getpid()}.{path.name}")
+        options = {"size_asserts": False}
+        torch._inductor.aoti_compile_and_package(program, package_path=str(aside), inductor_configs=options)
+        aside.replace(path)
+
+
+class _Widen(nn.Module):
+    def __init__(self, halves: int):
+        super().__init__()
+        self.halves = halves
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        blocks, scale, zero = tensors
+        return widen(blocks, scale, zero, self.halves).to(torch.bfloat16)
+
+
+def _compile_widening(model: Transformer, may_compile: bool) -> None:
+    blocks, groups = torch.export.Dim("blocks", min=2), torch.export.Dim("groups", min=2)
+    for halves in {module.halves for module in model.modules() if isinstance(module, QuantizedLinear)}:
+        half = block_rows() // 2
+        inputs = torch.zeros(3, 12, GROUP, half, dtype=torch.uint8), *torch.zeros(2, 12, 3, 2, half)
+        dims = [{0: blocks, 1: groups}, {0: groups, 1: blocks}, {0: groups, 1: blocks}]
+        make = partial(_Widen, halves)
+        program = load_program(["widen", halves], "the widening of weights", make, inputs, dims, may_compile)
+        for module in model.modules():
+            if program is not None and isinstance(module, QuantizedLinear) and module.halves == halves:
+                module.widen = lambda *tensors, program=program: program(list(tensors[:3]))[0]
+
+
+class CompiledBlocks:
+    """The blocks of a model for decode with a `RowCache`; other calls run as before."""
+
+    @torch.no_grad()
+    def __init__(self, model: Transformer, may_compile: bool):
+        """Replaces `forward` of every block. `may_compile`: False uses only what is on disk."""
+        self.model, self.may_compile = model, may_compile
+        self.weights = [_weights(block) for block in model.layers]
+        self.programs: dict[tuple[int, bool], Callable | None] = {}
+        self.loaded: dict[str, Callable | None] = {}
+        _compile_widening(model, may_compile)
+        for layer, block in enumerate(model.layers):
+            block.forward = self._forward_of(layer, type(block).forward.__get__(block))  # type: ignore[method-assign]
+        if may_compile:  # now, and not after the first token
+            cache = RowCache(model.config, 2, 8, model.device, cache_dtype(model))
+            for count in (1, 3):
+                rows = torch.tensor([0, 1, 1])[:count]
+                cache.place(rows, torch.tensor([4, 4, 5])[:count], rows)
+                model.features(torch.zeros(1, count, dtype=torch.int64), cache)
+
+    def _forward_of(self, layer: int, plain: Callable) -> Callable:
+        weights = list(self.weights[layer].values())
+
+        def forward(x: Tensor, angles: Tensor, cache: Any = None, document_starts: Any = None, *extra: Any) -> Tensor:
+            if not isinstance(cache, RowCache) or torch.compiler.is_compiling():
+                return plain(x, angles, cache, document_starts, *extra)
+            inputs = _inputs(cache, layer, x, angles, [each for each in extra if each is not None])
+            several = x.shape[1] > 1
+            if (layer, several) not in self.programs:
+                self.programs[layer, several] = self._program(layer, inputs, cache, several)
+            program = self.programs[layer, several]
+            if program is None:
+                return plain(x, angles, cache, document_starts, *extra)
+            return program([*weights, *inputs])[0]
+
+        return forward
+
+    def _program(self, layer: int, inputs: list[Tensor], cache: RowCache, several: bool) -> Callable | None:
+        block, weights = self.model.layers[layer], self.weights[layer]
+        assert isinstance(block, Block)
+        config = self.model.config.model_dump(exclude={"n_layers", "max_seq_len"})
+        kind = [config, block.attention.is_nope, block.attention.window, list(weights), several]
+        if str(kind) not in self.loaded:
+            dims: list[dict] = [{} for _ in weights] + _dynamic_dims(cache, several, len(inputs))
+            name = f"a block for {'several tokens' if several else 'one token'} at a time"
+            make = partial(_DecodeBlock, block, layer, list(weights), bool(cache.raw_keys))
+            example = [*weights.values(), *(each.clone() for each in inputs)]
+            self.loaded[str(kind)] = load_program(kind, name, make, example, dims, self.may_compile)
+        return self.loaded[str(kind)]

@@ -1,0 +1,169 @@
+"""The inference engine: rows of a batch that join, decode and leave independently.
+
+All rows share one read of the weights per step. A row's text does not depend on its neighbours, nor
+on the order in which they came: it has its own random numbers, and the cache its own positions.
+Used by model/generate.py, model/sample.py, studies and the endpoint.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.cache import KVCache, RowCache
+from model.quantized import cache_dtype
+from model.sampling import Sampling, draw_token
+from model.transformer import Transformer
+
+CHUNK = 512  # tokens of a prompt that are read at a time
+DRAFT = 3  # tokens that prompt lookup proposes
+NGRAM = 3  # last tokens that are looked up
+MOST_DRAFTING = 2  # rows: of more rows at a time, drafts would cost more than they save
+PATIENCE, LEAST_RIGHT, FORGET = 12, 0.4, 0.97  # drafted tokens; share of right ones; per step without a draft
+
+
+class Row:
+    """A text that grows: a row of the engine's cache."""
+
+    def __init__(self, ids: Sequence[int], sampling: Sampling, seed: str | int, limit: int):
+        self.ids, self.sampling, self.limit = list(ids), sampling, limit  # all ids so far, and most of them
+        self.draw = random.Random(seed).random
+        self.length = 0  # positions in the cache
+        self.drafted = self.accepted = 0.0
+        self.places: dict[tuple[int, ...], int] = {}  # n-gram -> where its latest occurrence ends
+        self.indexed = NGRAM
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many tokens as it may have."""
+        return len(self.ids) >= self.limit
+
+    def draft(self) -> list[int]:
+        """Prompt lookup (Saxena 2023): what followed the last tokens when they occurred before.
+
+        Nothing while too few drafts are right to pay for the wrong ones.
+        """
+        for end in range(self.indexed, len(self.ids)):
+            self.places[tuple(self.ids[end - NGRAM : end])] = end
+        self.indexed = max(self.indexed, len(self.ids))
+        if self.drafted > PATIENCE and self.accepted < LEAST_RIGHT * self.drafted:
+            self.drafted, self.accepted = self.drafted * FORGET, self.accepted * FORGET
+            return []
+        start = self.places.get(tuple(self.ids[-NGRAM:]))
+        return [] if start is None else self.ids[start : start + DRAFT]
+
+    def append(self, logits: Tensor) -> int:
+        """Draw the next token from logits (V,)."""
+        uniform = 0.0 if self.sampling.temperature == 0 else self.draw()
+        self.ids.append(draw_token(logits, self.sampling, uniform))
+        return self.ids[-1]
+
+
+class Engine:
+    """Generates for at most `rows` texts at a time, each of at most `capacity` tokens."""
+
+    def __init__(self, model: Transformer, rows: int, capacity: int):
+        """`model` is in eval mode, in any precision; generation runs on its device."""
+        self.model = model
+        self.soft = model.config.soft_tokens
+        capacity = min(capacity + self.soft, model.config.max_seq_len)
+        self.cache = RowCache(model.config, rows, capacity, model.device, cache_dtype(model))
+        self.rows: list[Row | None] = [None] * rows
+
+    @torch.no_grad()
+    def join(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        seeds: Sequence[str | int],
+        max_new_tokens: int,
+        prefix: KVCache | None = None,
+    ) -> list[tuple[int, int]]:
+        """Prefill prompts of one length; returns (row, first token) of each continuation.
+
+        `samplings` and `seeds` have as many entries per prompt, for as many continuations, which are
+        adjacent. `prefix` is a prefix cache of what precedes every prompt. Raises ValueError if there
+        are not as many consecutive rows free.
+        """
+        count, copies = len(samplings), len(samplings) // len(prompts)
+        first = self._find_free(count)
+        rows = slice(first, first + count, copies)
+        cache = self.cache.view(rows, 0)
+        if prefix is not None:
+            _copy_prefix(prefix, cache)
+        tokens = torch.tensor([list(prompt) for prompt in prompts], device=self.model.device)
+        for part in tokens.split(CHUNK, 1):
+            features = self.model.features(part, cache)
+        logits = self.model.output(features[:, -1])
+        self.cache.finish_prefill(slice(first, first + count), copies, cache)
+        found = []
+        for number, (sampling, seed) in enumerate(zip(samplings, seeds, strict=True)):
+            ids = prompts[number // copies]
+            limit = len(ids) + min(max_new_tokens, self.cache.capacity - cache.length)
+            row = self.rows[first + number] = Row(ids, sampling, seed, limit)
+            row.length = cache.length
+            found.append((first + number, row.append(logits[number // copies])))
+        return found
+
+    def _find_free(self, count: int) -> int:
+        for first in range(len(self.rows) - count + 1):
+            if not any(self.rows[first : first + count]):
+                return first
+        raise ValueError(f"no {count} consecutive rows of {len(self.rows)} are free")
+
+    def leave(self, row: int) -> None:
+        """Free a row."""
+        self.rows[row] = None
+
+    @torch.no_grad()
+    def step(self) -> dict[int, list[int]]:
+        """The next tokens of every row that is not full: one, or more where a draft was right."""
+        active = {number: row for number, row in enumerate(self.rows) if row is not None and not row.is_full}
+        if not active:
+            return {}
+        tokens: list[int] = []
+        places: list[int] = []
+        positions: list[int] = []
+        previous: list[int] = []
+        drafts: dict[int, list[int]] = {}
+        for number, row in active.items():
+            draft = row.draft() if len(active) <= MOST_DRAFTING else []
+            drafts[number] = draft[: row.limit - len(row.ids) - 1]
+            fed = [row.ids[-1], *drafts[number]]
+            tokens += fed
+            places += [number] * len(fed)
+            positions += range(row.length, row.length + len(fed))
+            previous += [row.ids[-2] if len(row.ids) > 1 else 0, *fed[:-1]]
+        device = self.model.device
+        self.cache.place(*(torch.tensor(each, device=device) for each in (places, positions, previous)))
+        features = self.model.features(torch.tensor([tokens], device=device), self.cache)
+        logits, at, new = self.model.output(features[0]), 0, {}
+        for number, row in active.items():
+            new[number] = self._accept(row, drafts[number], logits[at:])
+            at += 1 + len(drafts[number])
+        return new
+
+    def _accept(self, row: Row, draft: list[int], logits: Tensor) -> list[int]:
+        # Draws from the model at each position; a drafted token that was drawn costs no further step.
+        drawn = []
+        for i in range(len(draft) + 1):
+            row.length += 1
+            drawn.append(row.append(logits[i]))
+            if i == len(draft) or drawn[-1] != draft[i]:
+                break
+        row.drafted += len(draft)
+        row.accepted += len(drawn) - 1
+        return drawn
+
+
+def _copy_prefix(prefix: KVCache, cache: KVCache) -> None:
+    # The positions of a prefix cache, which may itself continue others, to all rows of a view.
+    start = 0
+    for part in (*prefix.prefixes, prefix):
+        size = part.length - part.prefix_length
+        for layer, kv in part.layers.items():
+            cache.layers[layer][:, :, start : start + size] = kv[:, :, :size]
+        start += size
+    cache.length, cache.last_tokens = prefix.length, prefix.last_tokens
+    cache.last_keys = dict(prefix.last_keys)
