@@ -61,7 +61,7 @@ gpu-check: setup
 bench: setup
 	$(BIN)/python -m kernels.bench --out kernels/results --rounds 5
 	$(BIN)/python -m benchmarks.throughput --rounds 3
-	$(BIN)/python -m benchmarks.generation --rounds 2 --new 16
+	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench-tiny --overwrite \
 		--model.hidden-dim 512 --model.qk-norm false
 	$(BIN)/python -m benchmarks.generation --model runs/bench-tiny

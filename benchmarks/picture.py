@@ -7,6 +7,7 @@ Reads results/DEVICE/*.json and skips missing files. Writes results/DEVICE/bench
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,11 +36,13 @@ def throughput(panel: Axes, result: dict) -> None:
 
 
 def generation(panel: Axes, result: dict) -> None:
-    """Generation time of transformers relative to ours."""
-    rows = [row for row in result["rows"] if row["way"] == "ours"]
-    names = [f"{r['precision']} batch {r['batch']} prompt {r['prompt']}" for r in rows]
-    _bars(panel, names, [[r["transformers_time_over_it"], *r["ratios"]] for r in rows])
-    panel.set(title="generation: time of transformers relative to ours")
+    """Decode speed relative to llama.cpp, or to transformers where that is not installed."""
+    rows = result["rows"][::-1]
+    names = [f"batch {r['batch']} prompt {r['prompt']} {r['variant']}" for r in rows]
+    ratios = [r["decode_speed_ratios"] for r in rows]
+    _bars(panel, names, [[statistics.median(own), *own] for own in ratios])
+    base = "llama.cpp" if any(row["variant"] == "llama.cpp" for row in rows) else "transformers in float32"
+    panel.set(title=f"decode: speed relative to {base}")
 
 
 def ablation(panel: Axes, result: dict) -> None:

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from cli.atomic import write_atomically
 from cli.console import say, show, track
 from cli.errors import UserError, run_command
 from cli.recipes import Parser
-from model.likelihood import document_bits
+from model.likelihood import document_bits, score_continuations
 from model.load import load_model
 from model.sample import sample
-from model.transformer import IGNORE, Transformer
+from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
-BATCH = 8
+BATCH = 64  # continuations of one context that are scored at a time
 MAX_NEW_TOKENS = 256  # where a task sets no limit
 
 
@@ -89,8 +88,8 @@ def loglikelihoods(
     Greedy means that every token is the most likely one. Context and continuation are tokenised as
     one text. Raises UserError for a pair that does not fit the context.
     """
-    rows = []
-    for context, continuation in pairs:
+    grouped: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}  # continuations by what precedes them
+    for number, (context, continuation) in enumerate(pairs):
         spaces = len(context) - len(context.rstrip())  # tokens have the space before a word, not after
         context, continuation = (context[: len(context) - spaces], (context[len(context) - spaces :] + continuation))
         known = 1 + len(tokenizer.encode(context))
@@ -101,20 +100,14 @@ def loglikelihoods(
                 f"{model.config.context}; use fewer shots: {context[:60]!r}…"
             )
         known = min(known, len(ids) - 1)
-        rows.append((torch.tensor(ids[:-1]), torch.tensor([IGNORE] * (known - 1) + ids[known:])))
-    results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    for batch in track(batches, "scoring", len(batches)):
-        inputs = pad_sequence([rows[i][0] for i in batch], batch_first=True)
-        targets = pad_sequence([rows[i][1] for i in batch], batch_first=True, padding_value=IGNORE).to(model.device)
-        scored = targets != IGNORE
-        logits = model.output(model.features(inputs.to(model.device))[scored]).float()
-        expected = targets[scored][:, None]
-        logs = logits.log_softmax(-1).gather(1, expected)[:, 0].split(scored.sum(1).tolist())
-        is_greedy = (logits.argmax(-1) == expected[:, 0]).split(scored.sum(1).tolist())
-        for i, nats, greedy in zip(batch, logs, is_greedy, strict=True):
-            results[i] = nats.sum().item(), bool(greedy.all())
+        grouped.setdefault(tuple(ids[:known]), []).append((number, ids[known:]))
+    results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    for prompt, rows in track(grouped.items(), "scoring", len(grouped)):
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            scores = score_continuations(model, prompt, [ids for _, ids in part])
+            for (number, _), score in zip(part, scores, strict=True):
+                results[number] = score
     return results
 
 

@@ -68,6 +68,35 @@ def document_bits(
     return bits
 
 
+@torch.no_grad()
+def score_continuations(
+    model: Transformer, prompt: Sequence[int], continuations: Sequence[Sequence[int]], prefix: KVCache | None = None
+) -> list[tuple[float, bool]]:
+    """Log-likelihood (nats) of each continuation of one prompt, and whether each token is the likeliest.
+
+    The prompt is read once, and all continuations in one pass after it. `prefix` is a prefix cache of
+    what precedes the prompt. All are token ids; none may be empty.
+    """
+    cache = KVCache(len(prompt)) if prefix is None else prefix.fork(1, len(prompt))
+    features = model.features(torch.tensor([list(prompt)], device=model.device), cache)
+    first = model.output(features[:, -1]).float().log_softmax(-1)[0]
+    heads = torch.tensor([each[0] for each in continuations], device=model.device)
+    nats, greedy = first[heads], heads == first.argmax()
+    longest = max(map(len, continuations))
+    if longest > 1:
+        inputs = pad_ids([each[:-1] for each in continuations]).to(model.device)
+        targets = pad_ids([each[1:] for each in continuations]).to(model.device)
+        lengths = torch.tensor([len(each) - 1 for each in continuations], device=model.device)
+        scored = torch.arange(longest - 1, device=model.device) < lengths[:, None]
+        features = model.features(inputs, cache.fork(len(continuations), longest - 1))
+        logits = model.output(features[scored]).float()  # without the padding, a third of the work
+        logs = logits.log_softmax(-1).gather(1, targets[scored][:, None])[:, 0]
+        nats = nats + torch.zeros_like(scored, dtype=logs.dtype).masked_scatter(scored, logs).sum(1)
+        is_likeliest = torch.ones_like(scored).masked_scatter(scored, logits.argmax(-1) == targets[scored])
+        greedy = greedy & is_likeliest.all(1)
+    return list(zip(nats.tolist(), greedy.tolist(), strict=True))
+
+
 def _batches(pieces: Sequence[tuple[int, list[int], int]]) -> Iterator[list]:
     # Bounds memory: a long text gets a batch of its own.
     batch: list = []

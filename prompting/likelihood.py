@@ -8,13 +8,13 @@ from itertools import takewhile
 from typing import NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from cli.errors import UserError
 from model.cache import KVCache
 from model.flops import forward_flops
+from model.likelihood import score_continuations
 from model.sample import encode_prompt, sample
-from model.transformer import IGNORE, Transformer
+from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 
 
@@ -91,27 +91,9 @@ def rank_completions(
             f"a prompt of {len(ids)} tokens and a label do not fit the model's context of "
             f"{model.config.context}; use fewer shots or a lower task.max_chars"
         )
-    if prefix is not None and prefix.is_prefix_of(ids):
-        cached = len(prefix.ids)
-        cache = prefix.cache.fork(1, len(ids) - cached)
-    else:
-        cache, cached = KVCache(len(ids)), 0
-    rest = torch.tensor([ids[cached:]], device=model.device)
-    first = model.output(model.features(rest, cache)[:, -1]).float().log_softmax(-1)[0]
-    rows = [torch.tensor(option) for option in options]
-    inputs = pad_sequence([row[:-1] for row in rows], batch_first=True)
-    targets = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=IGNORE)
-    scores = first[[option[0] for option in options]]
-    if longest > 1:
-        cache = cache.fork(len(options), longest - 1)
-        features = model.features(inputs.to(model.device), cache)
-        targets = targets.to(model.device)
-        scored = targets != IGNORE  # saves output projections, a third of the work
-        nats = torch.nn.functional.cross_entropy(
-            model.output(features[scored]).float(), targets[scored], reduction="none"
-        )
-        scores = scores - torch.zeros_like(targets, dtype=nats.dtype).masked_scatter(scored, nats).sum(1)
-    values = scores.tolist()
+    cached = len(prefix.ids) if prefix is not None and prefix.is_prefix_of(ids) else 0
+    scored = score_continuations(model, ids[cached:], options, prefix.cache if prefix is not None and cached else None)
+    values = [nats for nats, _ in scored]
     if prior:
         values = [score - before for score, before in zip(values, prior, strict=True)]
     if per_token:
@@ -119,9 +101,9 @@ def rank_completions(
     best = max(range(len(values)), key=values.__getitem__)
     whole = len(ids) + model.config.soft_tokens  # soft tokens precede the first token
     before = whole - len(ids) + cached if cached else 0
-    new, more = whole - before, inputs.numel()
+    new, more = whole - before, len(options) * (longest - 1)  # with padding
     flops = forward_flops(model, new, 1, before + whole)
-    flops += forward_flops(model, more, int((targets != IGNORE).sum()), 2 * whole)
+    flops += forward_flops(model, more, sum(len(option) - 1 for option in options), 2 * whole)
     return Answer(best, values, len(ids), new + more, flops)
 
 
