@@ -2,9 +2,9 @@
 
     python -m benchmarks.generation [--model smollm2-135m] [--new 32] [--rounds 3] [--batch 1 8 --prompt 16 512]
 
-Ours runs the weights as the .gguf file stores them (compiled, with prompt lookup and without), in
-int8, float32 and bfloat16; transformers in float32 and bfloat16; llama.cpp reads the same file. All
-are timed in turn within every round; prefill (up to the first token) and decode separately. llama.cpp comes
+Ours runs the weights as the .gguf file stores them (int4 and int8 for a run; compiled, with prompt
+lookup and without), in float32 and bfloat16; transformers in both; llama.cpp reads the same file.
+All are timed in turn within every round; prefill (up to the first token) and decode separately. llama.cpp comes
 from npm, into cache/node (node-llama-cpp and its binary, without install scripts); without npm it
 is left out, with a line. Also records the bandwidth of a large read, the bytes of the weights, and
 whether each variant gives the tokens of transformers in float32. Writes benchmarks/results/DEVICE/generate-MODEL.json.
@@ -185,7 +185,7 @@ def main() -> None:
     }
     texts = [document["text"] for document in read_documents(prepare(DataConfig()), "test")]
     stream = [i for text in texts for i in tokenizer.encode(text)]
-    variants = {"4 bits": "auto", "int8": "int8"} if file.suffix == ".gguf" else {"int4": "int4", "int8": "int8"}
+    variants = {"4 bits": "auto"} if file.suffix == ".gguf" else {"int4": "int4", "int8": "int8"}
     models = {name: load_for_generation(args.model, each, "cpu", 1, True)[0] for name, each in variants.items()}
     rows, with_llama = [], file.suffix == ".gguf" and install_llama_cpp()
     for batch in args.batch:
