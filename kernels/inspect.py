@@ -148,6 +148,15 @@ def compile_attention() -> None:
         launch_backward(q, q, kv, kv, o, lse, first, True, D**-0.5)
 
 
+def compile_decode() -> None:
+    """Head dims 64 and 128, two dtypes."""
+    from kernels.decode.kernel import launch_decode
+
+    at = _empty(4, dtype=torch.int64)
+    for dtype, D in product((torch.bfloat16, torch.float32), (64, 128)):
+        launch_decode(_empty(4, 8, D, dtype=dtype), _empty(2, 4096, 2, D, dtype=dtype), at, at, 0, D**-0.5)
+
+
 def compile_linear_cross_entropy() -> None:
     """Only the loss: the matrix products use the library."""
     from kernels.linear_cross_entropy.kernel import launch_cross_entropy
@@ -196,6 +205,7 @@ def compile_newton_schulz() -> None:
 
 KERNELS: dict[str, Callable[[], None]] = {
     "attention": compile_attention,
+    "decode": compile_decode,
     "linear_cross_entropy": compile_linear_cross_entropy,
     "norm": compile_norm,
     "rope": compile_rope,

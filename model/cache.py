@@ -3,7 +3,7 @@
 import torch
 
 from configs.schema import ModelConfig
-from model.fused import attend, attend_rows
+from model.fused import attend, decode_attention
 
 
 class KVCache:
@@ -176,7 +176,7 @@ class RowCache:
         at = self.starts + self.at
         kv[0, at] = k[0].to(kv.dtype)
         kv[1, at] = v[0].to(kv.dtype)
-        return attend_rows(q[0], kv, self.starts, self.at, self.slots, window)[None]
+        return decode_attention(q[0], kv, self.starts, self.at, self.slots, window)[None]
 
 
 Cache = KVCache | RowCache

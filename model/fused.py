@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from kernels.attention import attention, first_keys
+from kernels.decode import decode_attention
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.mlp import relu2, swiglu
 from kernels.newton_schulz import newton_schulz
 from kernels.norm import rms_norm
 from kernels.rope import rope
 
-__all__ = ["attend", "attend_rows", "newton_schulz", "project_and_score", "relu2", "rms_norm", "rope", "swiglu"]
+__all__ = ["attend", "decode_attention", "newton_schulz", "project_and_score", "relu2", "rms_norm", "rope", "swiglu"]
 
 
 def attend(
@@ -57,38 +57,6 @@ def attend(
     weights = torch.stack([lse for _, lse in parts]).softmax(0)  # (parts, B, H, T)
     mixed = sum(o * weight.transpose(1, 2)[..., None] for (o, _), weight in zip(parts, weights, strict=True))
     return mixed.to(q.dtype)
-
-
-def attend_rows(
-    q: torch.Tensor, kv: torch.Tensor, starts: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, window: int
-) -> torch.Tensor:
-    """Decode attention: one token per query, over the earlier positions of its row of a static cache.
-
-    Args:
-        q: (N, H, D).
-        kv: (2, slots of all rows, K, D) keys and values.
-        starts: (N,) int64, where the row of each token starts in `kv`.
-        positions: (N,) int64, the token's position in its row; it sees the positions up to it.
-        slots: arange of the longest row's length.
-        window: sliding window; 0: all.
-
-    Returns:
-        (N, H, D), dtype of q.
-    """
-    N, H, D = q.shape
-    K = kv.shape[2]
-    visible = slots <= positions[:, None]  # (N, S)
-    if window:
-        visible = visible & (slots > positions[:, None] - window)
-    keys, values = (each[starts[:, None] + slots] for each in kv.unbind(0))  # (N, S, K, D)
-    if N == 1 and torch.compiler.is_compiling():  # for one token, what the compiler fuses is faster (docs/log.md)
-        grouped = q.view(1, 1, K, H // K, D).float()
-        scores = (grouped * keys.float()[:, :, :, None]).sum(-1) * D**-0.5  # (1, S, K, H / K)
-        weights = scores.masked_fill(~visible[:, :, None, None], -torch.inf).softmax(1)
-        return (weights[..., None] * values.float()[:, :, :, None]).sum(1).reshape(1, H, D).to(q.dtype)
-    grouped = q.view(N, K, H // K, D).to(kv.dtype)  # a group's queries are rows of one head
-    o = F.scaled_dot_product_attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), visible[:, None, None])
-    return o.reshape(N, H, D).to(q.dtype)
 
 
 def project_and_score(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.attention import attention, first_keys
 from kernels.attention.reference import attention_reference
+from kernels.decode import decode_attention
+from kernels.decode.reference import decode_attention_reference
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.mlp import relu2, swiglu
 from kernels.newton_schulz import newton_schulz, symmetric_product
@@ -301,3 +303,15 @@ def test_log_sum_exp_is_natural_and_has_no_gradient():
     _, lse = attention(q, q, q)
     assert lse[0, 0].tolist() == pytest.approx([0.0, math.log(2), math.log(3)])
     assert not lse.requires_grad
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_decode_attention_equals_its_reference(window):
+    draw = torch.Generator().manual_seed(0)
+    q = torch.randn(4, 6, 8, generator=draw, dtype=torch.float64)
+    kv = torch.randn(2, 3 * 20, 2, 8, generator=draw, dtype=torch.float64)
+    starts, positions = torch.tensor([0, 40, 40, 20]), torch.tensor([19, 0, 1, 7])
+    found = decode_attention(q, kv, starts, positions, torch.arange(20), window)
+    torch.testing.assert_close(found, decode_attention_reference(q, kv, starts, positions, window))
+    with pytest.raises(ValueError, match="they must be"):
+        decode_attention(q[..., :4], kv, starts, positions, torch.arange(20), window)

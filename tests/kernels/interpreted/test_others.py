@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.decode import decode_attention
+from kernels.decode.reference import decode_attention_reference
 from kernels.device import use_triton
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
@@ -117,3 +119,23 @@ def test_newton_schulz():
     with use_triton():
         found = newton_schulz(x)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([(1, 1), (4, 2), (9, 3), (40, 2)]),
+    st.sampled_from([8, 24, 64, 128]),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 299)), min_size=1, max_size=3),
+    st.sampled_from([0, 1, 70]),
+    DTYPES,
+)
+def test_decode_attention(heads, D, tokens, window, dtype):
+    draw = torch.Generator().manual_seed(D)
+    q = torch.randn(len(tokens), heads[0], D, generator=draw).to(dtype)
+    kv = torch.randn(2, 3 * 300, heads[1], D, generator=draw).to(dtype)
+    rows, positions = torch.tensor(tokens).unbind(1)
+    with use_triton(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kernels.decode.kernel.SPLITS", 4)  # the interpreter runs one program after the other
+        found = decode_attention(q, kv, rows * 300, positions, torch.arange(300), window)
+    expected = decode_attention_reference(q.double(), kv, rows * 300, positions, window)
+    assert (found.double() - expected).norm() <= 2 * BOUNDS[dtype] * expected.norm()

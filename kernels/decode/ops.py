@@ -1,0 +1,69 @@
+"""The decode attention operator: one token per query, over a static cache of rows of any length."""
+
+import torch
+import torch.nn.functional as F
+
+from kernels.device import library, runs_triton
+
+
+def decode_attention(
+    q: torch.Tensor, kv: torch.Tensor, starts: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, window: int
+) -> torch.Tensor:
+    """Softmax attention of single tokens over the earlier positions of their rows.
+
+    Args:
+        q: (N, H, D), one query per token; rows may have several.
+        kv: (2, P, K, D) keys and values of all rows, one row after the other, contiguous; H is a
+            multiple of K (grouped-query attention).
+        starts: (N,) int64, where the row of each token starts among the P.
+        positions: (N,) int64, the token's position in its row; it sees the positions up to it.
+        slots: (S,) int64, arange of the longest row's length; only the CPU needs it.
+        window: sliding window: each query sees this many keys, its own included; 0: all.
+
+    Returns:
+        (N, H, D), dtype of q. Without gradients. Raises ValueError for invalid shapes.
+    """
+    if kv.dim() != 4 or kv.shape[0] != 2 or q.dim() != 3 or q.shape[2] != kv.shape[3] or q.shape[1] % kv.shape[2]:
+        raise ValueError(f"q is {tuple(q.shape)}, kv {tuple(kv.shape)}; they must be (N, H, D) and (2, P, K, D)")
+    if runs_triton(q):
+        return torch.ops.homegrown.decode_attention(q, kv, starts, positions, window)
+    return _on_cpu(q, kv, starts, positions, slots, window)
+
+
+library.define(
+    "decode_attention(Tensor q, Tensor kv, Tensor starts, Tensor positions, int window) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _launch(q, kv, starts, positions, window):
+    from kernels.decode.kernel import launch_decode
+
+    narrow, kv, starts, positions = (x.contiguous() for x in (q.to(kv.dtype), kv, starts, positions))
+    return launch_decode(narrow, kv, starts, positions, window, q.shape[2] ** -0.5).to(q.dtype)
+
+
+for device in ("CPU", "CUDA"):
+    library.impl("decode_attention", _launch, device)
+
+
+@torch.library.register_fake("homegrown::decode_attention", lib=library)
+def _fake(q, kv, starts, positions, window):
+    return q.new_empty(q.shape)
+
+
+def _on_cpu(q, kv, starts, positions, slots, window):
+    N, H, D = q.shape
+    K = kv.shape[2]
+    visible = slots <= positions[:, None]  # (N, S)
+    if window:
+        visible = visible & (slots > positions[:, None] - window)
+    keys, values = (each[starts[:, None] + slots] for each in kv.unbind(0))  # (N, S, K, D)
+    if N == 1 and torch.compiler.is_compiling():  # for one token, what the compiler fuses is faster (docs/log.md)
+        grouped = q.view(1, 1, K, H // K, D).float()
+        scores = (grouped * keys.float()[:, :, :, None]).sum(-1) * D**-0.5  # (1, S, K, H / K)
+        weights = scores.masked_fill(~visible[:, :, None, None], -torch.inf).softmax(1)
+        return (weights[..., None] * values.float()[:, :, :, None]).sum(1).reshape(1, H, D).to(q.dtype)
+    grouped = q.view(N, K, H // K, D).to(kv.dtype)  # a group's queries are rows of one head
+    o = F.scaled_dot_product_attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), visible[:, None, None])
+    return o.reshape(N, H, D).to(q.dtype)
