@@ -63,11 +63,11 @@ def test_compiled_blocks_give_the_same_logits(monkeypatch, tmp_path, capsys, pre
 @torch.no_grad()
 def test_without_a_compiler_decode_is_only_slower(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(model.compiled, "FOLDER", tmp_path)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/g++",))
     plain = build_model(ModelConfig(**SHAPE), 50).init_weights(0).eval()
     expected = logits_of(plain)
     other = fuse(copy.deepcopy(plain))
-    CompiledBlocks(other, True)
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/g++",)}):
+        CompiledBlocks(other, True)
     assert "WARNING: a block for one token at a time is not compiled" in capsys.readouterr().err
     torch.testing.assert_close(logits_of(other), expected)
     assert not list(tmp_path.glob("*.pt2"))
