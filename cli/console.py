@@ -4,10 +4,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TextColumn
 
 T = TypeVar("T")
 
@@ -40,8 +43,10 @@ def say(message: str) -> None:
         console.print(printable(message), markup=False, emoji=False, soft_wrap=not wrap)
 
 
-def bar(*extra: TextColumn) -> Progress:
+def bar(*extra: "TextColumn") -> "Progress":
     """A progress bar with an ETA and `extra` text columns; disabled if not on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -63,15 +68,15 @@ def track(
     Prints the count and time at the end.
     """
     started = last_line = time.perf_counter()
-    count, done, description, terminal = 0, 0, one_line(description), console.is_terminal
-    with bar() as progress:
+    count, done, description = 0, 0, one_line(description)
+    with bar() if console.is_terminal else nullcontext() as progress:  # a pipe needs no bar, nor its import
         by_size = bool(size and total)
-        task = progress.add_task(description, total=100 if by_size else total or None)
+        task = None if progress is None else progress.add_task(description, total=100 if by_size else total or None)
         for item in items:
             yield item
             count += 1
             done += size(item) if size else 1
-            if terminal:
+            if progress is not None and task is not None:
                 progress.update(task, completed=100 * done / total if by_size and total else count)
             elif time.perf_counter() - last_line > 15:
                 last_line = time.perf_counter()

@@ -1,16 +1,17 @@
 """Run the tasks of a command on this machine's cores, or on a Ray cluster."""
 
-import concurrent.futures as futures
 import os
 import signal
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import get_context, parent_process
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.errors import UserError
+
+if TYPE_CHECKING:  # imported where they are used: a small task needs no other process
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 
 def count_cores() -> int:
@@ -46,7 +47,7 @@ class Workers:
         """
         self.ray = start_ray() if ray else None
         self.count = int(self.ray.cluster_resources().get("CPU", 1)) if self.ray else count or count_cores()
-        self.pool: futures.ProcessPoolExecutor | None = None
+        self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
         return self
@@ -78,21 +79,28 @@ class Workers:
         if self.ray is not None:
             return self.ray.remote(function).remote(*task)
         if self.pool is None:
-            self.pool = futures.ProcessPoolExecutor(self.count, get_context("spawn"), initializer=_start_worker)
+            from concurrent.futures import ProcessPoolExecutor
+            from multiprocessing import get_context
+
+            self.pool = ProcessPoolExecutor(self.count, get_context("spawn"), initializer=_start_worker)
         return self.pool.submit(function, *task)
 
     def _wait(self, waiting: set) -> tuple[list, set]:
         if self.ray is not None:
             ready, left = self.ray.wait(list(waiting))
             return [self.ray.get(each) for each in ready], set(left)
-        finished: set[futures.Future]
-        finished, left = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+        from concurrent.futures import FIRST_COMPLETED, wait
+
+        finished: set[Future]
+        finished, left = wait(waiting, return_when=FIRST_COMPLETED)
         return [future.result() for future in finished], left
 
 
 def _start_worker() -> None:
     # The parent handles Ctrl-C. A killed parent leaves its workers waiting for tasks: they end themselves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from multiprocessing import parent_process
+
     parent = parent_process()
     assert parent is not None
 
