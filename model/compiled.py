@@ -3,7 +3,7 @@
 A step of a small model is a thousand small operators, whose calls take longer than their work. Here
 they become one call per block (torch.export and AOTInductor). The first start takes 20 to 30 seconds
 for a block; later ones load the file. There is a program for one token at a time and one for more.
-Checked with torch 2.11 and 2.13: `loader.run` of a loaded package is not documented.
+Seen with torch 2.13.0 only: `loader.run` of a loaded package is not documented.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 All rows share one read of the weights per step. A row's text does not depend on its neighbours, nor
 on the order in which they came: it has its own random numbers, and the cache its own positions.
-Used by model/generate.py, model/sample.py, studies and the endpoint.
+model/generate.py, and through it model/sample.py and prompts with open answers, use it.
 """
 
 import random

@@ -1,5 +1,6 @@
 """Load a model to generate with: its precision, its device, compiled blocks."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from cli.errors import UserError
 from model.compiled import CompiledBlocks
 from model.formats.gguf import read_gguf
-from model.load import FOUNDATIONS, foundation_file, load_model
+from model.load import FOUNDATIONS, foundation_file, load_model, read_model_file
 from model.packed import fuse, pack
 from model.quantized import QuantizedLinear, block_rows, quantise_model
 from model.transformer import Transformer
@@ -18,7 +19,7 @@ _KEPT = {"auto": ("Q4_0", "Q4_1", "Q8_0"), "int8": ("Q4_0", "Q4_1", "Q8_0"), "in
 
 
 def load_for_generation(
-    name: str, precision: str = "auto", device: str = "auto", rows: int = 1, compile: bool | None = None
+    name: str, precision: str = "auto", device: str = "auto", rows: int = 1, compile: bool = False
 ) -> tuple[Transformer, Tokenizer]:
     """A model for `model.engine`, and its tokenizer.
 
@@ -29,7 +30,8 @@ def load_for_generation(
             they are, and float32 otherwise.
         device: "auto", "cpu" or "cuda".
         rows: number of texts that are generated at a time.
-        compile: on a CPU, compile the blocks for decode, once per model; None uses what was compiled before.
+        compile: on a CPU, compile the blocks for decode, once per model. Without it quantised
+            weights use what was compiled before.
 
     Raises UserError as `load_model` does, for "cuda" without a GPU, and for int8 or int4 on one.
     """
@@ -41,7 +43,7 @@ def load_for_generation(
         raise UserError(f"--precision {precision} is for CPUs; on a GPU use bfloat16, or add --device cpu")
     path = foundation_file(name) if name in FOUNDATIONS else Path(name)
     if not on_gpu and precision in _KEPT and block_rows() and path.suffix == ".gguf":
-        model, tokenizer, kept = read_gguf(path, _KEPT[precision])
+        model, tokenizer, kept = read_model_file(partial(read_gguf, keep=_KEPT[precision]), path)
         if kept:
             quantise_model(model, 4 if precision == "int4" else 8, kept)
     else:
@@ -53,7 +55,7 @@ def load_for_generation(
     model = model.to(torch.bfloat16) if precision == "bfloat16" else model
     is_quantised = isinstance(model.output, QuantizedLinear)
     if is_quantised or compile:
-        CompiledBlocks(model if is_quantised else fuse(model), bool(compile))
+        CompiledBlocks(model if is_quantised else fuse(model), compile)
     else:
         pack(model, rows)
     return model, tokenizer

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from cli.errors import UserError, first_line, nearest
 from cli.revisions import is_commit
@@ -12,6 +13,8 @@ from model.formats.huggingface import load_huggingface
 from model.formats.native import load_run
 from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
+
+T = TypeVar("T")
 
 # name: (package with the weights, file in the package, install command)
 FOUNDATIONS = {
@@ -37,6 +40,11 @@ def load_model(name: str | Path) -> tuple[Transformer, Tokenizer]:
     elif not path.is_dir():
         hint = nearest(str(name), list(FOUNDATIONS))
         raise UserError(f'"{name}": no such run, folder, .gguf file or foundation model{hint}')
+    return read_model_file(load, path)
+
+
+def read_model_file(load: Callable[[Path], T], path: Path) -> T:
+    """`load(path)`. Raises UserError, naming the file, if it is malformed."""
     try:
         return load(path)
     except (UserError, OSError, MemoryError):

@@ -157,9 +157,7 @@ def main() -> None:
     args = parser.parse_args()
     if "" in args.stop:
         raise UserError("--stop: an empty stop string would end every sample at once")
-    model, tokenizer = load_for_generation(
-        args.model, args.precision, args.device, args.num_samples, args.compile or None
-    )
+    model, tokenizer = load_for_generation(args.model, args.precision, args.device, args.num_samples, args.compile)
 
     is_streamed = args.num_samples == 1 and not args.json
     if is_streamed:

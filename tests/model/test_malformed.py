@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from cli.errors import UserError
 from model.formats.native import latest_checkpoint, write_checkpoint
+from model.inference import load_for_generation
 from model.load import load_model
 from tokenizer.bpe import ChatTemplate, Tokenizer
 from tokenizer.chat import encode_chat
@@ -245,3 +246,13 @@ def test_escape_sequences_never_reach_the_terminal(command, folder, broken, tmp_
     done = command("model.sample", folder, "--prompt", "\x1b[2J", "--max-new-tokens", "2")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
+
+
+def test_a_gguf_file_with_impossible_settings_is_refused_before_generation(foundation_path, tmp_path):
+    content = bytearray(foundation_path.read_bytes())
+    at = content.index(b"llama.rope.freq_base") + len(b"llama.rope.freq_base") + 4  # the type precedes the value
+    content[at : at + 4] = bytes(4)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.gguf: malformed model file: ValidationError"):
+        load_for_generation(str(path))
