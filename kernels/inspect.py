@@ -154,7 +154,8 @@ def compile_decode() -> None:
 
     at = _empty(4, dtype=torch.int64)
     for dtype, D in product((torch.bfloat16, torch.float32), (64, 128)):
-        launch_decode(_empty(4, 8, D, dtype=dtype), _empty(2, 4096, 2, D, dtype=dtype), at, at, 0, D**-0.5)
+        q, keys = _empty(4, 8, D, dtype=dtype), _empty(4096, 2, D, dtype=dtype)
+        launch_decode(q, keys, keys, at, at, 0, D**-0.5)
 
 
 def compile_linear_cross_entropy() -> None:

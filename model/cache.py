@@ -137,8 +137,22 @@ class RowCache:
 
     def place(self, rows: torch.Tensor, positions: torch.Tensor, previous: torch.Tensor) -> None:
         """The next N tokens: their rows and positions, and the ids before them; (N,) int64 each."""
-        self.starts, self.at, self.previous = rows * self.capacity, positions, previous
+        self.at, self.previous = positions, previous
         self.slots = torch.arange(int(positions.max()) + 1, device=positions.device)
+        self.starts: torch.Tensor | None = rows * self.capacity
+        self.own = slice(None)
+        if rows.device.type == "cpu" and bool((rows == rows[0]).all()):  # one row is a slice: nothing to gather
+            start = int(rows[0]) * self.capacity
+            self.starts, self.own = None, slice(start, start + len(self.slots))
+
+    def keys_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(P, K, D) each: of all rows, or the positions of the one that has tokens."""
+        keys, values = self.layers[layer]
+        return keys[self.own], values[self.own]
+
+    def places(self) -> torch.Tensor:
+        """(N,): where the tokens are among the keys that they see."""
+        return self.at if self.starts is None else self.starts + self.at
 
     def positions(self, T: int) -> torch.Tensor:
         """(N,) positions of the tokens."""
@@ -157,7 +171,7 @@ class RowCache:
 
     def shift_keys(self, layer: int, k: torch.Tensor) -> torch.Tensor:
         """As `KVCache.shift_keys`."""
-        raw, at = self.raw_keys[layer], self.starts + self.at
+        raw, at = self.raw_keys[layer][self.own], self.places()
         raw[at] = k[0].to(raw.dtype)
         before = torch.where((self.at > 0)[:, None, None], raw[(at - 1).clamp(min=0)], 0)
         return before[None].to(k.dtype)
@@ -172,11 +186,10 @@ class RowCache:
         window: int,
     ) -> torch.Tensor:
         """As `KVCache.attend`: q (1, N, H, D), each token over the keys of its row."""
-        kv = self.layers[layer]
-        at = self.starts + self.at
-        kv[0, at] = k[0].to(kv.dtype)
-        kv[1, at] = v[0].to(kv.dtype)
-        return decode_attention(q[0], kv, self.starts, self.at, self.slots, window)[None]
+        (keys, values), at = self.keys_values(layer), self.places()
+        keys[at] = k[0].to(keys.dtype)
+        values[at] = v[0].to(values.dtype)
+        return decode_attention(q[0], keys, values, self.starts, self.at, self.slots, window)[None]
 
 
 Cache = KVCache | RowCache

@@ -32,16 +32,19 @@ _SOURCES = ("model/*.py", "kernels/*/*.py")  # a change in these compiles again
 class _DecodeBlock(nn.Module):
     """A block as a function of tensors: weights, activations, cache."""
 
-    def __init__(self, block: nn.Module, layer: int, names: Sequence[str], has_raw_keys: bool):
+    def __init__(self, block: nn.Module, layer: int, names: Sequence[str], cache: RowCache):
         super().__init__()
-        self.layer, self.names, self.has_raw_keys = layer, list(names), has_raw_keys
+        self.layer, self.names = layer, list(names)
+        self.has_raw_keys, self.is_one_row = bool(cache.raw_keys), cache.starts is None
         self.block = [block]  # in a list: not a submodule, its weights are arguments
 
     def forward(self, *tensors: Tensor) -> Tensor:
         weights = dict(zip(self.names, tensors, strict=False))
-        x, angles, kv, starts, at, slots, *rest = tensors[len(self.names) :]
+        x, angles, keys, values, at, slots, *rest = tensors[len(self.names) :]
         cache: Any = RowCache.__new__(RowCache)
-        cache.layers, cache.starts, cache.at, cache.slots = {self.layer: kv}, starts, at, slots
+        cache.layers, cache.at, cache.slots = {self.layer: (keys, values)}, at, slots
+        cache.own = slice(None)
+        cache.starts = None if self.is_one_row else rest.pop(0)
         if self.has_raw_keys:
             cache.raw_keys = {self.layer: rest.pop(0)}
         return functional_call(self.block[0], weights, (x, angles, cache, None, *rest))
@@ -52,16 +55,19 @@ def _weights(block: nn.Module) -> dict[str, Tensor]:
 
 
 def _inputs(cache: RowCache, layer: int, x: Tensor, angles: Tensor, extra: Sequence[Tensor]) -> list[Tensor]:
-    raw = [cache.raw_keys[layer]] if cache.raw_keys else []
-    return [x, angles, cache.layers[layer], cache.starts, cache.at, cache.slots, *raw, *extra]
+    starts = [] if cache.starts is None else [cache.starts]
+    raw = [cache.raw_keys[layer][cache.own]] if cache.raw_keys else []
+    return [x, angles, *cache.keys_values(layer), cache.at, cache.slots, *starts, *raw, *extra]
 
 
 def _dynamic_dims(cache: RowCache, several: bool, count: int) -> list[dict[int, Any]]:
-    # Of the inputs of `_inputs`: tokens N, slots of all rows, length of the longest row.
+    # Of the inputs of `_inputs`: tokens N, positions of all rows, length of the longest row.
     tokens = {1: torch.export.Dim("tokens", min=2, max=4096)} if several else {}
     first = {0: tokens[1]} if several else {}
-    places = torch.export.Dim("places", min=2)
-    dims = [tokens, tokens, {1: places}, first, first, {0: torch.export.Dim("length", min=2)}]
+    length = torch.export.Dim("length", min=2)
+    places = length if cache.starts is None else torch.export.Dim("places", min=2)
+    dims = [tokens, tokens, {0: places}, {0: places}, first, {0: length}]
+    dims += [] if cache.starts is None else [first]
     dims += [{0: places}] if cache.raw_keys else []
     return dims + [tokens] * (count - len(dims))
 
@@ -135,16 +141,16 @@ class CompiledBlocks:
         """Replaces `forward` of every block. `may_compile`: False uses only what is on disk."""
         self.model, self.may_compile = model, may_compile
         self.weights = [_weights(block) for block in model.layers]
-        self.programs: dict[tuple[int, bool], Callable | None] = {}
+        self.programs: dict[tuple[int, bool, bool], Callable | None] = {}
         self.loaded: dict[str, Callable | None] = {}
         _compile_widening(model, may_compile)
         for layer, block in enumerate(model.layers):
             block.forward = self._forward_of(layer, type(block).forward.__get__(block))  # type: ignore[method-assign]
         if may_compile:  # now, and not after the first token
             cache = RowCache(model.config, 2, 8, model.device, cache_dtype(model))
-            for count in (1, 3):
-                rows = torch.tensor([0, 1, 1])[:count]
-                cache.place(rows, torch.tensor([4, 4, 5])[:count], rows)
+            for rows in ([0], [0, 0], [0, 1, 1]):  # a row's token, its draft, several rows
+                count, places = len(rows), torch.tensor(rows)
+                cache.place(places, torch.tensor([4, 5, 6])[-count:], places)
                 model.features(torch.zeros(1, count, dtype=torch.int64), cache)
 
     def _forward_of(self, layer: int, plain: Callable) -> Callable:
@@ -154,25 +160,26 @@ class CompiledBlocks:
             if not isinstance(cache, RowCache) or torch.compiler.is_compiling():
                 return plain(x, angles, cache, document_starts, *extra)
             inputs = _inputs(cache, layer, x, angles, [each for each in extra if each is not None])
-            several = x.shape[1] > 1
-            if (layer, several) not in self.programs:
-                self.programs[layer, several] = self._program(layer, inputs, cache, several)
-            program = self.programs[layer, several]
+            key = layer, x.shape[1] > 1, cache.starts is None
+            if key not in self.programs:
+                self.programs[key] = self._program(layer, inputs, cache)
+            program = self.programs[key]
             if program is None:
                 return plain(x, angles, cache, document_starts, *extra)
             return program([*weights, *inputs])[0]
 
         return forward
 
-    def _program(self, layer: int, inputs: list[Tensor], cache: RowCache, several: bool) -> Callable | None:
-        block, weights = self.model.layers[layer], self.weights[layer]
+    def _program(self, layer: int, inputs: list[Tensor], cache: RowCache) -> Callable | None:
+        block, weights, several = self.model.layers[layer], self.weights[layer], len(cache.at) > 1
         assert isinstance(block, Block)
         config = self.model.config.model_dump(exclude={"n_layers", "max_seq_len"})
-        kind = [config, block.attention.is_nope, block.attention.window, list(weights), several]
+        kind = [config, block.attention.is_nope, block.attention.window, list(weights), several, cache.starts is None]
         if str(kind) not in self.loaded:
             dims: list[dict] = [{} for _ in weights] + _dynamic_dims(cache, several, len(inputs))
-            name = f"a block for {'several tokens' if several else 'one token'} at a time"
-            make = partial(_DecodeBlock, block, layer, list(weights), bool(cache.raw_keys))
+            what = "one token" if not several else "several rows" if cache.starts is not None else "drafts"
+            name = f"a block for {what}"
+            make = partial(_DecodeBlock, block, layer, list(weights), cache)
             example = [*weights.values(), *(each.clone() for each in inputs)]
             self.loaded[str(kind)] = load_program(kind, name, make, example, dims, self.may_compile)
         return self.loaded[str(kind)]

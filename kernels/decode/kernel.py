@@ -15,11 +15,11 @@ from kernels.device import arch
 
 @triton.jit
 def decode_partial(
-    Q, KV, STARTS, POSITIONS, PART, LSE, side, window, scale,
+    Q, KEY, VALUE, STARTS, POSITIONS, PART, LSE, window, scale,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
 ):
-    """PART (N, H, SPLITS, D) and LSE (N, H, SPLITS) float32; grid (N, K, SPLITS); side: elements of all keys."""
+    """PART (N, H, SPLITS, D) and LSE (N, H, SPLITS) float32; grid (N, K, SPLITS)."""
     n, k, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = H // K
     start = tl.load(STARTS + n)
@@ -38,15 +38,15 @@ def decode_partial(
     for at in range(begin, end, KEYS):
         s = at + tl.arange(0, KEYS)
         inside = (s < end)[:, None] & (d < D)[None, :]
-        place = KV + ((start + s).to(tl.int64) * K + k)[:, None] * D + d[None, :]
-        keys = tl.load(place, mask=inside, other=0.0)
+        place = ((start + s).to(tl.int64) * K + k)[:, None] * D + d[None, :]
+        keys = tl.load(KEY + place, mask=inside, other=0.0)
         scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * scale
         scores = tl.where((s < end)[None, :], scores, float("-inf"))
         new = tl.maximum(m, tl.max(scores, 1))
         shrink = tl.exp(m - new)
         p = tl.exp(scores - new[:, None])
         total = total * shrink + tl.sum(p, 1)
-        values = tl.load(place + side, mask=inside, other=0.0)
+        values = tl.load(VALUE + place, mask=inside, other=0.0)
         acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
         m = new
     is_empty = total == 0.0
@@ -71,17 +71,17 @@ def decode_combine(PART, LSE, OUT, D: tl.constexpr, SPLITS: tl.constexpr, DIM: t
     tl.store(OUT + head * D + d, out.to(OUT.dtype.element_ty), mask=d < D)
 
 
-def launch_decode(q, kv, starts, positions, window, scale):
+def launch_decode(q, keys, values, starts, positions, window, scale):
     """(N, H, D), dtype of q; all inputs contiguous."""
     N, H, D = q.shape
-    K = kv.shape[2]
+    K = keys.shape[1]
     part = torch.empty(N, H, SPLITS, D, dtype=torch.float32, device=q.device)
     lse = torch.empty(N, H, SPLITS, dtype=torch.float32, device=q.device)
     out = torch.empty_like(q)
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     decode_partial[(N, K, SPLITS)](
-        q, kv, starts, positions, part, lse, kv[0].numel(), window, scale,
-        H=H, K=K, D=D, SPLITS=SPLITS, PRECISION=precision, **config(H // K, D, kv.element_size()),
+        q, keys, values, starts, positions, part, lse, window, scale,
+        H=H, K=K, D=D, SPLITS=SPLITS, PRECISION=precision, **config(H // K, D, keys.element_size()),
     )
     decode_combine[(N * H,)](part, lse, out, D=D, SPLITS=SPLITS, **combine_config(arch(q), D))
     return out

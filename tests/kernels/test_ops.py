@@ -309,9 +309,11 @@ def test_log_sum_exp_is_natural_and_has_no_gradient():
 def test_decode_attention_equals_its_reference(window):
     draw = torch.Generator().manual_seed(0)
     q = torch.randn(4, 6, 8, generator=draw, dtype=torch.float64)
-    kv = torch.randn(2, 3 * 20, 2, 8, generator=draw, dtype=torch.float64)
+    keys, values = torch.randn(2, 3 * 20, 2, 8, generator=draw, dtype=torch.float64)
     starts, positions = torch.tensor([0, 40, 40, 20]), torch.tensor([19, 0, 1, 7])
-    found = decode_attention(q, kv, starts, positions, torch.arange(20), window)
-    torch.testing.assert_close(found, decode_attention_reference(q, kv, starts, positions, window))
+    found = decode_attention(q, keys, values, starts, positions, torch.arange(20), window)
+    torch.testing.assert_close(found, decode_attention_reference(q, keys, values, starts, positions, window))
+    row = decode_attention(q[3:], keys[20:28], values[20:28], None, positions[3:], torch.arange(8), window)
+    torch.testing.assert_close(row, found[3:])
     with pytest.raises(ValueError, match="they must be"):
-        decode_attention(q[..., :4], kv, starts, positions, torch.arange(20), window)
+        decode_attention(q[..., :4], keys, values, starts, positions, torch.arange(20), window)

@@ -132,10 +132,10 @@ def test_newton_schulz():
 def test_decode_attention(heads, D, tokens, window, dtype):
     draw = torch.Generator().manual_seed(D)
     q = torch.randn(len(tokens), heads[0], D, generator=draw).to(dtype)
-    kv = torch.randn(2, 3 * 300, heads[1], D, generator=draw).to(dtype)
+    keys, values = torch.randn(2, 3 * 300, heads[1], D, generator=draw).to(dtype)
     rows, positions = torch.tensor(tokens).unbind(1)
     with use_triton(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("kernels.decode.kernel.SPLITS", 4)  # the interpreter runs one program after the other
-        found = decode_attention(q, kv, rows * 300, positions, torch.arange(300), window)
-    expected = decode_attention_reference(q.double(), kv, rows * 300, positions, window)
+        found = decode_attention(q, keys, values, rows * 300, positions, torch.arange(300), window)
+    expected = decode_attention_reference(q.double(), keys, values, rows * 300, positions, window)
     assert (found.double() - expected).norm() <= 2 * BOUNDS[dtype] * expected.norm()
