@@ -5,12 +5,10 @@ form of the base model. The safetensors metadata holds the SHA-256 of the base m
 that the adapter is never loaded on another base.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from adapt.lora import add_lora, lora_layers
@@ -18,14 +16,10 @@ from adapt.soft_prompt import attach_soft_prompt
 from cli.atomic import to_json, write_atomically
 from cli.errors import UserError
 from cli.revisions import is_commit
-from configs.finetune_recipe import LoraConfig
-from model.formats.llama import LAYER_NAMES
+from model.formats.peft import peft_name, read_lora_config, read_peft
 from model.soft_prompt import SoftPrompt
 from model.transformer import Transformer
 from train.preflight import frozen_hash
-
-_PREFIX = "base_model.model.model.layers"
-_TARGETS = {theirs.rpartition(".")[2]: ours.rpartition(".")[2] for ours, theirs in LAYER_NAMES.items()}
 
 
 def save_adapter(model: Transformer, folder: Path, base: str) -> None:
@@ -47,7 +41,7 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
         if model.config.biases == "all":
             raise UserError("GPT-2: its layers have no names in peft's adapter format; use merged/")
         tensors = {
-            f"{_peft_name(name)}.lora_{side}.weight": getattr(layer, f"lora_{side}").detach()
+            f"{peft_name(name)}.lora_{side}.weight": getattr(layer, f"lora_{side}").detach()
             for name, layer in layers.items()
             for side in "AB"
         }
@@ -59,7 +53,7 @@ def save_adapter(model: Transformer, folder: Path, base: str) -> None:
             "lora_alpha": first.scale * rank,
             "lora_dropout": first.dropout,
             "use_rslora": False,  # lora_alpha includes the rank-stabilised scale
-            "target_modules": sorted({_peft_name(name).rpartition(".")[2] for name in layers}),
+            "target_modules": sorted({peft_name(name).rpartition(".")[2] for name in layers}),
             "bias": "none",
         }
     else:
@@ -87,14 +81,7 @@ def load_adapter(model: Transformer, folder: Path) -> Transformer:
     Raises UserError if the adapter was trained on another base, does not fit, or has an
     unsupported type.
     """
-    path = folder / "adapter_model.safetensors"
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: not an adapter: {error}") from None
+    config, tensors, about = read_peft(folder)
     try:
         return _attach_adapter(model, folder, config, tensors, about)
     except UserError:
@@ -126,24 +113,12 @@ def _attach_adapter(
         return attach_soft_prompt(model, prompt)
     if kind != "LORA":
         raise UserError(f"{folder}: peft_type {kind} is not supported; only LORA, PROMPT_TUNING and P_TUNING are")
-    for option in ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out"):
-        if config.get(option):
-            raise UserError(f"{folder}: {option} = {config[option]} is not supported")
-    if isinstance(config["target_modules"], str):
-        pattern = config["target_modules"]
-        raise UserError(f'{folder}: target_modules = "{pattern}" is a pattern; only lists are supported')
-    settings = LoraConfig(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        rank_stabilized=config.get("use_rslora", False),
-        dropout=config.get("lora_dropout", 0.0),
-        targets=[_target(name, folder) for name in config["target_modules"]],
-    )
+    settings = read_lora_config(folder, config)
     add_lora(model, settings, seed=0)
     own = dict(model.named_parameters())
     for name, layer in lora_layers(model).items():
         for side in "AB":
-            tensor = tensors.pop(f"{_peft_name(name)}.lora_{side}.weight", None)
+            tensor = tensors.pop(f"{peft_name(name)}.lora_{side}.weight", None)
             parameter = own[f"{name}.lora_{side}"]
             if tensor is None or tensor.shape != parameter.shape:
                 raise UserError(f"{folder}: no lora_{side} of the right shape for {name}; load its own base")
@@ -153,15 +128,3 @@ def _attach_adapter(
     if tensors:
         raise UserError(f'{folder}: "{next(iter(tensors))}" matches no layer of this model')
     return model
-
-
-def _peft_name(name: str) -> str:
-    _, number, inside = name.split(".", 2)
-    return f"{_PREFIX}.{number}.{LAYER_NAMES[inside]}"
-
-
-def _target(name: str, folder: Path) -> str:
-    try:
-        return _TARGETS[name.rpartition(".")[2]]
-    except KeyError:
-        raise UserError(f'{folder}: target module "{name}" is not supported') from None

@@ -32,7 +32,7 @@ class LoraLinear(nn.Linear):
         layer.lora_A = nn.Parameter(torch.empty(config.rank, linear.in_features))
         layer.lora_B = nn.Parameter(torch.zeros(linear.out_features, config.rank))
         nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5), generator=generator)
-        layer.scale = config.alpha / config.rank ** (0.5 if config.rank_stabilized else 1.0)
+        layer.scale = config.scale
         layer.dropout = config.dropout
         return layer
 

@@ -199,7 +199,7 @@ def main() -> None:
                 if batch <= 2:
                     works[f"{name}, prompt lookup"] = partial(time_ours, model, new=args.new, drafts=True)
             for precision, other in theirs.items():
-                model, _ = load_for_generation(args.model, precision, "cpu", batch)
+                model = load_for_generation(args.model, precision, "cpu", batch).model
                 works[precision] = partial(time_ours, model, new=args.new, drafts=False)
                 works[f"transformers {precision}"] = partial(time_transformers, other, new=args.new)
             llama = LlamaCpp(file.resolve(), prompts, args.new) if with_llama else None

@@ -21,6 +21,11 @@ class LoraConfig(Section):
     targets: list[str] = Field(["wq", "wk", "wv", "wo", "w1", "w2", "w3"], min_length=1)
     """Which linear layers of every block get an adapter."""
 
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank ** (0.5 if self.rank_stabilized else 1.0)
+
 
 class TopLayersConfig(Section):
     """Train the last blocks, the final norm and the output projection; freeze the rest."""

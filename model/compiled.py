@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from cli.atomic import to_json
 from cli.console import say
+from model.adapters import UPDATES, Adapters
 from model.cache import RowCache
 from model.quantized import GROUP, QuantizedLinear, block_rows, cache_dtype, widen
 from model.transformer import Block, Transformer
@@ -32,8 +33,9 @@ _SOURCES = ("model/*.py", "kernels/*/*.py")  # a change in these compiles again
 class _DecodeBlock(nn.Module):
     """A block as a function of tensors: weights, activations, cache."""
 
-    def __init__(self, block: nn.Module, layer: int, names: Sequence[str], cache: RowCache):
+    def __init__(self, block: nn.Module, layer: int, names: Sequence[str], cache: RowCache, adapters: Adapters | None):
         super().__init__()
+        self.adapters = adapters
         self.layer, self.names = layer, list(names)
         self.has_raw_keys, self.is_one_row = bool(cache.raw_keys), cache.starts is None
         self.block = [block]  # in a list: not a submodule, its weights are arguments
@@ -47,11 +49,15 @@ class _DecodeBlock(nn.Module):
         cache.starts = None if self.is_one_row else rest.pop(0)
         if self.has_raw_keys:
             cache.raw_keys = {self.layer: rest.pop(0)}
-        return functional_call(self.block[0], weights, (x, angles, cache, None, *rest))
+        if self.adapters is None:
+            return functional_call(self.block[0], weights, (x, angles, cache, None, *rest))
+        with self.adapters.numbered(rest.pop()):
+            return functional_call(self.block[0], weights, (x, angles, cache, None, *rest))
 
 
-def _weights(block: nn.Module) -> dict[str, Tensor]:
-    return dict(block.named_parameters()) | dict(block.named_buffers())
+def _weights(block: nn.Module, is_adapted: bool) -> dict[str, Tensor]:
+    weights = dict(block.named_parameters()) | dict(block.named_buffers())
+    return {name: each for name, each in weights.items() if is_adapted or not name.endswith(UPDATES)}
 
 
 def _inputs(cache: RowCache, layer: int, x: Tensor, angles: Tensor, extra: Sequence[Tensor]) -> list[Tensor]:
@@ -60,8 +66,9 @@ def _inputs(cache: RowCache, layer: int, x: Tensor, angles: Tensor, extra: Seque
     return [x, angles, *cache.keys_values(layer), cache.at, cache.slots, *starts, *raw, *extra]
 
 
-def _dynamic_dims(cache: RowCache, several: bool, count: int) -> list[dict[int, Any]]:
+def _dynamic_dims(cache: RowCache, count: int, is_adapted: bool) -> list[dict[int, Any]]:
     # Of the inputs of `_inputs`: tokens N, positions of all rows, length of the longest row.
+    several = len(cache.at) > 1
     tokens = {1: torch.export.Dim("tokens", min=2, max=4096)} if several else {}
     first = {0: tokens[1]} if several else {}
     length = torch.export.Dim("length", min=2)
@@ -69,7 +76,8 @@ def _dynamic_dims(cache: RowCache, several: bool, count: int) -> list[dict[int, 
     dims = [tokens, tokens, {0: places}, {0: places}, first, {0: length}]
     dims += [] if cache.starts is None else [first]
     dims += [{0: places}] if cache.raw_keys else []
-    return dims + [tokens] * (count - len(dims))
+    dims += [tokens] * (count - len(dims))
+    return [*dims[:-1], first] if is_adapted else dims
 
 
 def load_program(
@@ -137,49 +145,67 @@ class CompiledBlocks:
     """The blocks of a model for decode with a `RowCache`; other calls run as before."""
 
     @torch.no_grad()
-    def __init__(self, model: Transformer, may_compile: bool):
-        """Replaces `forward` of every block. `may_compile`: False uses only what is on disk."""
-        self.model, self.may_compile = model, may_compile
-        self.weights = [_weights(block) for block in model.layers]
-        self.programs: dict[tuple[int, bool, bool], Callable | None] = {}
+    def __init__(self, model: Transformer, may_compile: bool, adapters: Adapters | None = None):
+        """Replaces `forward` of every block.
+
+        `may_compile`: False uses only what is on disk. `adapters`: those attached to the model.
+        """
+        self.model, self.may_compile, self.adapters = model, may_compile, adapters
+        self.weights = {
+            (layer, is_adapted): _weights(block, is_adapted)
+            for layer, block in enumerate(model.layers)
+            for is_adapted in (False, True)
+        }
+        self.programs: dict[tuple[int, bool, bool, bool], Callable | None] = {}
         self.loaded: dict[str, Callable | None] = {}
         _compile_widening(model, may_compile)
         for layer, block in enumerate(model.layers):
             block.forward = self._forward_of(layer, type(block).forward.__get__(block))  # type: ignore[method-assign]
         if may_compile:  # now, and not after the first token
-            cache = RowCache(model.config, 2, 8, model.device, cache_dtype(model))
-            for rows in ([0], [0, 0], [0, 1, 1]):  # a row's token, its draft, several rows
-                count, places = len(rows), torch.tensor(rows)
-                cache.place(places, torch.tensor([4, 5, 6])[-count:], places)
-                model.features(torch.zeros(1, count, dtype=torch.int64), cache)
+            self._run_all()
+
+    def _run_all(self) -> None:
+        cache = RowCache(self.model.config, 2, 8, self.model.device, cache_dtype(self.model))
+        for rows in ([0], [0, 0], [0, 1, 1]):  # a row's token, its draft, several rows
+            count, places = len(rows), torch.tensor(rows)
+            cache.place(places, torch.tensor([4, 5, 6])[-count:], places)
+            tokens = torch.zeros(1, count, dtype=torch.int64)
+            self.model.features(tokens, cache)
+            if self.adapters:
+                with self.adapters.numbered(torch.ones_like(places)):
+                    self.model.features(tokens, cache)
 
     def _forward_of(self, layer: int, plain: Callable) -> Callable:
-        weights = list(self.weights[layer].values())
-
         def forward(x: Tensor, angles: Tensor, cache: Any = None, document_starts: Any = None, *extra: Any) -> Tensor:
             if not isinstance(cache, RowCache) or torch.compiler.is_compiling():
                 return plain(x, angles, cache, document_starts, *extra)
-            inputs = _inputs(cache, layer, x, angles, [each for each in extra if each is not None])
-            key = layer, x.shape[1] > 1, cache.starts is None
+            numbers = None if self.adapters is None else self.adapters.numbers
+            is_adapted = numbers is not None
+            inputs = _inputs(cache, layer, x, angles, [each for each in (*extra, numbers) if each is not None])
+            key = layer, x.shape[1] > 1, cache.starts is None, is_adapted
             if key not in self.programs:
-                self.programs[key] = self._program(layer, inputs, cache)
+                self.programs[key] = self._program(layer, inputs, cache, is_adapted)
             program = self.programs[key]
             if program is None:
                 return plain(x, angles, cache, document_starts, *extra)
-            return program([*weights, *inputs])[0]
+            return program([*self.weights[layer, is_adapted].values(), *inputs])[0]
 
         return forward
 
-    def _program(self, layer: int, inputs: list[Tensor], cache: RowCache) -> Callable | None:
-        block, weights, several = self.model.layers[layer], self.weights[layer], len(cache.at) > 1
+    def _program(self, layer: int, inputs: list[Tensor], cache: RowCache, is_adapted: bool) -> Callable | None:
+        block, weights = self.model.layers[layer], self.weights[layer, is_adapted]
         assert isinstance(block, Block)
+        several, is_one_row = len(cache.at) > 1, cache.starts is None
         config = self.model.config.model_dump(exclude={"n_layers", "max_seq_len"})
-        kind = [config, block.attention.is_nope, block.attention.window, list(weights), several, cache.starts is None]
+        names = [name.replace(".linear.", ".") for name in weights]  # with adapters attached, the same program
+        kind = [config, block.attention.is_nope, block.attention.window, names, several, is_one_row, is_adapted]
         if str(kind) not in self.loaded:
-            dims: list[dict] = [{} for _ in weights] + _dynamic_dims(cache, several, len(inputs))
-            what = "one token" if not several else "several rows" if cache.starts is not None else "drafts"
-            name = f"a block for {what}"
-            make = partial(_DecodeBlock, block, layer, list(weights), cache)
+            adapters = torch.export.Dim("adapters", min=2)
+            dims: list[dict] = [{0: adapters} if name.endswith(UPDATES) else {} for name in weights]
+            dims += _dynamic_dims(cache, len(inputs), is_adapted)
+            what = "one token" if not several else "drafts" if is_one_row else "several rows"
+            name = f"a block for {what}{', with adapters' if is_adapted else ''}"
+            make = partial(_DecodeBlock, block, layer, list(weights), cache, self.adapters if is_adapted else None)
             example = [*weights.values(), *(each.clone() for each in inputs)]
             self.loaded[str(kind)] = load_program(kind, name, make, example, dims, self.may_compile)
         return self.loaded[str(kind)]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.cache import KVCache, RowCache
+from model.adapters import Adapters
+from model.cache import Cache, KVCache, RowCache
 from model.quantized import cache_dtype
 from model.sampling import Sampling, draw_token
 from model.transformer import Transformer
@@ -26,8 +27,9 @@ PATIENCE, LEAST_RIGHT, FORGET = 12, 0.4, 0.97  # drafted tokens; share of right 
 class Row:
     """A text that grows: a row of the engine's cache."""
 
-    def __init__(self, ids: Sequence[int], sampling: Sampling, seed: str | int, limit: int):
+    def __init__(self, ids: Sequence[int], sampling: Sampling, seed: str | int, limit: int, adapter: str = ""):
         self.ids, self.sampling, self.limit = list(ids), sampling, limit  # all ids so far, and most of them
+        self.adapter = adapter
         self.draw = random.Random(seed).random
         self.length = 0  # positions in the cache
         self.drafted = self.accepted = 0.0
@@ -63,9 +65,12 @@ class Row:
 class Engine:
     """Generates for at most `rows` texts at a time, each of at most `capacity` tokens."""
 
-    def __init__(self, model: Transformer, rows: int, capacity: int):
-        """`model` is in eval mode, in any precision; generation runs on its device."""
-        self.model = model
+    def __init__(self, model: Transformer, rows: int, capacity: int, adapters: Adapters | None = None):
+        """`model` is in eval mode, in any precision; generation runs on its device.
+
+        `adapters` are attached to the model; rows may have different ones.
+        """
+        self.model, self.adapters = model, adapters
         self.soft = model.config.soft_tokens
         capacity = min(capacity + self.soft, model.config.max_seq_len)
         self.cache = RowCache(model.config, rows, capacity, model.device, cache_dtype(model))
@@ -79,12 +84,13 @@ class Engine:
         seeds: Sequence[str | int],
         max_new_tokens: int,
         prefix: KVCache | None = None,
+        adapter: str = "",
     ) -> list[tuple[int, int]]:
         """Prefill prompts of one length; returns (row, first token) of each continuation.
 
         `samplings` and `seeds` have as many entries per prompt, for as many continuations, which are
-        adjacent. `prefix` is a prefix cache of what precedes every prompt. Raises ValueError if there
-        are not as many consecutive rows free.
+        adjacent. `prefix` is a prefix cache of what precedes every prompt, with the same `adapter`, a
+        name of the engine's adapters. Raises ValueError if there are not as many consecutive rows free.
         """
         count, copies = len(samplings), len(samplings) // len(prompts)
         first = self._find_free(count)
@@ -94,17 +100,23 @@ class Engine:
             _copy_prefix(prefix, cache)
         tokens = torch.tensor([list(prompt) for prompt in prompts], device=self.model.device)
         for part in tokens.split(CHUNK, 1):
-            features = self.model.features(part, cache)
+            features = self._features(part, cache, [adapter] * len(prompts))
         logits = self.model.output(features[:, -1])
         self.cache.finish_prefill(slice(first, first + count), copies, cache)
         found = []
         for number, (sampling, seed) in enumerate(zip(samplings, seeds, strict=True)):
             ids = prompts[number // copies]
             limit = len(ids) + min(max_new_tokens, self.cache.capacity - cache.length)
-            row = self.rows[first + number] = Row(ids, sampling, seed, limit)
+            row = self.rows[first + number] = Row(ids, sampling, seed, limit, adapter)
             row.length = cache.length
             found.append((first + number, row.append(logits[number // copies])))
         return found
+
+    def _features(self, tokens: Tensor, cache: Cache, adapters: Sequence[str]) -> Tensor:
+        if self.adapters is None:
+            return self.model.features(tokens, cache)
+        with self.adapters.of_rows(adapters):
+            return self.model.features(tokens, cache)
 
     def _find_free(self, count: int) -> int:
         for first in range(len(self.rows) - count + 1):
@@ -137,7 +149,8 @@ class Engine:
             previous += [row.ids[-2] if len(row.ids) > 1 else 0, *fed[:-1]]
         device = self.model.device
         self.cache.place(*(torch.tensor(each, device=device) for each in (places, positions, previous)))
-        features = self.model.features(torch.tensor([tokens], device=device), self.cache)
+        adapters = [row.adapter for number, row in active.items() for _ in range(1 + len(drafts[number]))]
+        features = self._features(torch.tensor([tokens], device=device), self.cache, adapters)
         logits, at, new = self.model.output(features[0]), 0, {}
         for number, row in active.items():
             new[number] = self._accept(row, drafts[number], logits[at:])

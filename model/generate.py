@@ -3,10 +3,12 @@
 import random
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from model.adapters import Adapters
 from model.cache import KVCache
 from model.engine import Engine
 from model.sampling import Sampling, draw_token
@@ -22,6 +24,8 @@ def generate(
     num_samples: int = 1,
     use_cache: bool = True,
     prefix: KVCache | None = None,
+    adapters: Adapters | None = None,
+    adapter: str = "",
     seed: int = 0,
     **sampling: Any,
 ) -> Iterator[torch.Tensor]:
@@ -34,6 +38,8 @@ def generate(
         num_samples: continuations of each prompt; the prefill runs once per prompt.
         use_cache: False recomputes all positions at every step: slow, same tokens.
         prefix: prefix cache with the positions before the prompt, not modified.
+        adapters: unmerged adapters that are attached to the model.
+        adapter: name of the one that these texts use.
         seed: seeds the sampling; every continuation has random numbers of its own.
         sampling: fields of `model.sampling.Sampling`.
     """
@@ -42,12 +48,13 @@ def generate(
     steps = min(model.config.max_seq_len - before - length, max_new_tokens)
     samplings, seeds = [Sampling(**sampling)] * count, [f"{seed}:{row}" for row in range(count)]
     if not use_cache:
-        yield from _without_cache(model, prompts.repeat_interleave(num_samples, 0), samplings, seeds, steps)
+        with adapters.of_rows([adapter] * count) if adapters else nullcontext():
+            yield from _without_cache(model, prompts.repeat_interleave(num_samples, 0), samplings, seeds, steps)
         return
     if steps < 1:
         return
-    engine = Engine(model, count, before + length + steps)
-    joined = engine.join(prompts.tolist(), samplings, seeds, steps, prefix)
+    engine = Engine(model, count, before + length + steps, adapters)
+    joined = engine.join(prompts.tolist(), samplings, seeds, steps, prefix, adapter)
     waiting = [deque([token]) for _, token in joined]
     for _ in range(steps):
         while not all(waiting):

@@ -1,13 +1,17 @@
 """Load a model to generate with: its precision, its device, compiled blocks."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from cli.errors import UserError
+from model.adapters import Adapters
 from model.compiled import CompiledBlocks
 from model.formats.gguf import read_gguf
+from model.formats.peft import read_updates
 from model.load import FOUNDATIONS, foundation_file, load_model, read_model_file
 from model.packed import fuse, pack
 from model.quantized import QuantizedLinear, block_rows, quantise_model
@@ -18,10 +22,23 @@ PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int4")
 _KEPT = {"auto": ("Q4_0", "Q4_1", "Q8_0"), "int8": ("Q4_0", "Q4_1", "Q8_0"), "int4": ("Q4_0", "Q4_1")}
 
 
+class Loaded(NamedTuple):
+    """What generation needs."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    adapters: Adapters | None
+
+
 def load_for_generation(
-    name: str, precision: str = "auto", device: str = "auto", rows: int = 1, compile: bool = False
-) -> tuple[Transformer, Tokenizer]:
-    """A model for `model.engine`, and its tokenizer.
+    name: str,
+    precision: str = "auto",
+    device: str = "auto",
+    rows: int = 1,
+    compile: bool = False,
+    adapters: Mapping[str, Path] | None = None,
+) -> Loaded:
+    """A model for `model.engine`, its tokenizer and its adapters.
 
     Args:
         name: as in `load_model`.
@@ -32,6 +49,7 @@ def load_for_generation(
         rows: number of texts that are generated at a time.
         compile: on a CPU, compile the blocks for decode, once per model. Without it quantised
             weights use what was compiled before.
+        adapters: folders of LoRA adapters of this model by name, which stay unmerged.
 
     Raises UserError as `load_model` does, for "cuda" without a GPU, and for int8 or int4 on one.
     """
@@ -49,13 +67,19 @@ def load_for_generation(
     else:
         model, tokenizer, kept = *load_model(name), {}
     if on_gpu:
-        return model.to("cuda", torch.float32 if precision == "float32" else torch.bfloat16), tokenizer
+        model = model.to("cuda", torch.float32 if precision == "float32" else torch.bfloat16)
+        return Loaded(model, tokenizer, _attach(model, adapters))
     if precision in ("int8", "int4") and not kept:
         quantise_model(model, 4 if precision == "int4" else 8)
     model = model.to(torch.bfloat16) if precision == "bfloat16" else model
     is_quantised = isinstance(model.output, QuantizedLinear)
+    if not is_quantised:
+        model = fuse(model) if compile else pack(model, rows)
+    attached = _attach(model, adapters)
     if is_quantised or compile:
-        CompiledBlocks(model if is_quantised else fuse(model), compile)
-    else:
-        pack(model, rows)
-    return model, tokenizer
+        CompiledBlocks(model, compile, attached)
+    return Loaded(model, tokenizer, attached)
+
+
+def _attach(model: Transformer, folders: Mapping[str, Path] | None) -> Adapters | None:
+    return Adapters(model, {name: read_updates(folder) for name, folder in folders.items()}) if folders else None

@@ -5,7 +5,7 @@ it (docs/log.md).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -64,42 +64,44 @@ class FusedLinear(nn.Module):
 Make = Callable[[list[str], list[nn.Linear]], nn.Module]
 
 
+def projection_groups(model: Transformer) -> Iterator[tuple[str, nn.Module, tuple[str, ...], str]]:
+    """(name of the parent, parent, its projections with the same input, their name when fused) of all blocks."""
+    for number, block in enumerate(model.layers):
+        attention, ffn = block.get_submodule("attention"), block.get_submodule("feed_forward")
+        gate = ("w1", "w3") if isinstance(ffn, FeedForward) else ("w1",)
+        for parent, where, names, fused in (
+            (attention, "attention", ("wq", "wk", "wv"), "wqkv"),
+            (attention, "attention", ("wo",), "wo"),
+            (ffn, "feed_forward", gate, "w13" if len(gate) > 1 else "w1"),
+            (ffn, "feed_forward", ("w2",), "w2"),
+        ):
+            yield f"layers.{number}.{where}", parent, names, fused
+
+
 def fuse_projections(model: Transformer, make: Make) -> None:
     """Replace the projections of all blocks, those with the same input by one, in place.
 
     `make(names, layers)` returns the module that replaces `layers`, whose outputs it concatenates.
     """
-    for number, block in enumerate(model.layers):
-        attention, ffn = block.attention, block.feed_forward
-        assert isinstance(attention, Attention)
-        assert isinstance(ffn, nn.Module)
-        widths = [getattr(attention, each).out_features for each in ("wq", "wk", "wv")]
-        gated = isinstance(ffn, FeedForward)
-        groups: list[tuple[nn.Module, tuple[str, ...], str]] = [
-            (attention, ("wq", "wk", "wv"), "wqkv"),
-            (attention, ("wo",), "wo"),
-            (ffn, ("w1", "w3") if gated else ("w1",), "w13" if gated else "w1"),
-            (ffn, ("w2",), "w2"),
-        ]
-        for parent, names, fused in groups:
-            where = "attention" if parent is attention else "feed_forward"
-            layers = [getattr(parent, each) for each in names]
-            module = make([f"layers.{number}.{where}.{each}.weight" for each in names], layers)
-            for each in names:
-                delattr(parent, each)
-            parent.register_module(fused, module)
-            if fused == "wqkv":
-                attention.project = partial(_split, module, widths)  # type: ignore[method-assign]
-            elif fused == "w13":
-                ffn.activate = partial(_gate, module)  # type: ignore[assignment]
+    for prefix, parent, names, fused in projection_groups(model):
+        layers = [getattr(parent, each) for each in names]
+        widths = [each.out_features for each in layers]
+        module = make([f"{prefix}.{each}.weight" for each in names], layers)
+        for each in names:
+            delattr(parent, each)
+        parent.register_module(fused, module)
+        if isinstance(parent, Attention) and fused == "wqkv":
+            parent.project = partial(_split, parent, widths)  # type: ignore[method-assign]
+        elif isinstance(parent, FeedForward) and fused == "w13":
+            parent.activate = partial(_gate, parent)  # type: ignore[method-assign]
 
 
-def _split(linear: nn.Module, widths: list[int], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return linear(x).split(widths, -1)
+def _split(attention: nn.Module, widths: list[int], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return attention.get_submodule("wqkv")(x).split(widths, -1)
 
 
-def _gate(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return swiglu(*linear(x).chunk(2, -1))
+def _gate(ffn: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return swiglu(*ffn.get_submodule("w13")(x).chunk(2, -1))
 
 
 @torch.no_grad()

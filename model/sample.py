@@ -8,6 +8,7 @@ A single sample is streamed; several are generated as one batch and printed one 
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,13 +90,13 @@ def sample(
     stop: list[str] | None = None,
     seed: int = 0,
     prefix: KVCache | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> Iterator[list[Stream]]:
     """Yield the list of samples after each decode step until all have stopped.
 
     The prompt is encoded as in `encode_prompt`; `prefix` is a prefix cache of its first ids;
-    `sampling` are fields of `model.sampling.Sampling`. Raises UserError if the prompt does
-    not fit the context.
+    `options` are those of `generate` and the fields of `model.sampling.Sampling`. Raises UserError
+    if the prompt does not fit the context.
     """
     ids = encode_prompt(model.config, tokenizer, prompt)
     cached = 0 if prefix is None else prefix.length - model.config.soft_tokens
@@ -107,7 +108,7 @@ def sample(
         max_new_tokens=max_new_tokens,
         num_samples=num_samples,
         seed=seed,
-        **sampling,
+        **options,
     )
     for drawn in steps:
         for stream, token in zip(streams, drawn.tolist(), strict=True):
@@ -145,6 +146,7 @@ def main() -> None:
     add("--min-p", type=_number(float, 0, 1), default=0.0, help="least fraction of the highest probability")
     add("--seed", type=_number(int, 0), default=0)
     add("--stop", action="append", default=[], metavar="TEXT", help="stop string; may be repeated")
+    add("--adapter", type=Path, metavar="FOLDER", help="a LoRA adapter of this model, which stays unmerged")
     add("--json", action="store_true", help="one JSON object per sample")
     add(
         "--precision",
@@ -157,14 +159,17 @@ def main() -> None:
     args = parser.parse_args()
     if "" in args.stop:
         raise UserError("--stop: an empty stop string would end every sample at once")
-    model, tokenizer = load_for_generation(args.model, args.precision, args.device, args.num_samples, args.compile)
+    folders = {"own": args.adapter} if args.adapter else {}
+    model, tokenizer, adapters = load_for_generation(
+        args.model, args.precision, args.device, args.num_samples, args.compile, folders
+    )
 
     is_streamed = args.num_samples == 1 and not args.json
     if is_streamed:
         show(args.prompt, end="")
-    used_here = ("model", "json", "precision", "device", "compile")
+    used_here = ("model", "json", "precision", "device", "compile", "adapter")
     settings = {name: value for name, value in vars(args).items() if name not in used_here}
-    for streams in sample(model, tokenizer, **settings):
+    for streams in sample(model, tokenizer, adapters=adapters, adapter="".join(folders), **settings):
         if is_streamed:
             show(streams[0].new_text(), end="")
     if is_streamed:

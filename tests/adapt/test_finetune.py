@@ -217,6 +217,14 @@ def test_merge_command_accepts_only_the_base_of_the_adapter(command, base, tune,
         x = torch.arange(20)[None]
         with torch.no_grad():
             torch.testing.assert_close(again(x), wanted(x))
+        greedy = ("--temperature", "0", "--max-new-tokens", "12")
+        merged = command("model.sample", run / "merged", *greedy)
+        unmerged = command("model.sample", base, "--adapter", run / "adapter", *greedy)
+        assert merged.returncode == 0, merged.stderr
+        if method == "lora":
+            assert unmerged.stdout == merged.stdout, unmerged.stderr
+        else:
+            assert "peft_type PROMPT_TUNING cannot stay unmerged" in unmerged.stderr
     there = command("adapt.merge", base, run / "adapter", tmp_path / "merged-lora")
     assert there.returncode == 2
     other = tmp_path / "other"
