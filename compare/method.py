@@ -1,9 +1,10 @@
-"""The definition of a method, and its result after training."""
+"""What a method is: how it is trained, what it can do then, and what it costs."""
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from compare.context import Cell, Study
 from configs.study_recipe import StudyRecipe
@@ -13,26 +14,51 @@ Setting = dict[str, Any]
 """Hyperparameters of one try."""
 
 
+@runtime_checkable
+class TextModel(Protocol):
+    """A method that predicts text."""
+
+    def bits(self, texts: Sequence[str]) -> list[float]:
+        """Bits of each text."""
+
+
+@runtime_checkable
+class TaskModel(Protocol):
+    """A method that answers items."""
+
+    def answers(self, items: Sequence[Item]) -> dict:
+        """The keys of `prompting.answers.answer_task`: "correct" per item, and others."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A method that writes text."""
+
+    def write(self, text: str) -> str:
+        """The continuation of a text, or the answer to an input."""
+
+
+@runtime_checkable
+class Forgets(Protocol):
+    """A method that started from a foundation model, which knew general text."""
+
+    def general_bits(self, texts: Sequence[str]) -> list[float]:
+        """Bits of each general text."""
+
+
 @dataclass
 class Learned:
-    """A method after training: how to score it, and its costs."""
+    """A method after training."""
 
+    model: TextModel | TaskModel
     seen_texts: Sequence[str]
     """All texts for training, retrieval or prompts, for the overlap with the held-out texts."""
-    answers: Callable[[str], dict] | None = None
-    """For the name of a split: "correct" per item and the other keys of `prompting.answers.answer_task`."""
-    bits: Callable[[Sequence[str]], list[float]] | None = None
-    """Bits of each text."""
-    general_bits: Callable[[Sequence[str]], list[float]] | None = None
-    """Bits of each general text, to measure forgetting."""
-    write: Callable[[str], str] | None = None
-    """The continuation of a text, or the answer to an input."""
     costs: dict[str, float] = field(default_factory=dict)
     """training_seconds, training_flops, trained_parameters, stored_bytes, training_tokens."""
     reused_costs: dict[str, float] = field(default_factory=dict)
     """The part of the costs, as "seconds" and "flops", that an earlier try of this cell has counted."""
-    tried: Path | None = None
-    """FOLDER.tried with the model of this try, for methods that start from it; the best one becomes FOLDER."""
+    save: Callable[[], None] | None = None
+    """Writes the model that other methods start from."""
 
 
 class Method(NamedTuple):
@@ -44,6 +70,8 @@ class Method(NamedTuple):
     the study), "shots" (items in a prompt), "one" (one item), or "none"."""
     data: str
     """The data that it uses, in words, for the report."""
+    family: str
+    """"scratch", "tuned", "prompted" or "baseline"."""
     choices: dict[str, tuple[Setting, ...]] | None = None
     """The settings to choose from on an axis; otherwise the learning rates of `recipe_table`, if it has one."""
     recipe_table: str = ""
@@ -52,13 +80,16 @@ class Method(NamedTuple):
     """The method whose model (all of the text, same seed) it starts from."""
     is_seeded: bool = True
     """Whether its result depends on the seed; otherwise it is measured with one seed."""
+    is_trained: bool = False
+    """Whether it spends the budget on steps."""
 
     def settings(self, recipe: StudyRecipe, axis: str) -> list[Setting]:
         """The settings to try on an axis: as many as every other method, or one without hyperparameters."""
         if self.choices:
             return list(self.choices.get(axis, ({},))[: recipe.tries])
         if self.recipe_table:
-            return [{"rate": rate} for rate in getattr(getattr(recipe, self.recipe_table), f"{axis}_rates")]
+            middle = getattr(getattr(recipe, self.recipe_table), f"{axis}_rate")
+            return [{"rate": rate} for rate in recipe.rates(middle)]
         return [{}]
 
     def sizes_on(self, axis: str, recipe: StudyRecipe) -> list[float]:
@@ -72,8 +103,24 @@ class Method(NamedTuple):
         }
         return known[self.sizes[axis]] if axis in self.sizes else []
 
+    @property
+    def uses_foundation(self) -> bool:
+        """Whether it starts from a foundation model."""
+        return self.family in ("tuned", "prompted")
+
 
 def score_labels(items: Sequence[Item], chosen: Iterable[str], confidence: Iterable[float]) -> dict:
-    """The keys "correct" and "confidence" of `Learned.answers`, for the label chosen for each item."""
+    """The keys "correct" and "confidence" of `TaskModel.answers`, for the label chosen for each item."""
     correct = [float(label == item.label) for label, item in zip(chosen, items, strict=True)]
     return {"correct": correct, "confidence": [float(x) for x in confidence]}
+
+
+def models_folder(study: Study, cell: Cell) -> Path:
+    """Where the model of a cell lies, for the methods that start from it."""
+    return study.folder / "models" / cell.name
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, in place of what is there."""
+    shutil.rmtree(target, ignore_errors=True)
+    source.rename(target)

@@ -15,26 +15,26 @@ from pathlib import Path
 
 import torch
 
-from cli.atomic import parse_json, read_json
 from cli.console import show
 from cli.errors import UserError, nearest
-from compare.context import Cell, load_study_task
-from compare.methods import METHODS
+from compare.context import SEARCH_SEED, Cell, load_study_task
+from compare.methods import COMPUTE_METHODS, METHODS
+from compare.rows import EDITION, read_rows
+from compare.sources import source_hash
 from configs.study_recipe import StudyRecipe
 from data.prepare import prepare
 from data.splits import load_manifest
 from model.load import model_version
 
 AXES = ("text", "task")
-OVERHEAD_SECONDS = 25.0  # estimate for a cell beside training, before any is measured
-FLOPS_PER_SECOND = 2e11  # estimate for a budget in FLOPs, before any cell is measured
-SHARED_SETTINGS = ("task", "tries", "budget_seconds", "budget_flops", "shots", "test_documents", "seq_len")
+CELL_SECONDS = 20.0  # estimate for a cell, or for a tried setting, beside training
+SHARED_SETTINGS = ("task", "tries", "budget_seconds", "shots", "test_documents", "seq_len")
 Provenance = dict[Cell, dict]
 """The keys that a row has besides its measurements."""
 
 
 def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
-    """The cells in their running order: by axis, seed and method; base methods run first.
+    """The cells in their running order: by axis, seed and method; search cells and base methods run first.
 
     `methods` restricts the study to some methods and their base methods. Raises UserError for an
     unknown method.
@@ -46,34 +46,48 @@ def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
     for axis in AXES if study.task.name else AXES[:1]:
         listed = (study.text_methods if axis == "text" else study.task_methods) or list(METHODS)
         for name, method in METHODS.items():
-            if name not in listed or (methods and name not in methods):
-                continue
-            for size in method.sizes_on(axis, study):
-                seeds = study.seeds if method.is_seeded else study.seeds[:1]
-                cells |= {Cell(name, axis, size, seed) for seed in seeds}
-                if method.base_method:
-                    cells |= {Cell(method.base_method, "text", 1.0, seed) for seed in (study.seeds[0], *seeds)}
+            if name in listed and (not methods or name in methods):
+                for size in method.sizes_on(axis, study):
+                    cells |= cells_of(study, name, axis, size)
+                    if method.base_method:
+                        cells |= cells_of(study, method.base_method, "text", 1.0)
+                if axis == "text" and name in COMPUTE_METHODS:
+                    largest = method.sizes_on(axis, study)[-1]
+                    cells |= {
+                        c for factor in study.budget_factors for c in cells_of(study, name, axis, largest, factor)
+                    }
     order = {name: at for at, name in enumerate(METHODS)}
-    return sorted(cells, key=lambda c: (AXES.index(c.axis), study.seeds.index(c.seed), order[c.method], c.size))
+    seeds = [SEARCH_SEED, *study.seeds]
+    return sorted(
+        cells, key=lambda c: (AXES.index(c.axis), seeds.index(c.seed), c.foundation, order[c.method], c.size, c.factor)
+    )
+
+
+def cells_of(study: StudyRecipe, name: str, axis: str, size: float, factor: float = 1.0) -> set[Cell]:
+    """The cells of a method at one size: of all seeds and foundations, and the search if there is one."""
+    method = METHODS[name]
+    seeds = study.seeds if method.is_seeded else study.seeds[:1]
+    search = [SEARCH_SEED] if len(method.settings(study, axis)) > 1 else []
+    foundations = study.foundations if method.uses_foundation and len(study.foundations) > 1 else [""]
+    return {Cell(name, axis, size, seed, factor, each) for seed in (*search, *seeds) for each in foundations}
 
 
 def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
     """Estimated seconds of a cell: from the rows of its method on the axis, or from the budget."""
-    settings = METHODS[cell.method].settings(study, cell.axis)
-    tries = len(settings) if cell.seed == study.seeds[0] else 1
+    method = METHODS[cell.method]
+    tries = len(method.settings(study, cell.axis)) if cell.is_search else 1
+    budget = study.budget_seconds * cell.factor * method.is_trained
     known = [
-        row["wall_seconds"] / max(1, len(row["search"]))
+        row["wall_seconds"] / max(1, len(row.get("search", ())))
+        - study.budget_seconds * row["factor"] * method.is_trained
         for row in rows
-        if (row["arm"], row["axis"]) == (cell.method, cell.axis)
+        if (row["method"], row["axis"]) == (cell.method, cell.axis)
     ]
-    if known:
-        return statistics.mean(known) * tries
-    budget = study.budget_flops / FLOPS_PER_SECOND or study.budget_seconds
-    return (OVERHEAD_SECONDS + budget * ("rate" in settings[0])) * tries
+    return tries * (budget + (statistics.mean(known) if known else CELL_SECONDS * method.uses_foundation + 2.0))
 
 
 def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
-    """A hash of everything that determines a cell's numbers: settings, documents, items, foundation.
+    """A hash of everything that determines a cell's numbers: settings, code, documents, items, foundation.
 
     Prices and the other cells of the study are not included, so that they may change; nor are
     settings at their default, so that new ones may come.
@@ -81,14 +95,8 @@ def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
     task = load_study_task(study)
     items = [(part, [(i.text, i.label) for i in getattr(task, part)]) for part in ("train", "validation", "test")]
     general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
-    model = Path(study.foundation)
-    files = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted((model, *model.rglob("*")))
-        if path.is_file()
-    ]
     texts = [load_manifest(prepare(data))["fingerprint"] for data in (study.data, general)]
-    data = [texts, items, model_version(study.foundation), files]
+    models = {name: [model_version(name), _files(Path(name))] for name in study.foundations}
 
     def digest(cell: Cell) -> str:
         method = METHODS[cell.method]
@@ -97,11 +105,17 @@ def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
         table = settings.get(method.recipe_table, {})
         for axis in set(AXES) - {cell.axis, "text" if method.base_method else cell.axis}:
             table.pop(axis, None)  # training settings of the other axis do not matter
-            table.pop(f"{axis}_rates", None)
-        hashed = [cell, study.seeds[0], settings, data]
+            table.pop(f"{axis}_rate", None)
+        model = models[cell.foundation or study.foundations[0]] if method.uses_foundation else None
+        hashed = [cell, settings, source_hash(), texts, items, model]
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
     return {cell: digest(cell) for cell in cells}
+
+
+def _files(model: Path) -> list:
+    paths = [path for path in sorted((model, *model.rglob("*"))) if path.is_file()]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
 def collect_provenance(study: StudyRecipe, cells: Sequence[Cell]) -> Provenance:
@@ -111,29 +125,16 @@ def collect_provenance(study: StudyRecipe, cells: Sequence[Cell]) -> Provenance:
         ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True
     )
     shared = {
+        "edition": EDITION,
         "corpus": study.data.corpus,
         "task": study.task.name,
         "commit": commit.stdout.strip() or "unknown",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {_cpu()}",
         "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")}
-        | {"python": platform.python_version(), "foundation": model_version(study.foundation)},
+        | {"python": platform.python_version(), "foundations": [model_version(name) for name in study.foundations]},
         "command": shlex.join(["python", "-m", "compare.run", *sys.argv[1:]]),
     }
     return {cell: shared | {"config_hash": digest} for cell, digest in hash_cells(study, cells).items()}
-
-
-def read_rows(folder: Path) -> dict[str, dict]:
-    """The measured rows of a study by id: those of the ledger, and of cells/ since it was written.
-
-    Damaged files and lines are skipped.
-    """
-    found: dict[str, dict] = {}
-    ledger = folder / "ledger.jsonl"
-    lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
-    for row in (*map(parse_json, lines), *map(read_json, sorted((folder / "cells").glob("*.json")))):
-        if isinstance(row, dict) and "id" in row:
-            found[row["id"]] = row
-    return found
 
 
 def read_measured(folder: Path, provenance: Provenance) -> tuple[dict[str, dict], list[str]]:
@@ -149,7 +150,7 @@ def shrink(study: StudyRecipe) -> StudyRecipe:
     return study.model_copy(
         update={
             "budget_seconds": study.budget_seconds / 5,
-            "budget_flops": study.budget_flops / 5,
+            "budget_factors": [],
             "shares": [max(study.shares)],
             "labels": [max(study.labels)],
             "seeds": study.seeds[:1],
@@ -169,8 +170,10 @@ def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, measured: di
             planned = [cell for cell in cells if (cell.method, cell.axis) == (name, axis)]
             if planned:
                 sizes = " ".join(f"{size:g}" for size in sorted({cell.size for cell in planned}))
-                seeds, tried = len({cell.seed for cell in planned}), len(method.settings(study, axis))
-                show(f"  {axis} {name:20} sizes {sizes:18} {seeds} seeds, {tried} settings tried")
+                seeds, tried = len({cell.seed for cell in planned} - {SEARCH_SEED}), len(method.settings(study, axis))
+                factors = sorted({cell.factor for cell in planned} - {1.0})
+                budgets = f", budgets x {' '.join(f'{f:g}' for f in factors)}" if factors else ""
+                show(f"  {axis} {name:20} sizes {sizes:18} {seeds} seeds, {tried} settings tried{budgets}")
 
 
 def _cpu() -> str:

@@ -21,13 +21,13 @@ from cli.console import printable, show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, load
 from compare.analysis.bootstrap import calibration_error
-from compare.analysis.costs import base_rows
-from compare.analysis.ledger import Ledger, Sentence, cost_of
+from compare.analysis.ledger import Ledger, Sentence, name_of
 from compare.analysis.verdict import describe_size, general_bits, is_constant, verdict
-from compare.context import MIN_VALIDATION
+from compare.context import MAX_VALIDATION, MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import BASELINES, METHODS
-from configs.study_recipe import StudyRecipe
+from compare.methods.train import EVALUATIONS
+from configs.study_recipe import RATE_STEP, StudyRecipe
 
 COLUMNS = (
     "method",
@@ -52,10 +52,10 @@ CAPTIONS = {
 
 def describe_data(axis: str, method: str, size: float) -> str:
     """The data of a method at a size, in words, such as "the text, then 64 items"."""
-    base = "the text, then " if METHODS[method].base_method else ""
-    if method == "retrieval":
+    base = "the text, then " if METHODS[name_of(method)].base_method else ""
+    if name_of(method) == "retrieval":
         return "passages of the text"
-    if not size and method != "zero-shot":
+    if not size and name_of(method) != "zero-shot":
         return "documents in the prompt"
     return base + describe_size(axis, size)
 
@@ -70,7 +70,7 @@ def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
     for axis, method, size in ledger.groups:
         rows = ledger.at(axis, method, size)
         score = str(ledger.score(axis, method, size).estimate)
-        cost, general = cost_of(rows, base_rows(ledger, method)), general_bits(rows)
+        cost, general = ledger.cost(axis, method, size), general_bits(rows)
         table.append(
             (
                 method,
@@ -114,26 +114,30 @@ def describe_study(ledger: Ledger) -> str:
 
 def protocol(recipe: StudyRecipe) -> list[str]:
     """The protocol of the experiment, in sentences."""
-    budget = f"{recipe.budget_flops:.3g} FLOPs" if recipe.budget_flops else f"{recipe.budget_seconds:g} s"
+    factors = " and ".join(f"{factor:g}" for factor in recipe.budget_factors)
     return [
         "All methods are scored on the same held-out documents and items, sampled once, one request at a time.",
-        f"Training budget: {budget} on the text and the same on the task, for every size, seed and tried setting.",
-        f"Hyperparameter search: a method with hyperparameters tries {recipe.tries} settings on the first seed. "
-        "The validation split chooses the setting, and the checkpoint; the test split is read once.",
+        f"Training budget: {recipe.budget_seconds:g} s on the text and the same on the task, for every size, seed and "
+        "tried setting. They are spent as steps: a calibration on the idle machine measured each method's speed once.",
+        *([f"On all of the text also {factors} times this budget."] if factors else []),
+        f"Every training is evaluated at its start and at {EVALUATIONS} evenly spaced points, all methods on the same "
+        "text or items; the best weights are kept. The budget does not count these evaluations.",
+        f"Hyperparameter search: a method with hyperparameters tries {recipe.tries} settings, learning rates a factor "
+        f"of {RATE_STEP:g} apart, with a seed of its own whose models are not scored on the test split. The validation "
+        "split chooses the setting; the test split is read once per cell.",
         "A method that trains on some labelled items validates on as many others, at least "
-        f"{MIN_VALIDATION}, as far as there are enough; their labels are paid for too.",
+        f"{MIN_VALIDATION} and at most {MAX_VALIDATION}; their labels are paid for too.",
         "Leak check: data for training, retrieval or prompts is refused if it contains a held-out text, that is at "
         f"least {COPY_SHARE:.0%} of its {NGRAM}-character n-grams. Overlap is the share of all held-out n-grams "
         "that occur anywhere in a method's data.",
-        "Confidence intervals: 95 %, by bootstrap over held-out documents or items with the same resamples for "
-        "every method, and Student's t over seeds. They are not corrected for multiple comparisons.",
-        "Seconds are measured on this machine with one cell at a time. They count training steps and, in the "
-        "search, also the validation that chooses a setting. They do not count loading, checkpoints, the "
-        "evaluations that choose a checkpoint, or the test.",
+        "Confidence intervals: 95 %, by bootstrap over groups of held-out documents or items and within them, with the "
+        "same resamples for every method, and the error over seeds. Claims of a difference on one axis are corrected "
+        "together, by Holm.",
+        "Seconds of training are the steps times the calibrated seconds of a step. They do not count loading, "
+        "evaluations or the test. Seconds per request are measured in the cells.",
         "FLOPs count matrix products, those of the optimiser included. On text they do not count the "
         "validation that chooses a setting.",
-        "With a budget in FLOPs the same seeds give the same numbers on the same kind of CPU. With a budget in "
-        "seconds the number of steps depends on the speed of the machine.",
+        "The same seeds and calibration give the same numbers, but for seconds, on the same kind of CPU.",
         "Tokens, FLOPs and seconds per request include the request's share of the work that is done once for all.",
         *(f"{name} uses {method.data}." for name, method in METHODS.items()),
     ]
@@ -161,7 +165,7 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
         "verdict": [sentence._asdict() for sentence in sentences],
         "curves": {axis: {m: curves[axis][m] for m in ledger.methods(axis)} for axis in curves},
         "captions": CAPTIONS,
-        "decision": decision_rows(ledger),
+        "decision": decision_rows(ledger, recipe.task_margin),
         "samples": {axis: collect_samples(ledger, axis) for axis in ("text", "task")},
         "protocol": protocol(recipe),
         "environment": f"{row['device']}; "
@@ -176,10 +180,10 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
     return template.replace("__DATA__", to_json(content).replace("<", "\\u003c"))
 
 
-def decision_rows(ledger: Ledger) -> list[dict]:
+def decision_rows(ledger: Ledger, margin: float) -> list[dict]:
     """The rows of the decision table: every method on the task, at every number of labelled items.
 
-    "better" has the indices of the rows that are significantly better.
+    "better" has the indices of the rows than which it may be worse by more than `margin`.
     """
     groups = [(method, size) for axis, method, size in ledger.groups if axis == "task"]
     scores = [ledger.score("task", *group) for group in groups]
@@ -193,9 +197,13 @@ def decision_rows(ledger: Ledger) -> list[dict]:
                 "score": estimate.value,
                 "low": estimate.low,
                 "high": estimate.high,
-                "better": [i for i, other in enumerate(scores) if other.minus(score).estimate.low > 0],
+                "better": [
+                    i
+                    for i, other in enumerate(scores)
+                    if other is not score and other.minus(score).estimate.high > margin
+                ],
                 "calibration_error": calibration_error(rows),
-                **cost_of(rows, base_rows(ledger, method))._asdict(),
+                **ledger.cost("task", method, size)._asdict(),
             }
         )
     return found
@@ -257,7 +265,7 @@ def write_report(folder: Path) -> None:
     """Write report.html, table.md, verdict.md and plots/curves.png; print table and verdict."""
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
-    sentences = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label)
+    sentences = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label, recipe.task_margin)
     write_atomically(folder / "table.md", markdown(ledger))
     text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(sentences, 1))
     write_atomically(folder / "verdict.md", text)

@@ -3,13 +3,13 @@
     python -m compare.run STUDY.toml [--run-dir DIR] [--resume | --overwrite] [--dry-run]
         [--methods scratch lora …] [--quick] [--ray]
 
-First prints the plan and an estimate of the time. A cell is one method at one size with one seed.
-Cells run one after another, each in its own process, since parallel cells would distort the measured
-seconds. --resume keeps cells that were measured with the same settings and data, so sizes, seeds,
-methods and prices may change; for a finished study it only draws the report. Writes to the run
-directory:
+First prints the plan and an estimate of the time. A calibration then measures the speed of every
+kind of training, on the idle machine, and turns the budget into steps; after that other work may
+run beside the study. A cell is one method at one size with one seed. --resume keeps cells that were
+measured with the same settings, data and code, so sizes, seeds, methods and prices may change; for a
+finished study it only draws the report. Writes to the run directory:
 
-    ledger.jsonl     one row per cell: all measurements, per document and item
+    ledger.jsonl     the calibration, then one row per cell: all measurements, per document and item
     cells/           the rows of cells as they are measured, one file each
     report.html      curves, costs and verdict in one file, for any browser
     table.md         the table for a README; verdict.md, plots/
@@ -23,7 +23,7 @@ from pathlib import Path
 from cli.console import say, show
 from cli.errors import UserError, run_command
 from cli.recipes import parse
-from compare.execute import run_on_ray, run_sequentially, write_ledger
+from compare.execute import calibrate, run_on_ray, run_sequentially, write_ledger
 from compare.plan import collect_provenance, plan, print_plan, read_measured, shrink
 from compare.report import write_report
 from configs.study_recipe import StudyRecipe
@@ -41,12 +41,12 @@ from train.run_directory import (
 def prepare_folder(folder: Path, study: StudyRecipe, stale: list[str], resume: bool, overwrite: bool) -> None:
     """Create a study's folder, or check before anything runs that `resume` may use it.
 
-    Raises UserError if it may not, or for `stale` cells, which were measured with other settings or data.
+    Raises UserError if it may not, or for `stale` cells, which were measured with other settings, data or code.
     """
     if resume and (folder / "config.toml").exists():
         if stale:
             raise UserError(
-                f"{folder}: {len(stale)} cells were measured with other settings or data "
+                f"{folder}: {len(stale)} cells were measured with other settings, data or code "
                 f"({', '.join(stale[:3])}…); delete their files in {folder}/cells and their lines in "
                 "ledger.jsonl to measure them again, or start over with --overwrite"
             )
@@ -82,10 +82,11 @@ def main() -> int:
     with lock_run(folder):
         write_config(folder, study)
         rows, _ = read_measured(folder, provenance)
-        write_ledger(folder, all_cells, rows)
         left = [cell for cell in cells if cell.name not in rows]
         measure = run_on_ray if own.ray and left else run_sequentially
         try:
+            calibrate(study, folder, left, int(own.ray))
+            write_ledger(folder, all_cells, rows)
             for row in measure(folder, left, provenance):
                 rows[row["id"]] = row
                 write_ledger(folder, all_cells, rows)

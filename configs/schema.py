@@ -38,7 +38,7 @@ class DataConfig(Section):
     """The corpus, its cleaning and its split."""
 
     corpus: str = Field("folk-tunes", min_length=1)
-    """A built-in (folk-tunes, aws-api, python-stdlib), a file, a folder of files, or the name of a
+    """A built-in (folk-tunes, aws-api, python-stdlib, molecules), a file, a folder of files, or the name of a
     dataset on the Hugging Face hub, also as name@revision. Files are text or source code, .html
     (its main text), .jsonl, .csv, .tsv or .parquet; all but .parquet may be compressed (.gz, .zst)."""
     corpora: list[CorpusShare] = []
@@ -321,8 +321,8 @@ class TaskConfig(Section):
     """A labelled task: derived from the corpus, or read from a file."""
 
     name: str = "tune-key"
-    """tune-key (of folk-tunes), api-service (of aws-api), or a .jsonl file of {"text", "label"} rows,
-    which may also have a "group" that stays in one split, or a "split"."""
+    """tune-key (of folk-tunes), api-service (of aws-api), drug-likeness (of molecules), or a .jsonl file
+    of {"text", "label"} rows, which may also have a "group" that stays in one split, or a "split"."""
     kind: Literal["classification", "naming", "completion"] = "classification"
     """For a file: labels are a closed set, open answers, or free text. Built-ins define their own."""
     field: str = "Text"

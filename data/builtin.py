@@ -3,6 +3,7 @@
     folk-tunes      music21           three tune books of 1782 to 1883, in ABC  public domain
     aws-api         botocore          documentation of every AWS operation      Apache-2.0
     python-stdlib   the interpreter   the standard library's own source         PSF
+    molecules       molsets           drug-like molecules: data/molecules.py    MIT
 
 The pretraining data of any recent foundation model almost certainly contains aws-api and
 python-stdlib.
@@ -18,7 +19,6 @@ document by document (data.group_field = "document").
 import gzip
 import hashlib
 import html
-import importlib.util
 import json
 import re
 import sysconfig
@@ -27,9 +27,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from cli.errors import UserError
 from data.documents import Corpus, Document, fingerprint_files
-from data.items import Item
+from data.items import Item, Task
+from data.molecules import drug_likeness, molecules
+from data.packages import package_folder
 
 # Matches a header field such as `K:G`, but not the notes `A:|` at the end of a repeat.
 _ABC_HEADER = re.compile(r"(?m)^[A-Zw]:(?!\|).*")
@@ -41,13 +42,6 @@ _NOT_LETTERS = bytes(set(range(256)) - set(b"ABCDEFGabcdefg"))
 _MODES = {"": "", "maj": "", "ion": "", "m": "m", "min": "m", "aeo": "m", "dor": "dor", "mix": "mix"}
 
 
-def _package(name: str, requirement: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UserError(f'the package "{name}" is not installed; run: pip install --no-deps {requirement}')
-    return Path(spec.origin).parent
-
-
 def folk_tunes() -> Corpus:
     """4,000-odd fiddle tunes: Ryan's Mammoth Collection, O'Neill's 1850, Aird's Airs.
 
@@ -55,7 +49,7 @@ def folk_tunes() -> Corpus:
     the same melody, so the group is the first 24 note letters, and near-duplicate removal compares
     the intervals of the melody, which do not depend on the key.
     """
-    root = _package("music21", "music21==10.5.1") / "corpus"
+    root = package_folder("music21", "music21==10.5.1") / "corpus"
     files = sorted(p for book in ("ryansMammoth", "oneills1850", "airdsAirs") for p in (root / book).glob("*.abc"))
 
     def read() -> Iterator[Document]:
@@ -104,7 +98,7 @@ def aws_api() -> Corpus:
 
     The entries of a service share boilerplate, so the group is the service.
     """
-    root = _package("botocore", "botocore==1.44.5") / "data"
+    root = package_folder("botocore", "botocore==1.44.5") / "data"
     files = sorted(root.glob("*/*/service-2.json.gz"))
 
     def read() -> Iterator[Document]:
@@ -155,7 +149,7 @@ def python_stdlib() -> Corpus:
     return Corpus("python-stdlib", fingerprint_files(files), read)
 
 
-BUILTIN = {"folk-tunes": folk_tunes, "aws-api": aws_api, "python-stdlib": python_stdlib}
+BUILTIN = {"folk-tunes": folk_tunes, "aws-api": aws_api, "python-stdlib": python_stdlib, "molecules": molecules}
 
 
 class TaskBuilder(NamedTuple):
@@ -203,3 +197,4 @@ TASKS = {
         _api_service_items,
     ),
 }
+WHOLE_TASKS: dict[str, Callable[[int, int], Task]] = {"drug-likeness": drug_likeness}  # with splits of their own

@@ -11,6 +11,8 @@ class Item(NamedTuple):
     id: str
     text: str
     label: str
+    group: str = ""
+    """Items of a group depend on each other, as those of one document; "": the item is alone."""
 
 
 class Task(NamedTuple):

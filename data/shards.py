@@ -175,7 +175,7 @@ class Windows:
         manifest = load_manifest(shards)
         self.fingerprint = f"{manifest['fingerprint']}:{split}:{seq_len}"
         self.seq_len = seq_len
-        self.ids = TokenIds(shards, split, manifest, max_windows and max_windows * seq_len + 1)
+        self.ids: TokenIds | np.ndarray = TokenIds(shards, split, manifest, max_windows and max_windows * seq_len + 1)
         self.parts = self._parts(manifest) if split == "train" else []
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         if split == "train" and len(self.ids) <= seq_len:
@@ -183,6 +183,17 @@ class Windows:
                 f"sequences of {seq_len} tokens are longer than the corpus: its train split has "
                 f"{len(self.ids)}; lower model.max_seq_len or add text"
             )
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], seq_len: int, tokenizer: Tokenizer) -> "Windows":
+        """The windows of a few texts, tokenised in memory, to evaluate on."""
+        windows = cls.__new__(cls)
+        separator = tokenizer.separator_id
+        ids = [i for document in tokenizer.encode_batch(texts) for i in (separator, *document)]
+        windows.ids = np.array([*ids, separator])
+        windows.fingerprint, windows.seq_len, windows.parts = "", seq_len, []
+        windows.token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        return windows
 
     def __len__(self) -> int:
         """Number of windows."""

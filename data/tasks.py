@@ -16,7 +16,7 @@ from pathlib import Path
 from cli.console import say
 from cli.errors import UserError, nearest
 from configs.schema import DataConfig, TaskConfig
-from data.builtin import TASKS
+from data.builtin import TASKS, WHOLE_TASKS
 from data.items import Item, Task
 from data.prepare import prepare
 from data.readers import parse_json_lines
@@ -34,11 +34,16 @@ def load_task(config: TaskConfig, data: DataConfig) -> Task:
     """
     if config.name.endswith(".jsonl"):
         return _apply_limits(_load_file(config, data), config)
+    if config.name in WHOLE_TASKS:
+        return _apply_limits(WHOLE_TASKS[config.name](config.train_items, config.test_items), config)
     if config.name not in TASKS:
-        hint = nearest(config.name, sorted(TASKS))
+        hint = nearest(config.name, sorted((*TASKS, *WHOLE_TASKS)))
         raise UserError(f'task.name: no task or .jsonl file "{config.name}"{hint}')
     builder, folder = TASKS[config.name], prepare(data)
-    items = {split: [item for d in read_shuffled(folder, split) for item in builder.make_items(d)] for split in SPLITS}
+    items = {
+        split: [i._replace(group=row_group(d)) for d in read_shuffled(folder, split) for i in builder.make_items(d)]
+        for split in SPLITS
+    }
     common = Counter(item.label for item in items["train"]).most_common(builder.classes)
     labels = sorted(label for label, _ in common)
     items = {split: [i for i in its if i.label in labels] for split, its in items.items()}
@@ -83,7 +88,7 @@ def _load_file(config: TaskConfig, data: DataConfig) -> Task:
                 f'{path}: line {number}: group "{group}" is already in the {split_of_group[group]} split, '
                 f"here it is in {split}; use one split per group"
             )
-        splits[split].append(Item(f"{path.name}:{number}", row["text"], row["label"]))
+        splits[split].append(Item(f"{path.name}:{number}", row["text"], row["label"], group))
     trained = {item.text for item in splits["train"]}
     for split in ("validation", "test"):  # leak check: no held-out item is also a training item
         splits[split] = [item for item in splits[split] if item.text not in trained]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cli.console import track
-from data.items import Task
+from data.items import Item, Task
 from data.metrics import score_answer
 from model.flops import forward_flops
 from model.transformer import Transformer
@@ -53,19 +53,19 @@ def answer_task(
     tokenizer: Tokenizer,
     task: Task,
     shots: ShotSelector,
-    split: str = "test",
+    items: Sequence[Item] | None = None,
     calibrate: bool = False,
     per_token: bool = False,
     context: Callable[[str], str] | None = None,
 ) -> dict:
-    """Score the answers to the items of a split; also tokens, FLOPs and seconds per request.
+    """Score the answers to `items`, by default the test items; also tokens, FLOPs and seconds per request.
 
     Labels of a closed set are ranked by log-likelihood (see `rank_completions`), open answers are
     generated. `calibrate` is contextual calibration. Shots that do not fit the
     context are left out and counted. For ranked labels, "confidence" is the normalised likelihood
     of the chosen label.
     """
-    items = getattr(task, split)
+    items = task.test if items is None else items
     completions = [task.completion(label) for label in task.labels]
     started = time.perf_counter()
     prompts, dropped = build_prompts(model, tokenizer, task, shots, [item.text for item in items], context)

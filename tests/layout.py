@@ -30,6 +30,7 @@ OPTIONAL = {
     "jinja2",
     "lm_eval",
     "ray",
+    "rdkit",
 }
 
 

@@ -96,7 +96,14 @@ def test_every_setting_is_set_by_some_shipped_recipe():
         if isinstance(section, type) and issubclass(section, schema.Section)
         for name in section.model_fields
     }
-    assert settings - used == LOADED
+    # The defaults of a study are a recipe for two cores, of which its file changes what differs.
+    of_studies = {
+        name
+        for section in vars(study_recipe).values()
+        if getattr(section, "__module__", "") == study_recipe.__name__
+        for name in vars(section).get("__annotations__", {})
+    }
+    assert settings - used - of_studies == LOADED
 
 
 ALL_FILES = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()

@@ -16,6 +16,7 @@ from train.sharding import is_fsdp
 
 MAX_TIME_SHARE = 0.01  # time of one evaluation / training time between two evaluations
 FORWARD_TIME_SHARE = 1 / 3  # time of a forward pass / time of a training step
+BATCH_TOKENS = 2048  # of an evaluation without compiled code, which needs less memory than a training step
 MIN_TOKENS = 16_384  # a smaller subset gives too noisy a score
 
 
@@ -54,10 +55,11 @@ def evaluate(
     mine, most = windows[ranks.rank :: ranks.world_size], -(-len(windows) // ranks.world_size)
     gathered = wrapped if config.parallel == "fsdp" else model
     model.eval()
-    for start in range(0, most, config.micro_batch_size):
-        chosen = mine[start : start + config.micro_batch_size]
-        # Compiled code is specialised to one shape: pad the last batch with windows that do not count.
-        rows = config.micro_batch_size if compiled else max(1, len(chosen))
+    # Compiled code is specialised to one shape: pad the last batch with windows that do not count.
+    count = config.micro_batch_size if compiled else max(config.micro_batch_size, BATCH_TOKENS // dataset.seq_len)
+    for start in range(0, most, count):
+        chosen = mine[start : start + count]
+        rows = count if compiled else max(1, len(chosen))
         filled = np.pad(chosen, (0, rows - len(chosen)), constant_values=windows[0])
         inputs, targets = dataset.batch(filled)
         targets[len(chosen) :] = IGNORE

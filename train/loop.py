@@ -42,9 +42,9 @@ from train.evaluate import evaluate, evaluation_subset
 from train.forward import Batch, DataSet, set_forward, summed_loss
 from train.guard import Guard
 from train.late import LateRead, UnreadStep, no_garbage_collection
+from train.memory import BestWeights
 from train.metrics import Metrics, peak_memory
 from train.optim import build_optimizers, clip_gradients, learning_rate, skip_update_unless, step_flops
-from train.plot import plot_run
 from train.preflight import find_micro_batch, frozen_hash, report_duration, report_setup, uses_bfloat16
 from train.profiler import Profiler, parse_window, peak_flops
 from train.saver import Saver
@@ -80,12 +80,14 @@ class Trainer:
         resume: bool = False,
         profile: str | None = None,
         keep_best: bool = False,
+        in_memory: BestWeights | None = None,
     ):
         """Prepare to train the parameters of `model` that require gradients.
 
         Checkpoints, metrics and plots go to the run directory `run`. `resume` continues from its
         newest checkpoint, if there is one. `profile` names steps to profile, as "10:13".
         `keep_best` saves whenever the validation score improves, as `config.patience` does.
+        `in_memory` keeps the best weights, instead of checkpoints in `run`.
 
         Raises UserError if the batch does not divide over ranks, memory is too small, or the
         checkpoint to resume does not match the model.
@@ -133,7 +135,8 @@ class Trainer:
         self.evaluates_compiled = speedup is not None and isinstance(validation_set, Windows)
         self.profiler = Profiler(run, parse_window(profile) if profile else None, ranks.rank)
         self.peak_flops = peak_flops(self.device, bfloat16)
-        self.saver, self.guard = Saver(run, config.keep_last, ranks), Guard(run, ranks.rank, self.progress)
+        self.saver: Saver | BestWeights = in_memory or Saver(run, config.keep_last, ranks)
+        self.guard = Guard(run, ranks.rank, self.progress)
         self.unread: UnreadStep | None = None  # the last step, whose results are still on the device
 
     def train(self) -> RunResult:
@@ -174,8 +177,6 @@ class Trainer:
                 self.profiler.before_step(progress.step + 1)
                 self.step(end)
         set_forward(self.model)  # what follows has other shapes
-        if ranks.is_main:
-            plot_run(self.run)
         # A signal after the last step stops nothing. `stop` may come from another rank's signal.
         received = (signals.received or signal.SIGTERM) if stop else 0
         return RunResult(progress, self.score, peak_memory(self.device), int(received))

@@ -22,6 +22,7 @@ from model.sample import encode_prompt, sample
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.loop import Trainer
+from train.plot import plot_run
 from train.run_directory import (
     handle_interrupt,
     report_result,
@@ -60,6 +61,8 @@ def main() -> int:
             sets = train_set, validation_set
             trainer = Trainer(model, *sets, tokenizer, recipe.train, run, ranks, resume=resume, profile=own.profile)
             result = trainer.train()
+            if ranks.is_main:
+                plot_run(run)
             if ranks.is_main and not result.signal:
                 write_samples(run, recipe)
             if ranks.is_main:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -78,12 +79,18 @@ def pin_recipe(recipe: T, saved: T | None) -> T:
     Commits in the `saved` recipe are kept, because a branch may have moved since the run started.
     Raises UserError if the hub does not answer.
     """
-    resolve = {"base": pin_model, "foundation": pin_model, "general": pin_dataset}
+    resolve = {"base": pin_model, "general": pin_dataset}
     changes: dict = {
         name: pin(resumed_revision(getattr(recipe, name), getattr(saved, name, "")))
         for name, pin in resolve.items()
         if name in type(recipe).model_fields
     }
+    if names := getattr(recipe, "foundations", None):
+        earlier = getattr(saved, "foundations", [])
+        changes["foundations"] = [
+            pin_model(resumed_revision(name, old))
+            for name, old in zip_longest(names, earlier[: len(names)], fillvalue="")
+        ]
     data: DataConfig = getattr(recipe, "data")  # noqa: B009 (every recipe has [data])
     old: DataConfig = getattr(saved, "data") if saved else DataConfig()  # noqa: B009
     corpus = pin_dataset(resumed_revision(data.corpus, old.corpus if saved else ""))

@@ -8,6 +8,7 @@ import numpy as np
 
 from compare.analysis.bootstrap import Estimate, Resampled
 
+MIN_SIZES = 4  # a power law with an irreducible loss has three parameters
 MAX_FIT_ERROR = 0.05  # largest error of a fit at a measured size, as a share of the fall of the curve
 MIN_RESAMPLES = 0.95  # share of the resamples in which a finding must hold to be reported
 
@@ -58,10 +59,10 @@ def fit_power_law(sizes: Sequence[float], values: Sequence[float] | np.ndarray) 
     """A power law with an irreducible loss (Hestness et al. 2017, arXiv:1712.00409), by least squares.
 
     The power is searched on a grid, the other parameters are a linear fit. None with fewer than
-    three sizes, if the loss does not fall, or if the fit is off by more than MAX_FIT_ERROR: then
+    four sizes, if the loss does not fall, or if the fit is off by more than MAX_FIT_ERROR: then
     nothing can be extrapolated.
     """
-    if len(sizes) < 3 or values[-1] >= values[0]:
+    if len(sizes) < MIN_SIZES or values[-1] >= values[0]:
         return None
     x, y = np.array(sizes, float), np.array(values, float)
     best: tuple[float, PowerLaw] | None = None

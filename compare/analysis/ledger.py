@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from cli.errors import UserError
 from compare.analysis.bootstrap import Resampled, Row, score
+from compare.methods import METHODS
+from compare.rows import CALIBRATION, check_edition
 
 HELD_OUT_KEYS = {"text": "document_bytes", "task": "items"}  # equal in all rows of an axis
 
@@ -25,15 +27,26 @@ def row_ids(*groups: Sequence[Row]) -> list[str]:
 
 
 class Ledger:
-    """All rows of a study. Raises UserError if they were measured on different held-out data."""
+    """All rows of a study. Raises UserError if they were measured on different held-out data.
+
+    With several foundation models, a method that uses one is named as "lora @ smollm2-135m".
+    """
 
     def __init__(self, rows: Sequence[Row]):
-        self.rows = list(rows)
+        self.calibration: Row = next((row for row in rows if row["id"] == CALIBRATION), {})
+        cells = [row for row in rows if row["id"] != CALIBRATION]
+        self.searches = {self._key(row): row for row in cells if "search" in row}
+        self.rows = [row for row in cells if "search" not in row]
         self.groups: dict[tuple[str, str, float], list[Row]] = {}
+        self.budgets: dict[tuple[str, str, float], list[Row]] = {}  # (axis, method, factor), at the largest size
         first: dict[str, Row] = {}
         for row in self.rows:
-            self.groups.setdefault((row["axis"], row["arm"], row["size"]), []).append(row)
-            other, key = first.setdefault(row["axis"], row), HELD_OUT_KEYS[row["axis"]]
+            axis, method, size, factor = self._key(row)
+            if factor == 1:
+                self.groups.setdefault((axis, method, size), []).append(row)
+            else:
+                self.budgets.setdefault((axis, method, factor), []).append(row)
+            other, key = first.setdefault(axis, row), HELD_OUT_KEYS[axis]
             if row.get(key) != other.get(key):
                 raise UserError(
                     f"{row['id']} and {other['id']} were measured on different held-out data; "
@@ -41,16 +54,41 @@ class Ledger:
                 )
         self._scores: dict[tuple[str, str, float], Resampled] = {}
 
+    @staticmethod
+    def _key(row: Row) -> tuple[str, str, float, float]:
+        foundation = row.get("foundation")
+        return row["axis"], row["method"] + (f" @ {foundation}" if foundation else ""), row["size"], row["factor"]
+
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
-        """Read ledger.jsonl of a study. Raises UserError if the file is missing or empty."""
+        """Read ledger.jsonl of a study. Raises UserError if the file is missing, empty, or of another edition."""
         path = folder / "ledger.jsonl"
         if not path.exists():
             raise UserError(f"{path}: ledger not found; run: python -m compare.run STUDY --run-dir {folder}")
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if not rows:
+        for row in rows[:1]:
+            check_edition(folder, row)
+        ledger = cls(rows)
+        if not ledger.rows:
             raise UserError(f"{path}: the ledger is empty; continue the study with --resume")
-        return cls(rows)
+        return ledger
+
+    def search_of(self, axis: str, method: str, size: float, factor: float = 1.0) -> Row | None:
+        """The row of the cell that chose the setting; None if there was nothing to choose."""
+        return self.searches.get((axis, method, size, factor))
+
+    def cost(self, axis: str, method: str, size: float) -> "Cost":
+        """The cost of a method, with its search and its base method."""
+        base = self.base_of(method)
+        before = self.cost("text", base, 1.0) if base else NO_COST
+        return cost_of(self.at(axis, method, size), self.search_of(axis, method, size), before)
+
+    def base_of(self, method: str) -> str:
+        """The method whose model `method` starts from, with the same foundation; "" if there is none."""
+        base = METHODS[name_of(method)].base_method
+        if base and METHODS[base].uses_foundation:
+            base += method.removeprefix(name_of(method))
+        return base if ("text", base, 1.0) in self.groups else ""
 
     def methods(self, axis: str) -> list[str]:
         """Methods that were measured on an axis, in the order of the ledger."""
@@ -115,27 +153,24 @@ class Cost(NamedTuple):
 NO_COST = Cost(0.0, 0.0, None, None, None, None, 0.0, 0.0, 0.0)
 
 
-def cost_of(rows: Sequence[Row], before: Sequence[Row] = (), searched: Sequence[Row] = ()) -> Cost:
-    """The cost of a method at one size; `before` are the rows of its base method.
+def name_of(method: str) -> str:
+    """The name in METHODS of a ledger's method, without its foundation."""
+    return method.partition(" @ ")[0]
 
-    `searched` are the rows that contain the search, if `rows` are only some of the seeds.
-    """
+
+def cost_of(rows: Sequence[Row], search: Row | None = None, base: Cost = NO_COST) -> Cost:
+    """The cost of a method at one size: its rows, the row of its search, and the cost of its base method."""
 
     def mean(key: str) -> float | None:
         values = [row[key] for row in rows if row.get(key) is not None]
         return statistics.mean(values) if values else None
 
-    def search(key: str) -> float:
-        # All tries except the chosen one, which is counted as training.
-        with_search = [row for row in searched or rows if row["search"]]
-        tried = [sum(each[key] for each in row["search"]) for row in with_search]
-        chosen = [row.get(f"training_{key}") or 0.0 for row in with_search]
-        return sum(tried) - sum(chosen) if tried else 0.0
+    def searched(key: str) -> float:
+        return sum(each[key] for each in search["search"]) if search else 0.0
 
-    base = cost_of(before) if before else NO_COST
     return Cost(
-        (mean("training_seconds") or 0.0) + search("seconds") + base.fixed_seconds,
-        (mean("training_flops") or 0.0) + search("flops") + base.fixed_flops,
+        (mean("training_seconds") or 0.0) + searched("seconds") + base.fixed_seconds,
+        (mean("training_flops") or 0.0) + searched("flops") + base.fixed_flops,
         mean("seconds_per_request"),
         mean("flops_per_request"),
         mean("read_tokens"),

@@ -1,16 +1,18 @@
 """The verdict: plain sentences, each with the ledger rows that support it."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from compare.analysis.bootstrap import Estimate, Resampled
 from compare.analysis.costs import break_even_sentences, front_sentences
 from compare.analysis.curves import MIN_RESAMPLES, find_crossing, fit_power_law
-from compare.analysis.ledger import Ledger, Sentence, row_ids
+from compare.analysis.ledger import Ledger, Sentence, name_of, row_ids
+from compare.analysis.significance import Claims, find_claims
 from compare.context import MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
-from compare.methods import BASELINES, METHODS
+from compare.methods import METHODS
 
 FROM_SCRATCH = {"text": "scratch", "task": "scratch-supervised"}
 UNITS = {"text": "bits per byte", "task": "of the items right"}
@@ -18,7 +20,9 @@ EXTRAPOLATED = 10  # times the largest measured size
 FITTED_RESAMPLES = 200
 
 
-def verdict(ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_label: float = 0.0) -> list[Sentence]:
+def verdict(
+    ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_label: float = 0.0, margin: float = 0.03
+) -> list[Sentence]:
     """All sentences: scores on text and task, then costs, forgetting and caveats."""
     sentences = []
     for axis in ("text", "task"):
@@ -29,8 +33,8 @@ def verdict(ledger: Ledger, requests: int = 1000, per_hour: float = 0.0, per_lab
     return [
         *sentences,
         *_prompt_worth(ledger),
-        *break_even_sentences(ledger, requests),
-        *front_sentences(ledger, requests, per_hour, per_label),
+        *break_even_sentences(ledger, requests, margin),
+        *front_sentences(ledger, requests, margin, per_hour, per_label),
         *_forgetting(ledger),
         *_caveats(ledger),
     ]
@@ -56,7 +60,7 @@ def describe_size(axis: str, size: float) -> str:
 
 def is_constant(axis: str, method: str) -> bool:
     """Whether a method has one score instead of a learning curve, since it trains on no share or labels."""
-    return METHODS[method].sizes[axis] not in ("share", "labels")
+    return METHODS[name_of(method)].sizes[axis] not in ("share", "labels")
 
 
 def competitors(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
@@ -80,22 +84,41 @@ def competitors(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]
     return found
 
 
+def claims_of(ledger: Ledger, axis: str) -> dict[float, Claims]:
+    """The claims that hold on an axis, by size."""
+    sizes = {}
+    for size, at in competitors(ledger, axis):
+        scores = {method: ledger.score(axis, method, own) for method, own in at.items()}
+        sizes[size] = (
+            {method: score for method, score in scores.items() if not is_baseline(method)},
+            {method: score for method, score in scores.items() if is_baseline(method)},
+        )
+    return find_claims(sizes, partial(advantage, axis))
+
+
+def is_baseline(method: str) -> bool:
+    """Whether a method of a ledger is a baseline."""
+    return METHODS[name_of(method)].family == "baseline"
+
+
 def _best_methods(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # At every size: the best method that is no baseline, and those not significantly worse.
     sign = 1 if axis == "text" else -1
+    claims = claims_of(ledger, axis)
     for size, at in competitors(ledger, axis):
-        scores = {method: ledger.score(axis, method, own) for method, own in at.items() if method not in BASELINES}
+        scores = {method: ledger.score(axis, method, own) for method, own in at.items() if not is_baseline(method)}
         if len(scores) < 2:
             continue
         best, *others = sorted(scores, key=lambda method: sign * scores[method].value)
         gaps = {method: advantage(axis, scores[best], scores[method]).estimate for method in others}
-        not_worse = [f"{method} ({scores[method].value:.3f})" for method in others if gaps[method].low <= 0]
         value = f"({scores[best].estimate} {UNITS[axis]})"
-        if not_worse:
-            text = f"no significant difference was found between {best} {value} and {', '.join(not_worse)}."
-        else:
+        if claims[size].best:
             second = others[0]
             text = f"{best} is best {value}, {gaps[second]} better than {second} ({scores[second].value:.3f})."
+        else:
+            close = [method for method in others if gaps[method].low <= 0] or others[:1]
+            listed = ", ".join(f"{method} ({scores[method].value:.3f})" for method in close)
+            text = f"no significant difference was found between {best} {value} and {listed}."
         rows = row_ids(*(ledger.at(axis, method, at[method]) for method in (best, *others)))
         yield Sentence(f"{_with_size(axis, size)}, {text}", rows)
 
@@ -103,17 +126,18 @@ def _best_methods(ledger: Ledger, axis: str) -> Iterator[Sentence]:
 def _baselines(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # At every size: the best baseline, and the methods significantly better or worse than it.
     sign = 1 if axis == "text" else -1
+    claims = claims_of(ledger, axis)
     for size, at in competitors(ledger, axis):
         scores = {method: ledger.score(axis, method, own) for method, own in at.items()}
-        baselines, methods = [a for a in at if a in BASELINES], [a for a in at if a not in BASELINES]
+        baselines, methods = [m for m in at if is_baseline(m)], [m for m in at if not is_baseline(m)]
         if not baselines or not methods:
             continue
         baseline = min(baselines, key=lambda method: sign * scores[method].value)
-        gaps = {method: advantage(axis, scores[method], scores[baseline]).estimate for method in methods}
+        better, worse, _ = claims[size]
         lists = {
-            "significantly better": [method for method in methods if gaps[method].low > 0],
-            "significantly worse": [method for method in methods if gaps[method].high < 0],
-            "no significant difference": [a for a in methods if gaps[a].low <= 0 <= gaps[a].high],
+            "significantly better": [method for method in methods if method in better],
+            "significantly worse": [method for method in methods if method in worse],
+            "no significant difference": [method for method in methods if method not in better | worse],
         }
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
         value = f"({scores[baseline].estimate} {UNITS[axis]})"
@@ -123,7 +147,7 @@ def _baselines(ledger: Ledger, axis: str) -> Iterator[Sentence]:
 
 def _distance(ledger: Ledger) -> Iterator[Sentence]:
     # How far the text is from the pretraining data of the foundation model.
-    baselines = [method for method in ledger.methods("text") if method in BASELINES]
+    baselines = [method for method in ledger.methods("text") if is_baseline(method)]
     if "zero-shot" not in ledger.methods("text") or not baselines:
         return
     baseline = min(baselines, key=lambda method: ledger.score("text", method).value)
@@ -221,7 +245,10 @@ def _prompt_worth(ledger: Ledger) -> Iterator[Sentence]:
             bounds = " and ".join([*least, *most])
             if found := find_crossing(sizes, curve, prompted):
                 bounds = f"{found.value:.0f} [{found.low:.0f}, {found.high:.0f}]"
-            text = f"{prompt} has the same score as {method} with {bounds} labelled items."
+            own = np.mean([row.get("labels", 0.0) for row in ledger.largest("task", prompt)])
+            text = (
+                f"{prompt}, which used {own:.0f} labels, has the same score as {method} with {bounds} labelled items."
+            )
             if not bounds:
                 text = f"The number of labelled items with which {method} has the score of {prompt} is undecided."
             yield Sentence(text, row_ids(ledger.largest("task", prompt)) + ledger.row_ids("task", method))
@@ -259,7 +286,7 @@ def _caveats(ledger: Ledger) -> Iterator[Sentence]:
         text = f"Training used {two if seeds == 2 else one}: do not take this as a result before 3 seeds."
         yield Sentence(text, row_ids(*trained))
     if untrained := [row for row in ledger.rows if row.get("kept_step") == 0]:
-        names = dict.fromkeys(f"{row['arm']} with {describe_size(row['axis'], row['size'])}" for row in untrained)
+        names = dict.fromkeys(f"{row['method']} with {describe_size(row['axis'], row['size'])}" for row in untrained)
         yield Sentence(
             "Training did not improve validation with at least one seed, so the initial weights were kept: "
             f"{', '.join(names)}.",

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from cli.errors import UserError
 from compare.context import Cell, Study
 from compare.method import Learned, Setting, score_labels
 from compare.ngram import NGram
-from data.items import Task
+from data.items import Item, Task
 from prompting.shots import fit_tfidf
 
 ORDERS: tuple[Setting, ...] = tuple({"order": order} for order in (5, 4, 6, 3))
@@ -62,63 +62,82 @@ def zstd() -> Stream:
     return zstandard.ZstdCompressor(compression_params=settings).compressobj()
 
 
+class Compressor:
+    """A compressor as a text model."""
+
+    def __init__(self, make_stream: Callable[[], Stream], train: Sequence[str]):
+        self.make_stream, self.train = make_stream, train
+
+    def bits(self, texts: Sequence[str]) -> list[float]:
+        """See `compressor_bits`."""
+        return compressor_bits(self.make_stream(), self.train, texts)
+
+
 def learn_compressor(study: Study, cell: Cell, setting: Setting) -> Learned:
     """Xz or zstd, by the method's name: compresses the training text, then one held-out text."""
-    train = study.training_texts(cell.size, cell.method)
-    stream = {"xz": xz, "zstd": zstd}[cell.method]
-    return Learned(train, bits=lambda texts: compressor_bits(stream(), train, texts))
+    train = study.training_texts(cell)
+    return Learned(Compressor({"xz": xz, "zstd": zstd}[cell.method], train), train)
 
 
 def learn_ngram(study: Study, cell: Cell, setting: Setting) -> Learned:
     """A byte-level n-gram model of the training text."""
-    train, started = study.training_texts(cell.size, cell.method), time.perf_counter()
+    train, started = study.training_texts(cell), time.perf_counter()
     model = NGram(train, setting["order"])
     stored = sum(array.nbytes for table in model.tables for array in table)
     costs = {"training_seconds": time.perf_counter() - started, "stored_bytes": stored}
-    return Learned(train, bits=model.bits, general_bits=model.bits, costs=costs)
+    return Learned(model, train, costs)
+
+
+class Majority:
+    """The majority class: the most frequent label of the labelled items, for every input."""
+
+    def __init__(self, task: Task):
+        self.label, count = Counter(item.label for item in task.train).most_common(1)[0]
+        self.share = count / len(task.train)
+
+    def answers(self, items: Sequence[Item]) -> dict:
+        """See `TaskModel`."""
+        return score_labels(items, [self.label] * len(items), [self.share] * len(items))
 
 
 def learn_majority(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """The majority class: the most frequent label of the labelled items, for every input."""
-    task = study.labelled_task(int(cell.size), cell.method)
-    majority, count = Counter(item.label for item in task.train).most_common(1)[0]
+    """`Majority` of the labelled items."""
+    return Learned(Majority(study.labelled_task(cell, int(cell.size))), [])
 
-    def answers(split: str) -> dict:
-        items = getattr(task, split)
-        return score_labels(items, [majority] * len(items), [count / len(task.train)] * len(items))
 
-    return Learned([], answers=answers)
+class TfIdf:
+    """Logistic regression on tf-idf of character 1- to 4-grams."""
+
+    def __init__(self, task: Task, strength: float):
+        """Trained on the items of `task`; `strength` is an inverse regularisation strength."""
+        started = time.perf_counter()
+        self.vectorizer, train = fit_tfidf(task.train)
+        from sklearn.dummy import DummyClassifier
+        from sklearn.linear_model import LogisticRegression
+
+        labels = [item.label for item in task.train]
+        has_one_label = len(set(labels)) == 1  # logistic regression refuses that
+        self.model = DummyClassifier() if has_one_label else LogisticRegression(C=strength, max_iter=1000)
+        self.model.fit(train, labels)
+        size = 0 if has_one_label else int(self.model.coef_.size)
+        self.costs = {
+            "training_seconds": time.perf_counter() - started,
+            "trained_parameters": size,
+            "stored_bytes": 8 * size + len("".join(self.vectorizer.vocabulary_).encode()),
+        }
+
+    def answers(self, items: Sequence[Item]) -> dict:
+        """See `TaskModel`; one request at a time, as for prompts."""
+        started = time.perf_counter()
+        rows = [self.model.predict_proba(self.vectorizer.transform([item.text])) for item in items]
+        seconds = (time.perf_counter() - started) / len(items)
+        p = np.concatenate(rows)
+        scores = score_labels(items, self.model.classes_[p.argmax(1)], p.max(1))
+        return scores | {"seconds_per_request": seconds}
 
 
 def learn_tfidf(study: Study, cell: Cell, setting: Setting) -> Learned:
-    """Logistic regression on tf-idf of character 1- to 4-grams, trained on the labelled items."""
-    task = study.labelled_task(int(cell.size), cell.method)
-    return tfidf_logistic(task, setting["strength"])
-
-
-def tfidf_logistic(task: Task, strength: float) -> Learned:
-    """`learn_tfidf` for a task and an inverse regularisation strength."""
-    started = time.perf_counter()
-    vectorizer, train = fit_tfidf(task.train)
-    from sklearn.dummy import DummyClassifier
-    from sklearn.linear_model import LogisticRegression
-
-    labels = [item.label for item in task.train]
-    has_one_label = len(set(labels)) == 1  # logistic regression refuses that
-    model = DummyClassifier() if has_one_label else LogisticRegression(C=strength, max_iter=1000)
-    model.fit(train, labels)
-    size = 0 if has_one_label else int(model.coef_.size)
-    costs = {
-        "training_seconds": time.perf_counter() - started,
-        "trained_parameters": size,
-        "stored_bytes": 8 * size + len("".join(vectorizer.vocabulary_).encode()),
-    }
-
-    def answers(split: str) -> dict:
-        items, started = getattr(task, split), time.perf_counter()
-        # One request at a time, as for prompts.
-        p = np.concatenate([model.predict_proba(vectorizer.transform([item.text])) for item in items])
-        scores = score_labels(items, model.classes_[p.argmax(1)], p.max(1))
-        return scores | {"seconds_per_request": (time.perf_counter() - started) / len(items)}
-
-    return Learned([item.text for item in task.train], answers=answers, costs=costs)
+    """`TfIdf` of the labelled items."""
+    task = study.labelled_task(cell, int(cell.size))
+    model = TfIdf(task, setting["strength"])
+    return Learned(model, [item.text for item in task.train], model.costs)

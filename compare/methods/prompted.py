@@ -3,11 +3,11 @@
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from compare.context import Cell, Study, prepare_inference
+from compare.context import Cell, Study, prepare_inference, text_bytes
 from compare.method import Learned, Setting
-from data.items import Task
+from data.items import Item, Task
 from model.likelihood import document_bits
 from model.transformer import Transformer
 from prompting.answers import answer_task, build_prompts
@@ -24,46 +24,63 @@ RANKINGS: tuple[Setting, ...] = (
 MAX_NEW_TOKENS = 96  # of a sample in the report
 
 
-def prompted_method(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    task: Task,
-    shots: ShotSelector,
-    setting: Setting,
-    seen_texts: Sequence[str],
-    costs: dict[str, float] | None = None,
-    context: Callable[[str], str] | None = None,
-) -> Learned:
-    """A method that answers by prompting `model`; `context` gives the text before each prompt."""
+class LanguageModel:
+    """A model that predicts and continues text, after the documents of `prefix`."""
 
-    def write(text: str) -> str:
-        (prompt,), _ = build_prompts(model, tokenizer, task, shots, [text], context)
-        return generate_answer(model, tokenizer, prompt, task.stop, MAX_NEW_TOKENS)
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, prefix: Sequence[str] = ()):
+        self.model, self.tokenizer, self.prefix = model, tokenizer, prefix
 
-    return Learned(
-        seen_texts,
-        answers=lambda split: answer_task(model, tokenizer, task, shots, split, context=context, **setting),
-        general_bits=lambda texts: document_bits(model, tokenizer, texts),
-        write=write,
-        costs=costs or {},
-    )
+    def bits(self, texts: Sequence[str]) -> list[float]:
+        """See `TextModel`."""
+        return document_bits(self.model, self.tokenizer, texts, self.prefix)
+
+    def write(self, text: str) -> str:
+        """See `Writer`."""
+        prompt = "\n\n".join([*self.prefix, text])
+        return generate_answer(self.model, self.tokenizer, prompt, "\n\n", MAX_NEW_TOKENS)
 
 
-def text_method(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    seen_texts: Sequence[str],
-    costs: dict[str, float],
-    prefix: Sequence[str] = (),
-) -> Learned:
-    """A method that scores and continues texts with `model`, after the documents of `prefix`."""
-    return Learned(
-        seen_texts,
-        bits=lambda texts: document_bits(model, tokenizer, texts, prefix),
-        general_bits=lambda texts: document_bits(model, tokenizer, texts),
-        write=lambda text: generate_answer(model, tokenizer, "\n\n".join([*prefix, text]), "\n\n", MAX_NEW_TOKENS),
-        costs=costs,
-    )
+class FoundationText(LanguageModel):
+    """The same of a foundation model, tuned or not."""
+
+    def general_bits(self, texts: Sequence[str]) -> list[float]:
+        """See `Forgets`; without the prefix."""
+        return document_bits(self.model, self.tokenizer, texts)
+
+
+class PromptedModel:
+    """A model that answers items after a prompt; `context` gives the text before each one."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        task: Task,
+        shots: ShotSelector,
+        setting: Setting,
+        context: Callable[[str], str] | None = None,
+    ):
+        self.model, self.tokenizer, self.task, self.shots = model, tokenizer, task, shots
+        self.setting, self.context = setting, context
+
+    def answers(self, items: Sequence[Item]) -> dict:
+        """See `TaskModel`."""
+        return answer_task(
+            self.model, self.tokenizer, self.task, self.shots, items, context=self.context, **self.setting
+        )
+
+    def write(self, text: str) -> str:
+        """See `Writer`."""
+        (prompt,), _ = build_prompts(self.model, self.tokenizer, self.task, self.shots, [text], self.context)
+        return generate_answer(self.model, self.tokenizer, prompt, self.task.stop, MAX_NEW_TOKENS)
+
+
+class PromptedFoundation(PromptedModel):
+    """The same of a foundation model, tuned or not."""
+
+    def general_bits(self, texts: Sequence[str]) -> list[float]:
+        """See `Forgets`."""
+        return document_bits(self.model, self.tokenizer, texts)
 
 
 def learn_shots(study: Study, cell: Cell, setting: Setting) -> Learned:
@@ -72,19 +89,19 @@ def learn_shots(study: Study, cell: Cell, setting: Setting) -> Learned:
     On the task they are labelled items: the same for every input, sampled by the seed, or for
     neighbour-shots the nearest ones to each input, nearest last. Before a text they are documents.
     """
-    model, tokenizer = study.load_foundation()
+    model, tokenizer = study.load_foundation(cell)
     model = prepare_inference(model)
     if cell.axis == "task":
-        task = study.labelled_task(int(cell.size), cell.method)
-        shots = fixed_shots(task, len(task.train), study.seed)
+        task = study.labelled_task(cell, int(cell.size))
+        shots = fixed_shots(task, len(task.train), cell.seed)
         if cell.method == "neighbour-shots":
             shots = neighbour_shots(task, study.recipe.shots)
         seen_texts = [item.text for item in task.train]
-        stored = {"stored_bytes": text_bytes(seen_texts)}
-        return prompted_method(model, tokenizer, task, shots, setting, seen_texts, stored)
+        prompted = PromptedFoundation(model, tokenizer, task, shots, setting)
+        return Learned(prompted, seen_texts, {"stored_bytes": text_bytes(seen_texts)})
     count = {"zero-shot": 0, "one-shot": 1, "few-shot": study.recipe.shots}[cell.method]
-    texts = study.training_texts(1.0, cell.method) if count else []
-    prefix = random.Random(study.seed).sample(texts, min(count, len(texts)))
+    texts = study.training_texts(cell, 1.0) if count else []
+    prefix = random.Random(cell.seed).sample(texts, min(count, len(texts)))
 
     def token_lengths(texts: Sequence[str]) -> list[int]:
         return [1 + len(ids) for ids in tokenizer.encode_batch(texts)]  # with the separator before each
@@ -93,16 +110,16 @@ def learn_shots(study: Study, cell: Cell, setting: Setting) -> Learned:
     while prefix and sum(token_lengths(prefix)) + longest > model.config.context:
         prefix.pop()  # leave out documents that do not fit, as for shots that do not fit
     costs = {"stored_bytes": text_bytes(prefix), "shots_left_out": count - len(prefix)}
-    return text_method(model, tokenizer, prefix, costs, prefix)
+    return Learned(FoundationText(model, tokenizer, prefix), prefix, costs)
 
 
 def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
     """Passages of the training documents before every input, by hybrid search (embeddings and words)."""
     from prompting.store import Store
 
-    model, tokenizer = study.load_foundation()
-    task = study.labelled_task(0, cell.method)
-    texts = study.training_texts(1.0, cell.method)
+    model, tokenizer = study.load_foundation(cell)
+    task = study.labelled_task(cell, 0)
+    texts = study.training_texts(cell, 1.0)
     folder = study.folder / "store"
 
     def fill_store() -> tuple[Store, float]:
@@ -122,11 +139,5 @@ def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:
         found = store.search(text, 2, "hybrid")
         return "".join(f"Passage: {passage.text}\n\n" for passage in reversed(found))
 
-    learned = prompted_method(prepare_inference(model), tokenizer, task, zero_shot, setting, texts, costs, context)
-    learned.reused_costs = {"seconds": seconds} if was_cached else {}
-    return learned
-
-
-def text_bytes(texts: Iterable[str]) -> float:
-    """Size of the texts in UTF-8, in bytes."""
-    return float(sum(len(text.encode()) for text in texts))
+    prompted = PromptedFoundation(prepare_inference(model), tokenizer, task, zero_shot, setting, context)
+    return Learned(prompted, texts, costs, {"seconds": seconds} if was_cached else {})

@@ -1,4 +1,4 @@
-"""A small study of made-up text, in this process."""
+"""A small study of made-up text, in this process, with a calibration that needs no timing."""
 
 import json
 
@@ -21,10 +21,10 @@ def study(corpus, cache, tmp_path):
         "".join(json.dumps({"text": words(1000 + n, 14).strip(), "label": "ab"[n % 2]}) + "\n" for n in range(200))
     )
     data = DataConfig(corpus=str(corpus), section_chars=500, cache_dir=str(cache))
-    train = {"batch_size": 8, "micro_batch_size": 8, "eval_every": 10, "patience": 100}
+    train = {"optimizer": "adamw", "batch_size": 8, "micro_batch_size": 8, "embedding_lr": 1.0, "schedule": "cosine"}
     scratch = {
-        "text_rates": [6e-3, 1e-7],
-        "task_rates": [6e-3, 1e-7],
+        "text_rate": 3.5e-3,
+        "task_rate": 3.5e-3,
         "text": train,
         "task": train,
         "tokenizer": {"vocab_size": 400},
@@ -38,7 +38,13 @@ def study(corpus, cache, tmp_path):
         labels=[8, 64],
         task={"name": str(rows), "train_items": 200, "test_items": 20},
         scratch=scratch,
-        budget_flops=1e10,
+        tries=2,
+        budget_seconds=36,
+        budget_factors=[0.5],
     )
     (tmp_path / "config.toml").write_text(to_toml(recipe))
+    speed = {"step_seconds": 1.0, "micro_batch_size": 8, "precision": "float32"}
+    speeds = {f"{table}-{axis}": speed for table in ("scratch",) for axis in ("text", "task")}
+    (tmp_path / "calibration.json").write_text(json.dumps({"threads": 2, "speeds": speeds}))
+    (tmp_path / "cells").mkdir()
     return Study(tmp_path)

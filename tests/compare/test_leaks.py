@@ -68,25 +68,27 @@ def test_a_tune_with_joined_lines_is_found_in_its_document(cache):
 
 
 def test_a_planted_copy_is_refused_in_text_labels_shots_and_store(study, tmp_path):
-    assert study.training_texts(1.0, "scratch")
-    few = study.labelled_task(8, "lora")
+    cell = Cell("lora", "text", 1.0, 0)
+    assert study.training_texts(cell)
+    few = study.labelled_task(cell, 8)
     assert len(few.train) == 8
     assert few.validation == study.task.validation[:16]
-    assert study.labelled_task(64, "lora").validation == study.task.validation[:64]
+    assert study.labelled_task(cell, 100).validation == study.task.validation[:64]
     item, text = study.task.test[0], study.test[0]
     task = study.task
     study.task = task._replace(train=[*task.train, item._replace(label="b")])
     for place in ("lora", "few-shot", "neighbour-shots"):
         with pytest.raises(UserError, match=f"{place} contains the held-out text"):
-            study.labelled_task(1000, place)
+            study.labelled_task(cell._replace(method=place), 1000)
     study.task = task
-    path = study.share_folder(0.2) / "train.jsonl"  # which other tests use too
+    fifth = cell._replace(size=0.2)
+    path = study.share_folder(fifth) / "train.jsonl"  # which other tests use too
     before, manifest = path.read_text(), load_manifest(path.parent)
     path.write_text(before + json.dumps({"id": "planted", "text": text}) + "\n")
     write_manifest(path.parent, manifest)  # otherwise the folder would count as damaged and be prepared again
     for place in ("scratch", "retrieval", "xz"):
         with pytest.raises(UserError, match=f"{place} contains the held-out text"):
-            study.training_texts(0.2, place)
+            study.training_texts(fifth._replace(method=place))
     path.write_text(before)
     write_manifest(path.parent, manifest)
 
@@ -137,14 +139,18 @@ def test_held_out_items_that_occur_in_the_training_text_are_removed(corpus, cach
 
 
 def test_smaller_shares_and_fewer_labels_are_subsets_of_larger_ones(study, tmp_path):
-    small, whole = study.training_texts(0.2, "x"), study.training_texts(1.0, "x")
+    cell, fifth = Cell("x", "text", 1.0, 0), Cell("x", "text", 0.2, 0)
+    small, whole = study.training_texts(fifth), study.training_texts(cell)
     assert set(small) < set(whole)
     size = sum(map(len, small)) / sum(map(len, whole))
     assert 0.1 < size <= 0.21
-    few, more = study.labelled_task(8, "x").train, study.labelled_task(64, "x").train
+    few, more = study.labelled_task(cell, 8).train, study.labelled_task(cell, 64).train
     assert more[:8] == few
-    other = Study(tmp_path, seed=1)
-    assert other.training_texts(0.2, "x") != small
-    assert other.labelled_task(8, "x").train != few
-    assert other.test == study.test
-    assert other.task.test == study.task.test
+    assert study.training_texts(fifth._replace(seed=1)) != small
+    assert study.labelled_task(cell._replace(seed=1), 8).train != few
+
+
+def test_all_methods_are_validated_on_the_same_bytes(study):
+    texts = study.validation_texts(1000)
+    assert sum(len(text.encode()) for text in texts) == 1000
+    assert "".join(study.validation_texts(3000)).startswith("".join(texts)[:900])

@@ -8,7 +8,7 @@ import torch
 from texts import words
 
 from cli.errors import UserError
-from compare.methods.baselines import compressor_bits, tfidf_logistic, xz, zstd
+from compare.methods.baselines import TfIdf, compressor_bits, xz, zstd
 from compare.ngram import NGram
 from configs.schema import ModelConfig, TokenizerConfig
 from data.items import Item, Task
@@ -103,13 +103,13 @@ def labelled(count, seed):
 
 def test_the_tfidf_baseline_learns_separable_labels():
     task = Task("Text", "Kind", ["late", "vowel"], labelled(200, 0), labelled(40, 1), labelled(60, 2))
-    learned = tfidf_logistic(task, 10.0)
-    found = learned.answers("test")
+    learned = TfIdf(task, 10.0)
+    found = learned.answers(task.test)
     assert np.mean(found["correct"]) > 0.95
     assert all(0.5 <= sure <= 1 for sure in found["confidence"])
     assert learned.costs["trained_parameters"] > 100
     alone = task._replace(train=[task.train[0]])
-    assert set(tfidf_logistic(alone, 10.0).answers("test")["confidence"]) == {1.0}
+    assert set(TfIdf(alone, 10.0).answers(task.test)["confidence"]) == {1.0}
 
 
 def naive_bits(train, text, order):

@@ -1,0 +1,58 @@
+"""Calibration of a study: the speed of every kind of training, measured once on the idle machine.
+
+It turns a budget of seconds into a number of steps. A cell then trains for that many, so its result
+does not depend on what else the machine does. What could also depend on the machine stands in the
+calibration too: threads, precision, and the size of a micro-batch.
+"""
+
+import json
+import os
+import statistics
+from itertools import pairwise
+
+from adapt.methods import prepare_model
+from cli.console import say
+from compare.context import Cell, Study
+from compare.methods.scratch import build_fresh_model
+from compare.methods.train import Speed, item_training, recipe_table, run_training, text_training
+from train.memory import BestWeights
+from train.preflight import uses_bfloat16
+
+SECONDS = 5.0  # of training that is timed
+MIN_TIMED = 4  # steps
+WARM_UP = 2  # steps that are not counted
+BUSY = 0.5  # load average per core above which the machine is not idle
+
+
+def measure_speed(study: Study, cell: Cell) -> dict:
+    """The `Speed` of the cell's training at its largest size, as a dict."""
+    study.start_cell(cell)
+    table = recipe_table(cell.method)
+    if table == "scratch":
+        model, tokenizer, _ = build_fresh_model(study, cell, study.training_texts(cell, 1.0))
+    else:
+        model, tokenizer = study.load_foundation(cell)
+        prepare_model(model, tokenizer, table, study.recipe, cell.seed)
+    if cell.axis == "text":
+        context = model.config.context
+        length = context if table == "scratch" else min(study.recipe.seq_len, context)
+        sets = text_training(study, cell, model, tokenizer, length)
+    else:
+        sets = item_training(study.labelled_task(cell, int(cell.size)), model, tokenizer)
+    timed = {"max_seconds": SECONDS, "eval_every": 10**9}
+    trainer, _ = run_training(study, cell, model, tokenizer, sets, timed, BestWeights())
+    metrics = (study.folder / "training" / cell.name / "metrics.jsonl").read_text(encoding="utf-8")
+    ends = [row["seconds"] for row in map(json.loads, metrics.splitlines()) if "loss" in row]
+    steps = [after - before for before, after in pairwise(ends)][WARM_UP:]
+    seconds = statistics.median(steps) if len(steps) >= MIN_TIMED else ends[-1] / len(ends)
+    precision = "bfloat16" if uses_bfloat16(trainer.config.precision, model, study.device) else "float32"
+    return Speed(seconds, trainer.config.micro_batch_size, precision)._asdict()
+
+
+def warn_if_busy() -> None:
+    """Print a warning if other work would slow the calibration down."""
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
+        say(
+            f"WARNING: the load average is {os.getloadavg()[0]:.1f}: the speeds that are measured now, and with "
+            "them the steps of every budget, will be too low; wait until the machine is idle"
+        )
