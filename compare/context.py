@@ -26,7 +26,7 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.preflight import uses_bfloat16
 
-GENERAL_DOCUMENTS = 32
+GENERAL_DOCUMENTS = 16
 GENERAL_CHARS = 1000  # at most, of each
 VALIDATION_BYTES = 8192  # of text, that choose settings
 CHECKPOINT_BYTES = 2048  # of these, that choose the checkpoint, thirteen times in every training
