@@ -18,7 +18,7 @@ from cli.workers import start_ray
 from compare.calibrate import warn_if_busy
 from compare.context import SEARCH_SEED, Cell
 from compare.methods import METHODS
-from compare.methods.train import recipe_table
+from compare.methods.train import MIN_STEPS, recipe_table
 from compare.plan import Provenance
 from compare.rows import CALIBRATION, EDITION, read_rows
 from configs.study_recipe import StudyRecipe
@@ -89,7 +89,13 @@ def calibrate(study: StudyRecipe, folder: Path, cells: list[Cell], threads: int 
             say(f"=== calibration: {key}")
             if not worker.request(cell, result, found["threads"]):
                 raise UserError(f"the calibration of {key} failed (see above)")
-            found["speeds"][key] = json.loads(result.read_text(encoding="utf-8"))
+            found["speeds"][key] = speed = json.loads(result.read_text(encoding="utf-8"))
+            least = MIN_STEPS * speed["step_seconds"]
+            if least > study.budget_seconds * min([1.0, *study.budget_factors]):
+                say(
+                    f"WARNING: {key} needs {least:.0f} s for the {MIN_STEPS} steps that every training has, more than "
+                    "the smallest budget: raise budget_seconds, or lower the batch size"
+                )
             write_atomically(path, to_json(found, 2) + "\n")  # an interrupted calibration continues
     finally:
         worker.close()

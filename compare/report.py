@@ -3,11 +3,13 @@
     python -m compare.report STUDY-DIR
 
 Reads STUDY-DIR/ledger.jsonl (its path may be given instead) and config.toml; writes to the same
-folder report.html (one file, works without a network), table.md, verdict.md and plots/curves.png.
+folder answer.md, report.html (one file, works without a network), table.md, verdict.md and
+plots/curves.png.
 """
 
 import json
 import statistics
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,9 +22,10 @@ from cli.atomic import to_json, write_atomically
 from cli.console import printable, show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, load
+from compare.analysis.answer import answer, options
 from compare.analysis.bootstrap import calibration_error
-from compare.analysis.ledger import Ledger, Sentence, name_of
-from compare.analysis.verdict import describe_size, general_bits, is_constant, verdict
+from compare.analysis.ledger import Ledger, Sentence
+from compare.analysis.verdict import describe_data, general_bits, is_constant, verdict
 from compare.context import MAX_VALIDATION, MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import BASELINES, METHODS
@@ -44,20 +47,12 @@ COLUMNS = (
     "general bits/byte",
     "held-out overlap",
 )
+AXES = ("text", "task")
+OPTION_COLUMNS = ("method", "quality", "to build", "1,000 requests", "data it needs", "choose it when")
 CAPTIONS = {
     "text": "Held-out text: bits per byte, comparable across tokenizers.",
     "task": "Held-out items: share answered correctly, by label likelihood or exact match.",
 }
-
-
-def describe_data(axis: str, method: str, size: float) -> str:
-    """The data of a method at a size, in words, such as "the text, then 64 items"."""
-    base = "the text, then " if METHODS[name_of(method)].base_method else ""
-    if name_of(method) == "retrieval":
-        return "passages of the text"
-    if not size and name_of(method) != "zero-shot":
-        return "documents in the prompt"
-    return base + describe_size(axis, size)
 
 
 def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
@@ -262,24 +257,37 @@ def plot_curves(ledger: Ledger, path: Path) -> None:
 
 
 def write_report(folder: Path) -> None:
-    """Write report.html, table.md, verdict.md and plots/curves.png; print table and verdict."""
+    """Write answer.md, report.html, table.md, verdict.md and plots/curves.png; print the answer and its tables."""
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
     sentences = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label, recipe.task_margin)
+    lines = answer(ledger, recipe)
+    write_atomically(folder / "answer.md", answer_markdown(ledger, recipe, lines))
     write_atomically(folder / "table.md", markdown(ledger))
     text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(sentences, 1))
     write_atomically(folder / "verdict.md", text)
     write_atomically(folder / "report.html", render_html(ledger, recipe, sentences))
     plot_curves(ledger, folder / "plots" / "curves.png")
-    row = ledger.rows[0]
-    table = Table(title=f"{escape(printable(row['corpus']))}: from scratch, fine-tune or prompt?")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number > 1 else "left", no_wrap=number == 0)
-    for cells in table_rows(ledger):
-        table.add_row(*(escape(printable(cell)) for cell in cells))
-    screen = Console(width=None if Console().is_terminal else 180)
-    screen.print(table)
-    screen.print(printable(text), markup=False, highlight=False)
+    screen = Console(width=None if Console().is_terminal else 140)
+    for axis in AXES:
+        if ledger.methods(axis):
+            table = Table(title=escape(printable(f"{ledger.rows[0]['corpus']}: {CAPTIONS[axis]}")))
+            for number, column in enumerate(OPTION_COLUMNS):
+                table.add_column(column, no_wrap=number == 0)
+            for option in options(ledger, recipe, axis):
+                table.add_row(*(escape(printable(cell)) for cell in option))
+            screen.print(table)
+    show("\n".join(lines))
+
+
+def answer_markdown(ledger: Ledger, recipe: StudyRecipe, lines: Sequence[str]) -> str:
+    """The answer, then a table per axis of all methods at their largest size."""
+    parts = ["\n".join(f"- {line}" if not line.startswith("  ") else f"  {line}" for line in lines)]
+    for axis in AXES:
+        if ledger.methods(axis):
+            rows = (OPTION_COLUMNS, ["---"] * len(OPTION_COLUMNS), *options(ledger, recipe, axis))
+            parts += [CAPTIONS[axis], "\n".join("| " + " | ".join(cells) + " |" for cells in rows)]
+    return "\n\n".join([*parts, describe_study(ledger)]) + "\n"
 
 
 def main() -> None:
@@ -289,7 +297,7 @@ def main() -> None:
     path = parser.parse_args().folder
     folder = path.parent if path.is_file() else path
     write_report(folder)
-    show(f"written: {folder / 'report.html'}, table.md, verdict.md, plots/curves.png")
+    show(f"written: {folder / 'report.html'}, answer.md, table.md, verdict.md, plots/curves.png")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ finished study it only draws the report. Writes to the run directory:
 
     ledger.jsonl     the calibration, then one row per cell: all measurements, per document and item
     cells/           the rows of cells as they are measured, one file each
+    answer.md        what to do, how sure that is, what it costs; a table to choose from
     report.html      curves, costs and verdict in one file, for any browser
-    table.md         the table for a README; verdict.md, plots/
+    table.md         all methods and sizes; verdict.md, plots/
 
 `--quick` uses the largest sizes, the first seed and a fifth of the budget. `--ray` runs cells on a Ray
 cluster, each with one thread or on its own device (pip install -e '.[cluster]').
@@ -98,9 +99,7 @@ def main() -> int:
         write_report(folder)
     if failed:
         raise UserError(f"{', '.join(failed)} failed (see above); run them again with --resume")
-    show(f"Written to {folder}/:")
-    for path in sorted(folder.iterdir()):
-        show(f"  {path}{'/' if path.is_dir() else ''}")
+    show(f"The report: {folder / 'report.html'}")
     return 0
 
 

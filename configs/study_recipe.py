@@ -24,8 +24,8 @@ class TunedMethod(Section):
     """The middle of the learning rates that are tried on text."""
     task_rate: Rate = 3e-4
     """The middle of the learning rates that are tried on the task."""
-    text: TrainConfig = TrainConfig(batch_size=2, micro_batch_size=2)
-    task: TrainConfig = TrainConfig(batch_size=8, micro_batch_size=8)
+    text: TrainConfig = TrainConfig(batch_size=1, micro_batch_size=1)
+    task: TrainConfig = TrainConfig(batch_size=4, micro_batch_size=4)
 
     @model_validator(mode="before")
     @classmethod

@@ -122,6 +122,10 @@ class Ledger:
             self._scores[key] = score(self.groups[key], axis)
         return self._scores[key]
 
+    def budget_score(self, axis: str, method: str, factor: float) -> Resampled:
+        """The score of a method at its largest size with `factor` times the budget."""
+        return self.score(axis, method) if factor == 1 else score(self.budgets[axis, method, factor], axis)
+
 
 class Cost(NamedTuple):
     """The cost of a method: fixed, and per request. None where it was not measured."""

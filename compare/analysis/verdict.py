@@ -58,6 +58,16 @@ def describe_size(axis: str, size: float) -> str:
     return f"{size:,.0f} items" if axis == "task" else f"{100 * size:.3g} % of the text"
 
 
+def describe_data(axis: str, method: str, size: float) -> str:
+    """The data of a method at a size, in words, such as "the text, then 64 items"."""
+    base = "the text, then " if METHODS[name_of(method)].base_method else ""
+    if name_of(method) == "retrieval":
+        return "passages of the text"
+    if not size and name_of(method) != "zero-shot":
+        return "documents in the prompt"
+    return base + describe_size(axis, size)
+
+
 def is_constant(axis: str, method: str) -> bool:
     """Whether a method has one score instead of a learning curve, since it trains on no share or labels."""
     return METHODS[name_of(method)].sizes[axis] not in ("share", "labels")

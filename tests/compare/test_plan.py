@@ -107,7 +107,7 @@ def test_a_table_of_a_recipe_changes_the_default_table(tmp_path):
     path.write_text("[scratch.model]\ndim = 64\n[full.text]\nbatch_size = 4\n")
     study = load(StudyRecipe, path)
     assert (study.scratch.model.dim, study.scratch.model.qk_norm) == (64, True)
-    assert (study.full.text.batch_size, study.full.text.micro_batch_size) == (4, 2)
+    assert (study.full.text.batch_size, study.full.text.micro_batch_size) == (4, 1)
     with pytest.raises(UserError, match=r"budget_factors holds 1\.0"):
         load(StudyRecipe, DEMO, ["--budget-factors", "0.5", "1.0"])
 

@@ -1,0 +1,165 @@
+"""The answer of a study in a few plain sentences, and a table to choose from."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from compare.analysis.curves import find_crossing
+from compare.analysis.ledger import Cost, Ledger, name_of
+from compare.analysis.verdict import advantage, claims_of, describe_data, describe_size, is_baseline
+from configs.study_recipe import StudyRecipe
+
+MOST_LINES = 12
+WORDS = {
+    "scratch": "train a model from scratch",
+    "scratch-supervised": "train a model from scratch on the text, then on the labels",
+    "random-supervised": "train a small model from random weights on the labels",
+    "full": "fine-tune the whole foundation model",
+    "lora": "fine-tune the foundation model with LoRA",
+    "lora-neighbours": "fine-tune with LoRA and show the nearest items in the prompt",
+    "top-layers": "fine-tune the top layers of the foundation model",
+    "soft-prompt": "train a soft prompt for the foundation model",
+    "features": "put a linear classifier on the frozen foundation model's features",
+    "text-then-shots": "fine-tune with LoRA on the text and show a few items in the prompt",
+    "zero-shot": "use the foundation model as it is",
+    "one-shot": "prompt the foundation model with one example",
+    "few-shot": "prompt the foundation model with a few examples",
+    "neighbour-shots": "prompt the foundation model with the nearest labelled items",
+    "retrieval": "prompt the foundation model with passages of the text",
+    "tfidf": "use logistic regression on character n-grams (tf-idf)",
+    "majority": "answer with the most frequent label",
+}
+THINGS = {"text": "text", "task": "labels"}
+
+
+class Option(NamedTuple):
+    """A method at its largest size, in the table to choose from."""
+
+    method: str
+    quality: str
+    build: str
+    requests: str
+    """Cost of 1,000 requests."""
+    data: str
+    choose_when: str
+
+
+class Choice(NamedTuple):
+    """What a study recommends on an axis."""
+
+    method: str
+    best: str
+    """The method with the best score."""
+    is_sure: bool
+    """Whether `method` is significantly better than all others."""
+    within: list[str]
+    """Methods that are shown to be within the margin of the best."""
+
+
+def choose(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Choice:
+    """The cheapest method at its largest size that is shown to be within the margin of the best.
+
+    On text a method must be able to write, so compressors and n-grams are no choice.
+    """
+    scores = {m: ledger.score(axis, m) for m in ledger.methods(axis) if axis == "task" or not is_baseline(m)}
+    sign = 1 if axis == "text" else -1
+    best = min(scores, key=lambda m: sign * scores[m].value)
+    margin = recipe.text_margin * scores[best].value if axis == "text" else recipe.task_margin
+    within = [m for m in scores if m == best or advantage(axis, scores[best], scores[m]).estimate.high <= margin]
+    chosen = min(within, key=lambda m: total_seconds(ledger, axis, m, recipe.requests))
+    claims = claims_of(ledger, axis)
+    return Choice(chosen, best, claims[max(claims)].best == chosen, within)
+
+
+def total_seconds(ledger: Ledger, axis: str, method: str, requests: int) -> float:
+    """Seconds of building a method at its largest size, and on the task of `requests` requests."""
+    return _cost(ledger, axis, method).seconds(requests if axis == "task" else 0)
+
+
+def answer(ledger: Ledger, recipe: StudyRecipe) -> list[str]:
+    """At most MOST_LINES sentences: what to do, how sure it is, what it costs, what would change it."""
+    lines: list[str] = []
+    for axis in ("text", "task"):
+        if ledger.methods(axis):
+            lines += [*_advice(ledger, recipe, axis), *_changes(ledger, axis)]
+    seeds = len({row["seed"] for row in ledger.rows})
+    if seeds < 3:
+        lines.append(
+            f"This is an illustration, not a result: it has {seeds} seed{'s' * (seeds > 1)}; a result has three."
+        )
+    return lines[:MOST_LINES]
+
+
+def _advice(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Iterator[str]:
+    choice = choose(ledger, recipe, axis)
+    score, cost = ledger.score(axis, choice.method), _cost(ledger, axis, choice.method)
+    size = ledger.sizes(axis, choice.method)[-1]
+    unit = "bits per byte" if axis == "text" else "of the items right"
+    with_data = (
+        f", with {'all of the text' if (axis, size) == ('text', 1) else describe_size(axis, size)}" if size else ""
+    )
+    words = WORDS.get(name_of(choice.method), choice.method) + choice.method.removeprefix(name_of(choice.method))
+    yield f"For the {THINGS[axis]}: {words}{with_data}: {score.estimate} {unit}."
+    others = [m for m in ledger.methods(axis) if m != choice.method and (axis == "task" or not is_baseline(m))]
+    second = min(others, key=lambda m: (1 if axis == "text" else -1) * ledger.score(axis, m).value, default="")
+    if choice.is_sure:
+        gap = advantage(axis, score, ledger.score(axis, second)).estimate
+        yield f"  It is significantly better than every other method; the next, {second}, is {gap} behind."
+    elif choice.method != choice.best:
+        best = ledger.score(axis, choice.best).value
+        yield f"  {choice.best} ({best:.3f}) is no more than the margin better, and costs more."
+    elif second:
+        value = ledger.score(axis, second).value
+        yield f"  It has the best score; no significant difference to {second} ({value:.3f}) was found."
+    costs = f"  It takes {cost.fixed_seconds:,.0f} s to build, search included"
+    if axis == "task" and cost.request_seconds:
+        costs += f", and {1000 * cost.request_seconds:,.0f} s for 1,000 requests"
+    yield costs + (f"; {cost.labels:.0f} labels." if cost.labels else ".")
+
+
+def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
+    # What would change the answer: less data, more time.
+    scratch = {"text": "scratch", "task": "scratch-supervised"}[axis]
+    sizes = ledger.sizes(axis, scratch)
+    for other in ("lora", "full"):
+        if len(sizes) > 1 and ledger.sizes(axis, other) == sizes:
+            found = find_crossing(sizes, ledger.curve(axis, scratch), ledger.curve(axis, other))
+            if found:
+                value, low, high = (describe_size(axis, size) for size in found)
+                yield f"  With less than {value} [{low}, {high}] {other} is better than {scratch}, with more {scratch}."
+                break
+    largest = max((factor for at, _, factor in ledger.budgets if at == axis), default=0.0)
+    if largest > 1:
+        scores = {m: ledger.budget_score(axis, m, largest) for at, m, f in ledger.budgets if (at, f) == (axis, largest)}
+        best = min(scores, key=lambda m: scores[m].value)
+        yield f"  With {largest:g} times the training, {best} has the fewest bits per byte: {scores[best].estimate}."
+
+
+def _cost(ledger: Ledger, axis: str, method: str) -> Cost:
+    return ledger.cost(axis, method, ledger.sizes(axis, method)[-1])
+
+
+def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
+    """Every method at its largest size, the best first, and when to choose it."""
+    choice, sign = choose(ledger, recipe, axis), 1 if axis == "text" else -1
+    found, cheapest = [], float("inf")
+    for method in sorted(ledger.methods(axis), key=lambda m: sign * ledger.score(axis, m).value):
+        cost = _cost(ledger, axis, method)
+        seconds = total_seconds(ledger, axis, method, recipe.requests)
+        if method == choice.method:
+            when = "first choice"
+        elif method == choice.best:
+            when = "only the best score will do"
+        elif axis == "text" and is_baseline(method):
+            when = "a bar to clear: it writes no text"
+        elif method in choice.within:
+            when = "as good within the margin"
+        elif seconds < cheapest:
+            when = "cost matters more than quality"
+        else:
+            when = "–"
+        cheapest = min(cheapest, seconds)
+        each = f"{1000 * cost.request_seconds:,.0f} s" if cost.request_seconds else "–"
+        data = describe_data(axis, method, ledger.sizes(axis, method)[-1])
+        estimate = str(ledger.score(axis, method).estimate)
+        found.append(Option(method, estimate, f"{cost.fixed_seconds:,.0f} s", each, data, when))
+    return found

@@ -1,0 +1,83 @@
+"""The answer of a study, on ledgers whose best methods are known."""
+
+import numpy as np
+import pytest
+
+from compare.analysis.answer import MOST_LINES, answer, choose, options
+from compare.analysis.ledger import Ledger
+from configs.study_recipe import StudyRecipe
+
+RECIPE = StudyRecipe()
+SHARED = {"corpus": "c", "task": "t", "setting": {}, "peak_bytes": 1, "edition": 2, "foundation": ""}
+
+
+def rows(method, axis, size, scores, factor=1.0, seeds=3, **measured):
+    """Rows whose scores are the same with every seed: bits of 50 documents, or 200 right or wrong answers."""
+    found = []
+    for seed in range(seeds):
+        row = {"id": f"{method}-{axis}-{size:g}-{seed}-{factor:g}", "method": method, "axis": axis, "size": size}
+        row |= {"seed": seed, "factor": factor, "training_seconds": 10.0, **SHARED, **measured}
+        if axis == "text":
+            noise = np.random.default_rng(1).normal(1, 0.1, 50)  # of the documents, the same for every method
+            row |= {"document_bytes": [8] * 50, "document_bits": (8 * scores * noise).tolist()}
+        else:
+            row["correct"] = [1.0] * scores + [0.0] * (200 - scores)
+        found.append(row)
+    return found
+
+
+def text(scratch=1.5, lora=2.0, seeds=3):
+    ledger = rows("xz", "text", 1.0, 1.2, seeds=seeds, training_seconds=0.0)
+    for size, near in ((0.01, 2.0), (0.1, 1.3), (1.0, 1.0)):
+        ledger += rows("scratch", "text", size, scratch * near, seeds=seeds)
+        ledger += rows("lora", "text", size, lora, seeds=seeds, training_seconds=30.0)
+    return ledger
+
+
+def test_the_best_method_is_recommended_with_what_would_change_that():
+    more = rows("scratch", "text", 1.0, 1.4, factor=4.0) + rows("lora", "text", 1.0, 1.1, factor=4.0)
+    lines = answer(Ledger([*text(), *more]), RECIPE)
+    assert lines[0].startswith("For the text: train a model from scratch, with all of the text: 1.49")
+    assert "significantly better than every other method; the next, lora, is 0.5" in lines[1]
+    assert "It takes 10 s to build" in lines[2]
+    assert "With less than" in lines[3]
+    assert "lora is better than scratch, with more scratch." in lines[3]
+    assert lines[4].startswith("  With 4 times the training, lora has the fewest bits per byte: 1.1")
+    assert len(lines) == 5
+
+
+def test_a_cheaper_method_within_the_margin_is_recommended():
+    ledger = Ledger(text(scratch=1.99 / 1.0, lora=1.98))
+    choice = choose(ledger, RECIPE, "text")
+    assert (choice.method, choice.best, choice.is_sure) == ("scratch", "lora", False)
+    assert "lora (1.9" in answer(ledger, RECIPE)[1]
+    assert "is no more than the margin better, and costs more" in answer(ledger, RECIPE)[1]
+    assert choose(ledger, RECIPE.model_copy(update={"text_margin": 0.0}), "text").method == "lora"
+
+
+def test_labels_have_a_cost_for_each_request():
+    ledger = rows("tfidf", "task", 512.0, 150, labels=576.0, seconds_per_request=0.001)
+    ledger += rows("lora", "task", 512.0, 152, labels=576.0, seconds_per_request=0.1, training_seconds=60.0)
+    ledger += rows("majority", "task", 512.0, 60, labels=512.0)
+    found = Ledger(ledger)
+    lines = answer(found, RECIPE)
+    assert lines[0].startswith("For the labels: use logistic regression on character n-grams")
+    assert "and 1 s for 1,000 requests; 576 labels." in lines[2]
+    table = {option.method: option for option in options(found, RECIPE, "task")}
+    assert list(table) == ["lora", "tfidf", "majority"]
+    assert table["tfidf"].choose_when == "first choice"
+    assert table["lora"].choose_when == "only the best score will do"
+    assert table["majority"].choose_when == "cost matters more than quality"
+    assert table["lora"].requests == "100 s"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_are_an_illustration(seeds):
+    lines = answer(Ledger(text(seeds=seeds)), RECIPE)
+    assert lines[-1].startswith(f"This is an illustration, not a result: it has {seeds} seed")
+    assert len(lines) <= MOST_LINES
+
+
+def test_compressors_are_no_choice_for_text():
+    table = {option.method: option.choose_when for option in options(Ledger(text()), RECIPE, "text")}
+    assert table == {"xz": "a bar to clear: it writes no text", "scratch": "first choice", "lora": "–"}
