@@ -38,7 +38,7 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     more = rows("scratch", "text", 1.0, 1.4, factor=4.0) + rows("lora", "text", 1.0, 1.1, factor=4.0)
     lines = answer(Ledger([*text(), *more]), RECIPE)
     assert lines[0].startswith("For the text: train a model from scratch, with all of the text: 1.49")
-    assert "significantly better than every other method; the next, lora, is 0.5" in lines[1]
+    assert "significantly better than every other method; the next, lora, is 0.49" in lines[1]
     assert "It takes 10 s to build" in lines[2]
     assert "With less than" in lines[3]
     assert "lora is better than scratch, with more scratch." in lines[3]
