@@ -55,12 +55,14 @@ class Choice(NamedTuple):
     """Methods that are shown to be within the margin of the best."""
 
 
-def choose(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Choice:
+def choose(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Choice | None:
     """The cheapest method at its largest size that is shown to be within the margin of the best.
 
-    On text a method must be able to write, so compressors and n-grams are no choice.
+    On text a method must be able to write, so compressors and n-grams are no choice; None without another.
     """
     scores = {m: ledger.score(axis, m) for m in ledger.methods(axis) if axis == "task" or not is_baseline(m)}
+    if not scores:
+        return None
     sign = 1 if axis == "text" else -1
     best = min(scores, key=lambda m: sign * scores[m].value)
     margin = recipe.text_margin * scores[best].value if axis == "text" else recipe.task_margin
@@ -91,6 +93,9 @@ def answer(ledger: Ledger, recipe: StudyRecipe) -> list[str]:
 
 def _advice(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Iterator[str]:
     choice = choose(ledger, recipe, axis)
+    if choice is None:
+        yield f"For the {THINGS[axis]}: only baselines were measured, which cannot write."
+        return
     score, cost = ledger.score(axis, choice.method), _cost(ledger, axis, choice.method)
     size = ledger.sizes(axis, choice.method)[-1]
     unit = "bits per byte" if axis == "text" else "of the items right"
@@ -145,12 +150,12 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
     for method in sorted(ledger.methods(axis), key=lambda m: sign * ledger.score(axis, m).value):
         cost = _cost(ledger, axis, method)
         seconds = total_seconds(ledger, axis, method, recipe.requests)
-        if method == choice.method:
+        if choice is None or (axis == "text" and is_baseline(method)):
+            when = "a bar to clear: it writes no text"
+        elif method == choice.method:
             when = "first choice"
         elif method == choice.best:
             when = "only the best score will do"
-        elif axis == "text" and is_baseline(method):
-            when = "a bar to clear: it writes no text"
         elif method in choice.within:
             when = "as good within the margin"
         elif seconds < cheapest:

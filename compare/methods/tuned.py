@@ -32,6 +32,7 @@ def learn_tuned(study: Study, cell: Cell, setting: Setting) -> Learned:
     prepare_model(model, tokenizer, table, study.recipe, cell.seed)
     if cell.axis == "task":
         return train_on_items(study, cell, setting, model, tokenizer)
+    seen_texts = study.training_texts(cell)  # the leak check comes first
     seq_len = min(study.recipe.seq_len, model.config.context)
     sets = text_training(study, cell, model, tokenizer, seq_len)
     costs = train_within_budget(study, cell, model, tokenizer, sets, setting["rate"])
@@ -44,7 +45,7 @@ def learn_tuned(study: Study, cell: Cell, setting: Setting) -> Learned:
         save = partial(replace_folder, tried, models_folder(study, cell))
     merge_model(model)
     text = FoundationText(prepare_inference(model), tokenizer)
-    return Learned(text, study.training_texts(cell), costs, save=save)
+    return Learned(text, seen_texts, costs, save=save)
 
 
 def learn_text_then_shots(study: Study, cell: Cell, setting: Setting) -> Learned:

@@ -79,5 +79,8 @@ def test_few_seeds_are_an_illustration(seeds):
 
 
 def test_compressors_are_no_choice_for_text():
+    alone = Ledger(rows("xz", "text", 1.0, 1.2))
+    assert "only baselines were measured" in answer(alone, RECIPE)[0]
+    assert options(alone, RECIPE, "text")[0].choose_when == "a bar to clear: it writes no text"
     table = {option.method: option.choose_when for option in options(Ledger(text()), RECIPE, "text")}
     assert table == {"xz": "a bar to clear: it writes no text", "scratch": "first choice", "lora": "–"}
