@@ -1,5 +1,6 @@
 """Methods that train from scratch: an own tokenizer, and an own model from random weights."""
 
+import random
 import time
 
 from adapt.merge import save_merged
@@ -51,10 +52,14 @@ def learn_supervised(study: Study, cell: Cell, setting: Setting) -> Learned:
 
 
 def train_largest_tokenizer(texts: list[str], config: TokenizerConfig) -> Tokenizer:
-    """A tokenizer trained on the texts; halves the vocabulary until the texts support it.
+    """A tokenizer trained on a sample of the texts; halves the vocabulary until the sample supports it.
 
-    Raises UserError if they support none of at least 257 tokens.
+    The sample has at most `config.sample_megabytes`. Raises UserError if it supports no tokenizer of at
+    least 257 tokens.
     """
+    left = config.sample_megabytes * 1_000_000
+    if sum(map(len, texts)) > left:
+        texts = [text for text in random.Random(0).sample(texts, len(texts)) if (left := left - len(text)) > 0]
     try:
         return train_tokenizer(texts, config.model_copy(update={"strict": True}))
     except UserError:
