@@ -32,15 +32,19 @@ def test_hub_names_of_a_recipe_are_pinned_and_kept(kind, monkeypatch):
     monkeypatch.setattr("train.run_directory.pin_dataset", lambda name: name if "@" in name else f"{name}@{B}")
     monkeypatch.setattr("train.run_directory.pin_model", lambda name: name if "@" in name else f"{name}@{B}")
     data = {"corpus": "own/ds"}
-    names = {"base": "own/model", "foundation": "own/model", "general": "own/other"}
+    names = {"base": "own/model", "foundations": ["own/model", "own/large"], "general": "own/other"}
     names = {key: name for key, name in names.items() if key in kind.model_fields}
+
+    def at(commit):
+        return {
+            key: [f"{n}@{commit}" for n in v] if key == "foundations" else f"{v}@{commit}" for key, v in names.items()
+        }
+
     given = kind.model_validate({"data": data, **names})
     fresh = pin_recipe(given, None)
     assert fresh.data.corpus == f"own/ds@{B}"
-    assert {key: getattr(fresh, key) for key in names} == {k: f"{v}@{B}" for k, v in names.items()}
-    saved = kind.model_validate(
-        {"data": {"corpus": f"own/ds@{A}"}, **{key: f"{name}@{A}" for key, name in names.items()}}
-    )
+    assert {key: getattr(fresh, key) for key in names} == at(B)
+    saved = kind.model_validate({"data": {"corpus": f"own/ds@{A}"}, **at(A)})
     assert pin_recipe(given, saved) == saved  # although the hub has moved to another commit
 
 
