@@ -17,6 +17,7 @@ import torch
 
 from cli.console import show
 from cli.errors import UserError, nearest
+from compare.analysis.significance import POWER, detectable_difference
 from compare.context import SEARCH_SEED, Cell, load_study_task
 from compare.methods import COMPUTE_METHODS, METHODS
 from compare.rows import EDITION, read_rows
@@ -174,6 +175,22 @@ def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, measured: di
                 factors = sorted({cell.factor for cell in planned} - {1.0})
                 budgets = f", budgets x {' '.join(f'{f:g}' for f in factors)}" if factors else ""
                 show(f"  {axis} {name:20} sizes {sizes:18} {seeds} seeds, {tried} settings tried{budgets}")
+    if items:
+        show(describe_power(cells, items))
+
+
+def describe_power(cells: Sequence[Cell], items: int) -> str:
+    """How large a difference on the task the study finds, in a sentence."""
+    families = {cell.method: METHODS[cell.method].family for cell in cells if cell.axis == "task"}
+    baselines = sum(family == "baseline" for family in families.values())
+    sizes = len(
+        {cell.size for cell in cells if cell.axis == "task" and "labels" in METHODS[cell.method].sizes.values()}
+    )
+    least = detectable_difference(items, len(families) - baselines, baselines, max(1, sizes))
+    return (
+        f"  a method that answers {least:.0%} of the {items} test items better than the baselines is found with "
+        f"{POWER:.0%} power, after the correction for all claims on the task"
+    )
 
 
 def _cpu() -> str:

@@ -1,6 +1,7 @@
 """The plan of a study: its cells, their hashes, and rows on disk."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cli.recipes import load
 from compare.context import SEARCH_SEED, Cell
 from compare.methods import METHODS
 from compare.methods.train import EVALUATIONS, MIN_STEPS, steps_in
-from compare.plan import hash_cells, plan, read_measured, shrink
+from compare.plan import describe_power, hash_cells, plan, read_measured, shrink
 from compare.rows import EDITION
 from compare.sources import ROOT, source_files
 from configs.study_recipe import StudyRecipe
@@ -51,6 +52,13 @@ def test_budgets_and_foundations_are_axes_of_the_plan():
     assert {c.foundation for c in cells if METHODS[c.method].family in ("scratch", "baseline")} == {""}
     assert len({cell.name for cell in cells}) == len(cells)
     assert Cell("lora", "text", 1.0, SEARCH_SEED, 4.0, "other/model").name == "lora-text-1-search-x4-other_model"
+
+
+def test_the_plan_states_its_power():
+    cells = plan(load(StudyRecipe, "configs/study/folk-tunes.toml"))
+    few, many = (int(re.search(r"answers (\d+)% of the", describe_power(cells, items))[1]) for items in (150, 1500))
+    assert 10 < few < 40
+    assert few == pytest.approx(many * 10**0.5, rel=0.15)
 
 
 def test_a_budget_is_a_multiple_of_the_evaluations():
