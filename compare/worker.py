@@ -47,6 +47,9 @@ def serve(folder: Path) -> int:
     """Answer requests until the parent ends."""
     study: Study | None = None
     requests = read_requests()
+    # What a library prints must not be taken for a reply.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     while True:
         request = json.loads(requests.get())
         cell = Cell(*request["cell"])
@@ -58,18 +61,12 @@ def serve(folder: Path) -> int:
             return 130
         except UserError as error:
             say(f"error: {error}")
-            reply("failed")
+            replies.write("failed\n")
         except Exception:  # one cell fails, the others continue
             traceback.print_exc()
-            reply("failed")
+            replies.write("failed\n")
         else:
-            reply("done")
-
-
-def reply(word: str) -> None:
-    """Tell the parent how a request ended."""
-    sys.stdout.write(f"{word}\n")
-    sys.stdout.flush()
+            replies.write("done\n")
 
 
 def answer(study: Study, cell: Cell, threads: int) -> dict:
