@@ -187,6 +187,8 @@ def describe_power(cells: Sequence[Cell], items: int) -> str:
         {cell.size for cell in cells if cell.axis == "task" and "labels" in METHODS[cell.method].sizes.values()}
     )
     least = detectable_difference(items, len(families) - baselines, baselines, max(1, sizes))
+    if least >= 1:
+        return f"  {items} test items are too few to find any difference between methods on the task"
     return (
         f"  a method that answers {least:.0%} of the {items} test items better than the baselines is found with "
         f"{POWER:.0%} power, after the correction for all claims on the task"

@@ -2,6 +2,10 @@
 
     python -m compare.run STUDY.toml [--run-dir DIR] [--resume | --overwrite] [--dry-run]
         [--methods scratch lora …] [--quick] [--ray]
+    python -m compare.run --corpus FILE|FOLDER [--labels ITEMS.jsonl] [--minutes 20]
+
+The second form needs no recipe: it picks methods, sizes and budget that fit the minutes; below 5 it
+measures the distance to the foundation and the baselines alone.
 
 First prints the plan and an estimate of the time. A calibration then measures the speed of every
 kind of training, on the idle machine, and turns the budget into steps; after that other work may
@@ -19,12 +23,15 @@ finished study it only draws the report. Writes to the run directory:
 cluster, each with one thread or on its own device (pip install -e '.[cluster]').
 """
 
+import argparse
+import sys
 from pathlib import Path
 
 from cli.console import say, show
 from cli.errors import UserError, run_command
-from cli.recipes import parse
+from cli.recipes import Parser, parse
 from compare.execute import calibrate, run_on_ray, run_sequentially, write_ledger
+from compare.own_corpus import describe, recipe_for
 from compare.plan import collect_provenance, plan, print_plan, read_measured, shrink
 from compare.report import write_report
 from configs.study_recipe import StudyRecipe
@@ -58,6 +65,20 @@ def prepare_folder(folder: Path, study: StudyRecipe, stale: list[str], resume: b
         write_config(new_folder, study)
 
 
+def parse_own_corpus(parser: Parser) -> tuple[StudyRecipe, argparse.Namespace]:
+    """The recipe and the arguments of `--corpus`. Raises UserError as `recipe_for` does."""
+    parser.add_argument("--corpus", required=True, metavar="FILE|FOLDER", help="your text; a study without a recipe")
+    parser.add_argument("--labels", default="", metavar="ITEMS.jsonl", help='rows of {"text", "label"}')
+    parser.add_argument("--minutes", type=float, default=20.0, help="how long it may take (default: 20)")
+    own = parser.parse_args()
+    if own.minutes <= 0:
+        raise UserError(f"--minutes {own.minutes:g} is not above 0")
+    study = recipe_for(own.corpus, own.labels, own.minutes)
+    say(describe(study, own.minutes))
+    own.config = Path(own.corpus).stem or "corpus"
+    return study, own
+
+
 def main() -> int:
     """Entry point of `python -m compare.run`."""
     parser = run_directory_arguments()
@@ -65,7 +86,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", help="only these methods")
     parser.add_argument("--quick", action="store_true", help="the largest sizes, one seed, a fifth of the budget")
     parser.add_argument("--ray", action="store_true", help="run cells on a Ray cluster")
-    study, own = parse(StudyRecipe, parser)
+    study, own = parse_own_corpus(parser) if "--corpus" in sys.argv else parse(StudyRecipe, parser)
     if own.quick:
         study = shrink(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"

@@ -59,6 +59,7 @@ def test_the_plan_states_its_power():
     few, many = (int(re.search(r"answers (\d+)% of the", describe_power(cells, items))[1]) for items in (150, 1500))
     assert 10 < few < 40
     assert few == pytest.approx(many * 10**0.5, rel=0.15)
+    assert "8 test items are too few to find any difference" in describe_power(cells, 8)
 
 
 def test_a_budget_is_a_multiple_of_the_evaluations():

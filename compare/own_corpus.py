@@ -1,0 +1,121 @@
+"""A study of the user's own corpus that fits a number of minutes, without a recipe.
+
+Looks at the corpus and the labels, and picks methods, sizes, seeds and the budget. The richest of a
+few designs that is estimated to end in time is taken.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from cli.errors import UserError
+from compare.context import load_study_task
+from compare.plan import estimate_seconds, plan
+from configs.schema import DataConfig, TaskConfig, TokenizerConfig
+from configs.study_recipe import ScratchMethod, StudyRecipe
+from data.prepare import prepare
+from data.splits import load_manifest
+from data.tasks import read_json_rows
+
+MIN_BYTES = 20_000  # of training text
+MIN_DOCUMENTS, MOST_DOCUMENTS = 5, 64  # held out
+MIN_TRAIN_ITEMS, MIN_TEST_ITEMS = 16, 8
+FEW_ITEMS = 500  # below, more of the corpus and of the items is held out
+SHORT = 5.0  # minutes, below which only distance and baselines are measured
+SPARE = 0.85  # share of the time that is planned
+CALIBRATION_SECONDS = 15.0  # of one kind of training
+BUDGETS = (240.0, 120.0, 60.0, 40.0, 20.0)
+TEXT = ["xz", "ngram", "zero-shot", "few-shot", "scratch", "lora"]
+TASK = ["majority", "tfidf", "zero-shot", "few-shot", "features", "lora", "scratch-supervised"]
+
+
+class Design(NamedTuple):
+    """How much of everything a study measures."""
+
+    seeds: int
+    tries: int
+    sizes: int
+    """Of text and of labels: the largest, and the largest divided by 8, 64 and so on."""
+
+
+DESIGNS = (Design(3, 3, 4), Design(3, 2, 3), Design(3, 1, 2), Design(1, 1, 2), Design(1, 1, 1))
+
+
+def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
+    """The recipe of a study of `corpus`, and of the items of the file `labels` unless it is "".
+
+    Raises UserError, saying what is missing, if the corpus or the labels are too few.
+    """
+    few = bool(labels) and sum(1 for _ in read_json_rows(Path(labels), "--labels")) < FEW_ITEMS
+    validation, test = (0.15, 0.25) if few else (0.05, 0.1)
+    data = DataConfig(corpus=corpus, validation_fraction=validation, test_fraction=test)
+    splits = load_manifest(prepare(data))["splits"]
+    size, documents = splits["train"]["bytes"], splits["test"]["documents"]
+    if size < MIN_BYTES or documents < MIN_DOCUMENTS:
+        raise UserError(
+            f"{corpus}: {size:,} bytes of training text and {documents} held-out documents are too few to compare "
+            f"methods: it takes {MIN_BYTES:,} and {MIN_DOCUMENTS}; add text"
+        )
+    task = TaskConfig(name=labels, train_items=3000, test_items=150)
+    base = StudyRecipe(
+        data=data,
+        task=task,
+        test_documents=min(documents, MOST_DOCUMENTS),
+        text_methods=TEXT,
+        task_methods=TASK,
+        scratch=ScratchMethod(tokenizer=TokenizerConfig(vocab_size=vocabulary_for(size), sample_megabytes=20)),
+    )
+    most_labels = count_labels(base) if labels else 0
+    if minutes < SHORT:
+        first = {"text_methods": ["xz", "ngram", "zero-shot"], "task_methods": ["majority", "tfidf"], "tries": 1}
+        return base.model_copy(update=first | {"labels": [most_labels or 1]})
+    for design in DESIGNS:
+        for budget in BUDGETS:
+            recipe = with_design(base, design, budget, most_labels)
+            if estimate_minutes(recipe) <= SPARE * minutes:
+                return recipe
+    return with_design(base, DESIGNS[-1], BUDGETS[-1], most_labels)
+
+
+def vocabulary_for(size: int) -> int:
+    """A vocabulary for so many bytes of training text: about one token per 500 bytes, between 512 and 8,192."""
+    vocabulary = 512
+    while vocabulary < 8192 and 2 * vocabulary * 500 <= size:
+        vocabulary *= 2
+    return vocabulary
+
+
+def count_labels(recipe: StudyRecipe) -> int:
+    """The number of labelled items to train on. Raises UserError if there are too few of them."""
+    task = load_study_task(recipe)
+    if len(task.train) < MIN_TRAIN_ITEMS or len(task.test) < MIN_TEST_ITEMS:
+        raise UserError(
+            f"{recipe.task.name}: {len(task.train)} items to train on and {len(task.test)} to test are too few: it "
+            f"takes {MIN_TRAIN_ITEMS} and {MIN_TEST_ITEMS}; label more, about 100 in all"
+        )
+    return min(512, len(task.train))
+
+
+def with_design(base: StudyRecipe, design: Design, budget: float, most_labels: int) -> StudyRecipe:
+    """`base` with the sizes, seeds, tries and budget of a design."""
+    shares = [8.0**-i for i in range(design.sizes)]
+    labels = sorted({max(MIN_TEST_ITEMS, most_labels // 8**i) for i in range(design.sizes)})
+    changes = {"seeds": list(range(design.seeds)), "tries": design.tries, "budget_seconds": budget}
+    return base.model_copy(update=changes | {"shares": shares[::-1], "labels": labels})
+
+
+def estimate_minutes(recipe: StudyRecipe) -> float:
+    """Minutes that the study takes, with its calibration."""
+    cells = plan(recipe)
+    kinds = 2 + 2 * bool(recipe.task.name)
+    return (sum(estimate_seconds(recipe, cell) for cell in cells) + kinds * CALIBRATION_SECONDS) / 60
+
+
+def describe(recipe: StudyRecipe, minutes: float) -> str:
+    """What was chosen, in a sentence."""
+    manifest = load_manifest(prepare(recipe.data))["splits"]
+    name = Path(recipe.data.corpus).name or recipe.data.corpus
+    labels = f", {max(recipe.labels)} labelled items" if recipe.task.name else ""
+    return (
+        f"{name}: {manifest['train']['bytes']:,} bytes to learn from{labels}; seeds: {len(recipe.seeds)}, settings "
+        f"tried: {recipe.tries}, training: {recipe.budget_seconds:g} s each, to end in about {minutes:g} minutes"
+    )

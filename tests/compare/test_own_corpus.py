@@ -1,0 +1,61 @@
+"""A study of a user's own corpus without a recipe."""
+
+import json
+
+import pytest
+from texts import words
+
+from cli.errors import UserError
+from compare.own_corpus import estimate_minutes, recipe_for, vocabulary_for
+from compare.plan import plan
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch, cache):
+    """A corpus of 200 kB, and a function that labels some lines."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").symlink_to(cache)
+    (tmp_path / "notes.txt").write_text("\n".join(words(n, 60) for n in range(700)))
+
+    def label(count):
+        path = tmp_path / f"{count}.jsonl"
+        rows = [{"text": words(5000 + n, 12).strip(), "label": "abc"[n % 3]} for n in range(count)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return "notes.txt", label
+
+
+def test_more_minutes_measure_more(own):
+    corpus, label = own
+    labels, minutes = label(300), (10, 60, 300)
+    recipes = [recipe_for(corpus, labels, each) for each in minutes]
+    richness = [(len(r.seeds), r.tries, len(r.shares), r.budget_seconds) for r in recipes]
+    assert richness == sorted(richness)
+    assert len(set(richness)) == 3
+    for recipe, each in zip(recipes, minutes, strict=True):
+        assert 0.3 * each < estimate_minutes(recipe) <= each
+    assert max(recipes[0].labels) > 100
+    assert {cell.axis for cell in plan(recipes[0])} == {"text", "task"}
+    assert {cell.axis for cell in plan(recipe_for(corpus, "", 20))} == {"text"}
+
+
+def test_three_minutes_measure_the_distance_and_the_baselines(own):
+    corpus, label = own
+    cells = plan(recipe_for(corpus, label(60), 3))
+    assert {cell.method for cell in cells} == {"xz", "ngram", "zero-shot", "majority", "tfidf"}
+
+
+def test_too_little_is_named(own, tmp_path):
+    corpus, label = own
+    (tmp_path / "poem.txt").write_text("\n".join(words(n, 10) for n in range(40)))
+    with pytest.raises(UserError, match=r"poem\.txt: [\d,]+ bytes of training text .* are too few to compare methods"):
+        recipe_for("poem.txt", "", 20)
+    with pytest.raises(UserError, match="label more, about 100 in all"):
+        recipe_for(corpus, label(20), 20)
+    with pytest.raises(UserError, match=r"--labels: .*No such file"):
+        recipe_for(corpus, "nowhere.jsonl", 20)
+
+
+def test_the_vocabulary_grows_with_the_text():
+    assert [vocabulary_for(size) for size in (20_000, 600_000, 1_100_000, 10**9)] == [512, 1024, 2048, 8192]
