@@ -157,6 +157,12 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
         "corpus": row["corpus"],
         "about": describe_study(ledger).replace("`", ""),
         "methods": [{"name": name} for name in METHODS if name in measured],
+        "answer": answer(ledger, recipe),
+        "options": [
+            {"caption": CAPTIONS[axis], "rows": [OPTION_COLUMNS, *options(ledger, recipe, axis)]}
+            for axis in AXES
+            if ledger.methods(axis)
+        ],
         "verdict": [sentence._asdict() for sentence in sentences],
         "curves": {axis: {m: curves[axis][m] for m in ledger.methods(axis)} for axis in curves},
         "captions": CAPTIONS,

@@ -193,9 +193,12 @@ def check_keyboard(browser):
 
 
 def check_details(browser, folder):
+    assert "lora" in find(browser, "#options").text
+    assert find(browser, "#answer .lead").text.startswith("For the text: train a model from scratch")
+    for details in browser.find_elements("css selector", "details"):
+        browser.execute_script("arguments[0].open = true", details)
     sample = find(browser, "#samples .beside pre")
     assert sample.get_attribute("textContent") == "<b>not bold</b>"
-    find(browser, "#verdict summary").click()
     find(browser, "#verdict details a").click()
     assert find(browser, "#rows tr:nth-child(2)").is_displayed()
     rules = [li.text for li in browser.find_elements("css selector", "#protocol li")]
