@@ -175,7 +175,7 @@ def print_plan(study: StudyRecipe, cells: list[Cell], folder: Path, measured: di
                 factors = sorted({cell.factor for cell in planned} - {1.0})
                 budgets = f", budgets x {' '.join(f'{f:g}' for f in factors)}" if factors else ""
                 show(f"  {axis} {name:20} sizes {sizes:18} {seeds} seeds, {tried} settings tried{budgets}")
-    if items:
+    if any(cell.axis == "task" and METHODS[cell.method].family != "baseline" for cell in cells):
         show(describe_power(cells, items))
 
 

@@ -112,6 +112,8 @@ def _advice(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Iterator[str]:
     elif choice.method != choice.best:
         best = ledger.score(axis, choice.best).value
         yield f"  {choice.best} ({best:.3f}) is no more than the margin better, and costs more."
+    elif is_baseline(choice.method):
+        yield "  It is a baseline; no method was measured to be better."
     elif second:
         value = ledger.score(axis, second).value
         yield f"  It has the best score; no significant difference to {second} ({value:.3f}) was found."

@@ -71,6 +71,11 @@ def test_labels_have_a_cost_for_each_request():
     assert table["lora"].requests == "100 s"
 
 
+def test_a_baseline_can_be_the_answer():
+    ledger = Ledger(rows("tfidf", "task", 64.0, 190) + rows("majority", "task", 64.0, 60))
+    assert answer(ledger, RECIPE)[1] == "  It is a baseline; no method was measured to be better."
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_few_seeds_are_an_illustration(seeds):
     lines = answer(Ledger(text(seeds=seeds)), RECIPE)

@@ -11,7 +11,7 @@ from cli.recipes import load
 from compare.context import SEARCH_SEED, Cell
 from compare.methods import METHODS
 from compare.methods.train import EVALUATIONS, MIN_STEPS, steps_in
-from compare.plan import describe_power, hash_cells, plan, read_measured, shrink
+from compare.plan import describe_power, hash_cells, plan, print_plan, read_measured, shrink
 from compare.rows import EDITION
 from compare.sources import ROOT, source_files
 from configs.study_recipe import StudyRecipe
@@ -54,7 +54,10 @@ def test_budgets_and_foundations_are_axes_of_the_plan():
     assert Cell("lora", "text", 1.0, SEARCH_SEED, 4.0, "other/model").name == "lora-text-1-search-x4-other_model"
 
 
-def test_the_plan_states_its_power():
+def test_the_plan_states_its_power(tmp_path, capsys):
+    study = load(StudyRecipe, DEMO).model_copy(update={"text_methods": ["xz"], "task_methods": ["majority"]})
+    print_plan(study, plan(study), tmp_path, {})  # with baselines alone there is none to state
+    assert "power" not in capsys.readouterr().out
     cells = plan(load(StudyRecipe, "configs/study/folk-tunes.toml"))
     few, many = (int(re.search(r"answers (\d+)% of the", describe_power(cells, items))[1]) for items in (150, 1500))
     assert 10 < few < 40
