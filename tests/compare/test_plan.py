@@ -57,7 +57,7 @@ def test_budgets_and_foundations_are_axes_of_the_plan():
 def test_the_plan_states_its_power(tmp_path, capsys):
     study = load(StudyRecipe, DEMO).model_copy(update={"text_methods": ["xz"], "task_methods": ["majority"]})
     print_plan(study, plan(study), tmp_path, {})  # with baselines alone there is none to state
-    assert "power" not in capsys.readouterr().out
+    assert "% power" not in capsys.readouterr().out
     cells = plan(load(StudyRecipe, "configs/study/folk-tunes.toml"))
     few, many = (int(re.search(r"answers (\d+)% of the", describe_power(cells, items))[1]) for items in (150, 1500))
     assert 10 < few < 40
