@@ -18,7 +18,7 @@ from cli.workers import start_ray
 from compare.calibrate import warn_if_busy
 from compare.context import SEARCH_SEED, Cell
 from compare.methods import METHODS
-from compare.methods.train import MIN_STEPS, recipe_table
+from compare.methods.train import MIN_STEPS, speed_key
 from compare.plan import Provenance
 from compare.rows import CALIBRATION, EDITION, read_rows
 from configs.study_recipe import StudyRecipe
@@ -77,9 +77,7 @@ def calibrate(study: StudyRecipe, folder: Path, cells: list[Cell], threads: int 
     found = found if isinstance(found, dict) else {"threads": threads or torch.get_num_threads(), "speeds": {}}
     kinds: dict[str, Cell] = {}
     for cell in sorted((c for c in cells if METHODS[c.method].is_trained), key=lambda c: c.size):
-        table = recipe_table(cell.method)
-        model = "" if table == "scratch" else f"-{cell.foundation or study.foundations[0]}"
-        kinds[f"{table}-{cell.axis}{model}"] = cell._replace(seed=study.seeds[0], factor=1.0)
+        kinds[speed_key(study, cell)] = cell._replace(seed=study.seeds[0], factor=1.0)
     missing = {key: cell for key, cell in kinds.items() if key not in found["speeds"]}
     if missing:
         warn_if_busy()

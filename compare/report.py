@@ -24,11 +24,11 @@ from cli.errors import UserError, run_command
 from cli.recipes import Parser, load
 from compare.analysis.answer import answer, options
 from compare.analysis.bootstrap import calibration_error
-from compare.analysis.ledger import Ledger, Sentence
-from compare.analysis.verdict import describe_data, general_bits, is_constant, verdict
+from compare.analysis.ledger import Ledger, Sentence, name_of
+from compare.analysis.verdict import describe_data, general_bits, is_baseline, is_constant, verdict
 from compare.context import MAX_VALIDATION, MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
-from compare.methods import BASELINES, METHODS
+from compare.methods import METHODS
 from compare.methods.train import EVALUATIONS
 from configs.study_recipe import RATE_STEP, StudyRecipe
 
@@ -156,7 +156,7 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
     content = {
         "corpus": row["corpus"],
         "about": describe_study(ledger).replace("`", ""),
-        "methods": [{"name": name} for name in METHODS if name in measured],
+        "methods": [{"name": name} for name in sorted(measured, key=lambda m: (list(METHODS).index(name_of(m)), m))],
         "answer": answer(ledger, recipe),
         "options": [
             {"caption": CAPTIONS[axis], "rows": [OPTION_COLUMNS, *options(ledger, recipe, axis)]}
@@ -236,15 +236,15 @@ def plot_curves(ledger: Ledger, path: Path) -> None:
             sizes = np.array(ledger.sizes(axis, method))
             values, low, high = np.array([score.estimate for score in ledger.curve(axis, method)]).T
             if is_constant(axis, method):
-                panel.axhline(values[0], color=colours[method], linestyle=":", label=method)
+                panel.axhline(values[0], color=colours[name_of(method)], linestyle=":", label=method)
                 continue
             ticks |= set(sizes.tolist())
             panel.errorbar(
                 sizes * 1.03 ** (number - len(methods) / 2),  # so that error bars do not overlap
                 values,
                 [values - low, high - values],
-                color=colours[method],
-                linestyle="--" if method in BASELINES else "-",
+                color=colours[name_of(method)],
+                linestyle="--" if is_baseline(method) else "-",
                 elinewidth=1,
                 marker="os^"[number % 3],
                 markersize=4,

@@ -129,10 +129,13 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
     sizes = ledger.sizes(axis, scratch)
     for other in ("lora", "full"):
         if len(sizes) > 1 and ledger.sizes(axis, other) == sizes:
-            found = find_crossing(sizes, ledger.curve(axis, scratch), ledger.curve(axis, other))
-            if found:
+            curves = ledger.curve(axis, scratch), ledger.curve(axis, other)
+            if found := find_crossing(sizes, *curves):
                 value, low, high = (describe_size(axis, size) for size in found)
-                yield f"  With less than {value} [{low}, {high}] {other} is better than {scratch}, with more {scratch}."
+                first, then = (
+                    (other, scratch) if advantage(axis, curves[0][0], curves[1][0]).value < 0 else (scratch, other)
+                )
+                yield f"  With less than {value} [{low}, {high}] {first} is better than {then}, with more {then}."
                 break
     largest = max((factor for at, _, factor in ledger.budgets if at == axis), default=0.0)
     if largest > 1:

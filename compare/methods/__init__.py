@@ -98,5 +98,4 @@ METHODS: dict[str, Method] = {
     ),
 }
 
-BASELINES = tuple(name for name, method in METHODS.items() if method.family == "baseline")
 COMPUTE_METHODS = ("scratch", "full", "lora")  # measured with other budgets too

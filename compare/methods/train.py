@@ -10,6 +10,7 @@ from compare.method import Learned, Setting
 from compare.methods.prompted import PromptedFoundation, PromptedModel
 from configs.finetune_recipe import FinetuneRecipe
 from configs.schema import TrainConfig
+from configs.study_recipe import StudyRecipe
 from data.items import Task
 from data.shards import Windows
 from model.transformer import Transformer
@@ -40,10 +41,10 @@ def recipe_table(method: str) -> str:
     return "lora" if method == "lora-neighbours" else method.replace("-", "_")
 
 
-def speed_key(study: Study, cell: Cell) -> str:
+def speed_key(recipe: StudyRecipe, cell: Cell) -> str:
     """The key in the calibration of a cell's training: methods with one table and axis train alike."""
     table = recipe_table(cell.method)
-    model = "" if table == "scratch" else f"-{study.foundation_name(cell)}"
+    model = "" if table == "scratch" else f"-{cell.foundation or recipe.foundations[0]}"
     return f"{table}-{cell.axis}{model}"
 
 
@@ -89,7 +90,7 @@ def train_within_budget(
 
     The seconds are those of the calibration: they do not depend on what else the machine does.
     """
-    speed = Speed(**study.calibration["speeds"][speed_key(study, cell)])
+    speed = Speed(**study.calibration["speeds"][speed_key(study.recipe, cell)])
     steps = steps_in(study.recipe.budget_seconds * cell.factor, speed.step_seconds)
     changes = {
         "steps": steps,

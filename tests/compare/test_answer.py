@@ -46,6 +46,13 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     assert len(lines) == 5
 
 
+def test_a_crossing_names_the_method_that_is_better_before_it():
+    ledger = []
+    for size, near in ((0.01, 0.7), (0.1, 1.0), (1.0, 1.4)):  # from scratch is better with little text
+        ledger += rows("scratch", "text", size, 2.0 * near) + rows("lora", "text", size, 2.1)
+    assert any("scratch is better than lora, with more lora." in line for line in answer(Ledger(ledger), RECIPE))
+
+
 def test_a_cheaper_method_within_the_margin_is_recommended():
     ledger = Ledger(text(scratch=1.99 / 1.0, lora=1.98))
     choice = choose(ledger, RECIPE, "text")

@@ -9,7 +9,8 @@ from cli.errors import UserError
 from cli.recipes import load
 from compare.analysis.ledger import Ledger
 from compare.analysis.verdict import verdict
-from compare.methods.train import EVALUATIONS, recipe_table, steps_in
+from compare.context import Cell
+from compare.methods.train import EVALUATIONS, speed_key, steps_in
 from compare.plan import plan
 from compare.report import markdown
 from configs.study_recipe import StudyRecipe
@@ -18,11 +19,6 @@ STUDIES = sorted(p.parent for p in Path("benchmarks/studies").glob("*/verdict.md
 FIRST_EDITION = Path("benchmarks/studies/first-edition")
 
 GUIDED = ("folk-tunes", "aws-api")
-
-
-def speed_key(recipe, row):
-    table = recipe_table(row["method"])
-    return f"{table}-{row['axis']}" + ("" if table == "scratch" else f"-{row['foundation'] or recipe.foundations[0]}")
 
 
 @pytest.fixture(params=STUDIES, ids=lambda p: p.name)
@@ -55,7 +51,9 @@ def test_all_methods_had_the_same_tries_budget_and_evaluations(folder):
         assert len(row["search"]) == recipe.tries
     for row in ledger.rows:
         if "training_steps" in row:
-            speed = ledger.calibration["speeds"][speed_key(recipe, row)]["step_seconds"]
+            speed = ledger.calibration["speeds"][speed_key(recipe, Cell(*(row[name] for name in Cell._fields)))][
+                "step_seconds"
+            ]
             assert row["training_steps"] == steps_in(recipe.budget_seconds * row["factor"], speed)
             assert row["evaluations"] == EVALUATIONS + 1
 

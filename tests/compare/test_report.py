@@ -97,6 +97,18 @@ def test_table_and_verdict_are_drawn_from_the_ledger_alone(folder):
     assert (folder / "report.html").read_text() == first
 
 
+def test_several_foundations_are_drawn_side_by_side(tmp_path, folder):
+    other = [
+        row | {"id": f"{row['id']}-big", "foundation": "big/model"}
+        for row in rows()
+        if row["method"] in ("lora", "few-shot")
+    ]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows(), *other]))
+    write_report(tmp_path)
+    assert "| lora @ big/model | 512 items |" in (tmp_path / "table.md").read_text()
+    assert "lora @ big/model" in (tmp_path / "report.html").read_text()
+
+
 @pytest.fixture
 def browser(folder):
     from selenium import webdriver
