@@ -155,14 +155,24 @@ def _baselines(ledger: Ledger, axis: str) -> Iterator[Sentence]:
         yield Sentence(text, row_ids(*(ledger.at(axis, method, own) for method, own in at.items())))
 
 
-def _distance(ledger: Ledger) -> Iterator[Sentence]:
-    # How far the text is from the pretraining data of the foundation model.
+def distance(ledger: Ledger) -> tuple[str, Estimate] | None:
+    """How far the text is from the pretraining data of the foundation model.
+
+    The best baseline, and the untuned foundation's bits per byte over its. None if either was not measured.
+    """
     baselines = [method for method in ledger.methods("text") if is_baseline(method)]
     if "zero-shot" not in ledger.methods("text") or not baselines:
-        return
+        return None
     baseline = min(baselines, key=lambda method: ledger.score("text", method).value)
     untuned, trained = ledger.score("text", "zero-shot"), ledger.score("text", baseline)
-    ratio = Estimate.of(untuned.value / trained.value, untuned.resamples / trained.resamples)
+    return baseline, Estimate.of(untuned.value / trained.value, untuned.resamples / trained.resamples)
+
+
+def _distance(ledger: Ledger) -> Iterator[Sentence]:
+    if not (found := distance(ledger)):
+        return
+    baseline, ratio = found
+    untuned = ledger.score("text", "zero-shot")
     rows = ledger.largest("text", "zero-shot")
     on_general = ""
     if general := general_bits(rows):

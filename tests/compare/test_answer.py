@@ -62,6 +62,11 @@ def test_a_cheaper_method_within_the_margin_is_recommended():
     assert choose(ledger, RECIPE.model_copy(update={"text_margin": 0.0}), "text").method == "lora"
 
 
+def test_the_distance_to_the_foundation_is_stated():
+    ledger = Ledger(rows("xz", "text", 1.0, 1.0) + rows("zero-shot", "text", 0.0, 1.5))
+    assert any("the foundation model needs 1.500" in line and "of xz." in line for line in answer(ledger, RECIPE))
+
+
 def test_labels_have_a_cost_for_each_request():
     ledger = rows("tfidf", "task", 512.0, 150, labels=576.0, seconds_per_request=0.001)
     ledger += rows("lora", "task", 512.0, 152, labels=576.0, seconds_per_request=0.1, training_seconds=60.0)
