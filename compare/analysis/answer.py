@@ -5,7 +5,15 @@ from typing import NamedTuple
 
 from compare.analysis.curves import find_crossing
 from compare.analysis.ledger import Cost, Ledger, name_of
-from compare.analysis.verdict import advantage, claims_of, describe_data, describe_size, distance, is_baseline
+from compare.analysis.verdict import (
+    FROM_SCRATCH,
+    advantage,
+    claims_of,
+    describe_data,
+    describe_size,
+    distance,
+    is_baseline,
+)
 from configs.study_recipe import StudyRecipe
 
 MOST_LINES = 12
@@ -127,7 +135,7 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
     # How far the text is from the foundation; what would change the answer: less data, more time.
     if axis == "text" and (far := distance(ledger)):
         yield f"  Untuned, the foundation model needs {far[1]} times the bits per byte of {far[0]}."
-    scratch = {"text": "scratch", "task": "scratch-supervised"}[axis]
+    scratch = FROM_SCRATCH[axis]
     sizes = ledger.sizes(axis, scratch)
     for other in ("lora", "full"):
         if len(sizes) > 1 and ledger.sizes(axis, other) == sizes:
