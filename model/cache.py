@@ -135,10 +135,13 @@ class RowCache:
             groups = row.unflatten(1, (-1, copies))
             groups[:, :, 1:] = groups[:, :, :1]
 
-    def place(self, rows: torch.Tensor, positions: torch.Tensor, previous: torch.Tensor) -> None:
-        """The next N tokens: their rows and positions, and the ids before them; (N,) int64 each."""
+    def place(self, rows: torch.Tensor, positions: torch.Tensor, previous: torch.Tensor, longest: int) -> None:
+        """The next N tokens: their rows and positions, and the ids before them; (N,) int64 each.
+
+        `longest`: length of the longest row with them, or more; given, so that no GPU is asked.
+        """
         self.at, self.previous = positions, previous
-        self.slots = torch.arange(int(positions.max()) + 1, device=positions.device)
+        self.slots = torch.arange(longest, device=positions.device)
         self.starts: torch.Tensor | None = rows * self.capacity
         self.own = slice(None)
         if rows.device.type == "cpu" and bool((rows == rows[0]).all()):  # one row is a slice: nothing to gather

@@ -168,7 +168,7 @@ class CompiledBlocks:
         cache = RowCache(self.model.config, 2, 8, self.model.device, cache_dtype(self.model))
         for rows in ([0], [0, 0], [0, 1, 1]):  # a row's token, its draft, several rows
             count, places = len(rows), torch.tensor(rows)
-            cache.place(places, torch.tensor([4, 5, 6])[-count:], places)
+            cache.place(places, torch.tensor([4, 5, 6])[-count:], places, 7)
             tokens = torch.zeros(1, count, dtype=torch.int64)
             self.model.features(tokens, cache)
             if self.adapters:

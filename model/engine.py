@@ -2,7 +2,8 @@
 
 All rows share one read of the weights per step. A row's text does not depend on its neighbours, nor
 on the order in which they came: it has its own random numbers, and the cache its own positions.
-model/generate.py, and through it model/sample.py and prompts with open answers, use it.
+model/generate.py, and through it model/sample.py and prompts with open answers, use it. On a GPU a step
+is a captured graph (model/graphs.py); on a CPU it checks drafts too.
 """
 
 import random
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from model.adapters import Adapters
 from model.cache import Cache, KVCache, RowCache
+from model.graphs import DecodeGraphs, Token
 from model.quantized import cache_dtype
 from model.sampling import Sampling, draw_token
 from model.transformer import Transformer
@@ -55,10 +57,18 @@ class Row:
         start = self.places.get(tuple(self.ids[-NGRAM:]))
         return [] if start is None else self.ids[start : start + DRAFT]
 
+    @property
+    def previous(self) -> int:
+        """The id before the last one; 0 if there is none."""
+        return self.ids[-2] if len(self.ids) > 1 else 0
+
+    def uniform(self) -> float:
+        """The random number of the next token, in [0, 1)."""
+        return 0.0 if self.sampling.temperature == 0 else self.draw()
+
     def append(self, logits: Tensor) -> int:
         """Draw the next token from logits (V,)."""
-        uniform = 0.0 if self.sampling.temperature == 0 else self.draw()
-        self.ids.append(draw_token(logits, self.sampling, uniform))
+        self.ids.append(draw_token(logits, self.sampling, self.uniform()))
         return self.ids[-1]
 
 
@@ -75,6 +85,7 @@ class Engine:
         capacity = min(capacity + self.soft, model.config.max_seq_len)
         self.cache = RowCache(model.config, rows, capacity, model.device, cache_dtype(model))
         self.rows: list[Row | None] = [None] * rows
+        self.graphs = DecodeGraphs(model, self.cache, rows, adapters) if model.device.type == "cuda" else None
 
     @torch.no_grad()
     def join(
@@ -134,6 +145,21 @@ class Engine:
         active = {number: row for number, row in enumerate(self.rows) if row is not None and not row.is_full}
         if not active:
             return {}
+        return self._step_with_drafts(active) if self.graphs is None else self._step_in_graph(self.graphs, active)
+
+    def _step_in_graph(self, graphs: DecodeGraphs, active: dict[int, Row]) -> dict[int, list[int]]:
+        numbers = {"": 0} if self.adapters is None else self.adapters.numbers_of
+        tokens = [
+            Token(number, row.length, row.ids[-1], row.previous, numbers[row.adapter], row.sampling, row.uniform())
+            for number, row in active.items()
+        ]
+        drawn = graphs.step(tokens)
+        for row, token in zip(active.values(), drawn, strict=True):
+            row.length += 1
+            row.ids.append(token)
+        return {number: [token] for number, token in zip(active, drawn, strict=True)}
+
+    def _step_with_drafts(self, active: dict[int, Row]) -> dict[int, list[int]]:
         tokens: list[int] = []
         places: list[int] = []
         positions: list[int] = []
@@ -146,9 +172,10 @@ class Engine:
             tokens += fed
             places += [number] * len(fed)
             positions += range(row.length, row.length + len(fed))
-            previous += [row.ids[-2] if len(row.ids) > 1 else 0, *fed[:-1]]
-        device = self.model.device
-        self.cache.place(*(torch.tensor(each, device=device) for each in (places, positions, previous)))
+            previous += [row.previous, *fed[:-1]]
+        device, longest = self.model.device, max(positions) + 1
+        placed = [torch.tensor(each, device=device) for each in (places, positions, previous)]
+        self.cache.place(placed[0], placed[1], placed[2], longest)
         adapters = [row.adapter for number, row in active.items() for _ in range(1 + len(drafts[number]))]
         features = self._features(torch.tensor([tokens], device=device), self.cache, adapters)
         logits, at, new = self.model.output(features[0]), 0, {}

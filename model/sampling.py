@@ -42,6 +42,54 @@ def draw_token(logits: Tensor, sampling: Sampling, uniform: float) -> int:
     return index if ids is None else int(ids[index])
 
 
+class Samplings(NamedTuple):
+    """The settings of N rows as tensors (N,): one field per field of `Sampling`."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
+def draw_tokens(logits: Tensor, settings: Samplings, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """`draw_token` of N rows, without a host sync, so that a captured graph can hold it.
+
+    Args:
+        logits: (N, V), any float dtype.
+        settings: of each row.
+        uniform: (N,) in [0, 1).
+
+    Returns:
+        (N,) int64 ids; (N,) bool, False where more than the FIRST likeliest tokens are needed: that
+        row has to be drawn by `draw_token`.
+    """
+    temperature, top_p, min_p = (each.float() for each in (settings.temperature, settings.top_p, settings.min_p))
+    is_greedy = temperature == 0
+    divisor = temperature.masked_fill(is_greedy, 1.0)
+    probabilities = torch.softmax(logits.float() / divisor[:, None], -1)
+    kept, ids = probabilities.topk(min(FIRST, logits.shape[1]))
+    least = (min_p * kept[:, 0])[:, None]
+    inside = (kept.cumsum(-1) - kept) < top_p[:, None]
+    inside[:, 0] = True
+    has_k = settings.top_k > 0
+    inside &= (torch.arange(kept.shape[1], device=kept.device) < settings.top_k[:, None]) | ~has_k[:, None]
+    is_limited = has_k | (top_p < 1)
+    limited = _pass_uniform(kept * inside * (kept >= least), uniform)
+    unlimited = _pass_uniform(probabilities * (probabilities >= least), uniform)
+    drawn = torch.where(is_limited, ids.gather(1, limited)[:, 0], unlimited[:, 0])
+    is_exact = is_greedy | ~is_limited | ~inside[:, -1] | (settings.top_k == kept.shape[1])
+    if kept.shape[1] == logits.shape[1]:
+        is_exact = torch.ones_like(is_exact)
+    return torch.where(is_greedy, logits.argmax(-1), drawn), is_exact
+
+
+def _pass_uniform(weights: Tensor, uniform: Tensor) -> Tensor:
+    # (N, 1): where the cumulative distribution of (N, V) weights passes `uniform` (N,).
+    cumulative = weights.double().cumsum(-1)
+    found = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    return found.clamp(max=weights.shape[1] - 1)
+
+
 def _likeliest(probabilities: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     # Without a sort of the vocabulary, unless the nucleus is large.
     count = sampling.top_k or FIRST

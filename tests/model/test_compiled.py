@@ -27,7 +27,7 @@ def logits_of(m):
     cache.finish_prefill(slice(0, 2), 1, view)
     for rows, at in (([1], [7]), ([0, 0, 1], [7, 8, 8]), ([1, 1, 1], [9, 10, 11]), ([0], [9])):
         rows, at = torch.tensor(rows), torch.tensor(at)
-        cache.place(rows, at, (at * 3) % 50)
+        cache.place(rows, at, (at * 3) % 50, int(at.max()) + 1)
         found.append(m.output(m.features((at * 5 + rows)[None] % 50, cache))[0])
     return torch.cat(found)
 

@@ -11,6 +11,7 @@ from model.build import build_model
 from model.cache import KVCache
 from model.engine import Engine, Row
 from model.generate import generate
+from model.graphs import DecodeGraphs
 from model.sampling import Sampling, draw_token
 
 SHAPE = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 48, "max_seq_len": 48}
@@ -51,10 +52,13 @@ JOINS = st.tuples(
 )
 
 
+@pytest.mark.parametrize("steps_of", ["drafts", "graphs"])
 @settings(max_examples=12, deadline=None)
 @given(st.lists(JOINS, min_size=1, max_size=6))
-def test_a_text_depends_neither_on_neighbours_nor_on_joins_and_leaves(small, joins):
+def test_a_text_depends_neither_on_neighbours_nor_on_joins_and_leaves(small, steps_of, joins):
     engine, expected, texts = Engine(small, 3, 24), {}, {}
+    if steps_of == "graphs":  # the step of a GPU, not captured
+        engine.graphs = DecodeGraphs(small, engine.cache, 3, None)
     for number, (prompt, count, sampling, steps, leaves) in enumerate(joins):
         if all(engine.rows):
             finish(engine, 0, texts)
