@@ -19,7 +19,7 @@ def transformers_llama(config: ModelConfig, state: dict[str, torch.Tensor]) -> n
 
     settings = write_config("llama", config) | {"tie_word_embeddings": config.tie_embeddings}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(state["tok_embeddings.weight"]), **settings))
-    model.load_state_dict(write_weights(state))
+    model.load_state_dict(write_weights("llama", state))
     return model
 
 

@@ -310,6 +310,9 @@ class SampleConfig(Section):
 class Recipe(Section):
     """Pretraining from scratch: a corpus, a tokenizer, a model and a training run."""
 
+    portable: bool = False
+    """Refuse options of [model] and [tokenizer] that transformers or llama.cpp does not have, before
+    the first step."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

@@ -1,20 +1,26 @@
-"""Write a model as a Hugging Face folder that `transformers` loads.
+"""Write a model as a Hugging Face folder for `transformers`, or as a GGUF file for llama.cpp.
 
     python -m model.export RUN|FOUNDATION FOLDER [--license apache-2.0]
+    python -m model.export RUN|FOUNDATION FILE.gguf [--type q8_0]
 
 The folder holds the weights, the tokenizer and a model card with training data, training length,
-validation scores and limits.
+validation scores and limits; the card of a GGUF file is written beside it as FILE.md. Options that no
+architecture of transformers has are written as modelling code in the folder; llama.cpp refuses them.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from cli.atomic import write_atomically
 from cli.console import say
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, read_toml
-from model.formats.huggingface import find_family, save_huggingface
+from model.formats.families import find_family, fold_config, needs_own_code
+from model.formats.gguf_writer import TYPES, save_gguf
+from model.formats.huggingface import save_huggingface
 from model.formats.native import checkpoints, latest_checkpoint, read_file, read_manifest
+from model.formats.remote import CODE
 from model.load import load_model
 from model.transformer import Transformer
 
@@ -33,12 +39,14 @@ def model_card(name: str, model: Transformer, license: str) -> str:
             trained = f"the corpus `{recipe['data']['corpus']}`"
         facts += _training_facts(run)
     table = "\n".join(f"| {key} | {value} |" for key, value in facts)
+    config = fold_config(model.config)
+    family = "homegrown" if needs_own_code(config) else find_family(config)
     has_score = any("bits per byte" in key for key, _ in facts)
     score_note = "\nBits per byte were measured on held-out text of the training corpus only.\n"
     metadata = f"license: {license}\n" if license else ""
     return f"""---
 {metadata}pipeline_tag: text-generation
-tags: [homegrown, {find_family(model.config)}]
+tags: [homegrown, {family}]
 ---
 
 # {run.name}
@@ -88,14 +96,27 @@ def main() -> None:
     """Entry point of `python -m model.export`."""
     parser = Parser(__doc__)
     parser.add_argument("model", metavar="RUN|FOUNDATION")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("target", type=Path, metavar="FOLDER|FILE.gguf", help="a new or empty folder, or a .gguf file")
     parser.add_argument("--license", default="", help="licence of the weights, for the model card")
+    parser.add_argument("--type", choices=TYPES, help="of the matrices in a .gguf file; default f16")
     args = parser.parse_args()
-    if args.folder.exists() and not args.folder.is_dir():
-        raise UserError(f"{args.folder}: is a file; give a folder")
+    target: Path = args.target
+    is_gguf = target.suffix == ".gguf"
+    if target.exists() and not is_gguf and not target.is_dir():
+        raise UserError(f"{target}: is a file; give a folder, or a name that ends with .gguf")
+    if is_gguf and (target.exists() or not target.parent.is_dir()):
+        raise UserError(f"{target}: {'exists; choose another name' if target.exists() else 'no such folder'}")
+    if args.type and not is_gguf:
+        raise UserError(f"--type {args.type}: only for .gguf files")
     model, tokenizer = load_model(args.model)
-    save_huggingface(model, tokenizer, args.folder, model_card(args.model, model, args.license))
-    say(f"model written to {args.folder}; load it with AutoModelForCausalLM.from_pretrained")
+    if is_gguf:
+        save_gguf(model, tokenizer, target, args.type or "f16", Path(args.model).name)
+        write_atomically(target.with_suffix(".md"), model_card(args.model, model, args.license))
+        say(f"model written to {target}; run it with llama-cli -m {target}")
+        return
+    save_huggingface(model, tokenizer, target, model_card(args.model, model, args.license))
+    code = ", trust_remote_code=True" if (target / f"{CODE}.py").exists() else ""
+    say(f'model written to {target}; load it with AutoModelForCausalLM.from_pretrained("{target}"{code})')
 
 
 if __name__ == "__main__":

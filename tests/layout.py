@@ -38,8 +38,13 @@ OPTIONAL = {
 TRITON = {"elementwise", "tiles", "forward", "backward", "launch", "kernel"}
 
 
+# Copied into exported folders, and imported by transformers only.
+COPIED = {"modeling_homegrown"}
+
+
 def sources():
-    return [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+    paths = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+    return [path for path in paths if path.stem not in COPIED]
 
 
 def module_name(path):

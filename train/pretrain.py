@@ -17,6 +17,7 @@ from configs.schema import Recipe
 from data.prepare import prepare
 from data.shards import Windows, cached_tokenizer, write_shards
 from model.build import build_model
+from model.formats.families import check_portable
 from model.formats.native import load_run
 from model.sample import encode_prompt, sample
 from tokenizer.bpe import Tokenizer
@@ -52,6 +53,8 @@ def main() -> int:
         resume = bool(ranks.sum(ranks.is_main and should_resume(run, own.resume))[0])
         with ranks.main_process_first():
             recipe = resolve_recipe(recipe, run, ranks, resume, own.overwrite)
+            if recipe.portable:
+                check_portable(recipe.model, recipe.tokenizer)
             tokenizer, train_set, validation_set = load_data(recipe)
             encode_prompt(recipe.model, tokenizer, recipe.sample.prompt)  # rejects a bad prompt before training
             if ranks.is_main:

@@ -30,7 +30,7 @@ _WORD_PATTERN = (
 )
 _LLAMA_3 = (1.0, 4.0, 8192.0)  # RoPE scaling of Llama 3.1 and later: low and high factor, context
 
-_NAMES = {  # theirs: ours
+NAMES = {  # theirs: ours
     "blk": "layers",
     "token_embd": "tok_embeddings",
     "output_norm": "norm",
@@ -95,7 +95,7 @@ def read_gguf(path: Path, keep: Container[str] = ()) -> tuple[Transformer, Token
     )
     heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
     state, kept = {}, {}
-    for name, tensor in rename(tensors, _NAMES, str(path)).items():
+    for name, tensor in rename(tensors, NAMES, str(path)).items():
         its_heads = heads.get(name.split(".")[-2])
         if tensor.tensor_type.name in keep:
             kept[name] = _keep(tensor, its_heads)
@@ -119,14 +119,14 @@ def _tokenizer(reader: Any, path: Path) -> Tokenizer:
     model, pre = (_field(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2":
         raise UserError(f'{path}: tokenizer "{model}"; only byte-level BPE ("gpt2") is supported')
-    if pre not in _PRE_TOKENIZERS:
-        raise UserError(f'{path}: pre-tokenizer "{pre}"{nearest(pre, list(_PRE_TOKENIZERS))}')
+    if pre not in PRE_TOKENIZERS:
+        raise UserError(f'{path}: pre-tokenizer "{pre}"{nearest(pre, list(PRE_TOKENIZERS))}')
     tokens = _field(reader, "tokenizer.ggml.tokens")
     kinds = _field(reader, "tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre]())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
     backend.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     backend.add_special_tokens([AddedToken(token, special=True) for token in control])
@@ -145,7 +145,7 @@ def _words_split(digits: int) -> list[Any]:
     return [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
-_PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {
+PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {
     "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), *_gpt2_split()],
     "gpt-2": _gpt2_split,
     "default": _gpt2_split,
@@ -165,11 +165,17 @@ def _chat_template(reader: Any, tokens: list[str]) -> ChatTemplate | None:
     return ChatTemplate(template.contents(), **named)
 
 
-def _open(path: Path) -> Any:
+def import_gguf() -> Any:
+    """The gguf package. Raises UserError if it is not installed."""
     try:
         import gguf
     except ImportError:
-        raise UserError("reading .gguf files needs: pip install -e '.[compare]'") from None
+        raise UserError(".gguf files need: pip install -e '.[compare]'") from None
+    return gguf
+
+
+def _open(path: Path) -> Any:
+    gguf = import_gguf()
     try:
         return gguf.GGUFReader(path)
     except FileNotFoundError:

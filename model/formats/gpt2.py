@@ -73,7 +73,7 @@ def write_config(kind: str, c: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def read_weights(kind: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hugging Face tensors under our names. Raises UserError for an unknown name."""
     kept = {}
     for name, tensor in weights.items():
@@ -89,7 +89,7 @@ def read_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def write_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def write_weights(kind: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors under Hugging Face names."""
     fused = {}
     for name, tensor in state.items():

@@ -1,8 +1,8 @@
-"""Read and write Hugging Face folders: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3 and GPT-2.
+"""Read and write Hugging Face folders: Llama, Qwen2, Qwen3, SmolLM2, SmolLM3, Arcee, Apertus and GPT-2.
 
 A folder holds config.json, model.safetensors (or shards with an index), tokenizer.json and
-perhaps a chat template. The options of a model determine its family; errors name an option that no
-family has.
+perhaps a chat template. A model with options that no architecture of transformers has is written
+with its own modelling code, which only transformers reads.
 """
 
 import json
@@ -15,19 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from cli.atomic import safe_join, to_json
 from cli.errors import UserError, nearest
-from configs.schema import ModelConfig
 from model.build import model_from_state
-from model.formats import gpt2, llama
+from model.formats import gpt2, llama, remote
+from model.formats.families import CLASSES, find_family, fold, needs_own_code
 from model.transformer import Transformer
 from tokenizer.bpe import ChatTemplate, Tokenizer
-
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-}
 
 
 def load_huggingface(folder: Path) -> tuple[Transformer, Tokenizer]:
@@ -47,7 +39,7 @@ def load_huggingface(folder: Path) -> tuple[Transformer, Tokenizer]:
     except KeyError as error:
         raise UserError(f"{folder}/config.json: no {error}") from None
     weights = {name: tensor.float() for name, tensor in _tensors(folder).items()}
-    state = layout.read_weights(weights)
+    state = layout.read_weights(kind, weights)
     if config.tie_embeddings:
         state.pop("output.weight", None)
     try:
@@ -60,71 +52,51 @@ def load_huggingface(folder: Path) -> tuple[Transformer, Tokenizer]:
 def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, card: str) -> None:
     """Write a folder that `transformers` loads: weights in their dtype, tokenizer, and `card`.
 
-    Raises UserError if `folder` is not empty, or for an option that no family has.
+    Raises UserError if `folder` is not empty, or for an option that cannot be exported.
     """
-    kind = find_family(model.config)
-    layout = gpt2 if kind == "gpt2" else llama
-    settings = layout.write_config(kind, model.config)
+    state = {name: p.detach().cpu() for name, p in model.named_parameters()}
+    config, state = fold(model.config, state)
+    if needs_own_code(config):
+        settings, named = remote.write_config(config), state
+    else:
+        kind = find_family(config)
+        layout = gpt2 if kind == "gpt2" else llama
+        settings = layout.write_config(kind, config)
+        settings |= {"architectures": [CLASSES[kind]], "model_type": kind}
+        named = layout.write_weights(kind, state)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: p.detach().cpu() for name, p in model.named_parameters()}
-    named = {name: x.contiguous() for name, x in layout.write_weights(state).items()}
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    if "auto_map" in settings:
+        remote.write_code(folder)
+    contiguous = {name: x.contiguous() for name, x in named.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
     separator = tokenizer.separator_id
     settings |= {
-        "architectures": [CLASSES[kind]],
-        "model_type": kind,
         "vocab_size": model.vocab_size,
-        "tie_word_embeddings": model.config.tie_embeddings,
+        "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": separator,
         "eos_token_id": separator,
         "dtype": str(model.tok_embeddings.weight.dtype).removeprefix("torch."),
     }
-    name = tokenizer.backend.id_to_token(separator)
-    special = {"bos_token": name, "eos_token": name, "pad_token": name}
+    (folder / "config.json").write_text(to_json(settings, 2) + "\n")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_tokenizer(tokenizer, folder, config.max_seq_len)
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
+    name = tokenizer.backend.id_to_token(tokenizer.separator_id)
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": False,
-        "model_max_length": model.config.max_seq_len,
-        **special,
+        "model_max_length": max_length,
+        **{"bos_token": name, "eos_token": name, "pad_token": name},
     }
     if tokenizer.chat:
         (folder / "chat_template.jinja").write_text(tokenizer.chat.template, encoding="utf-8")
         about |= {k: v for k, v in tokenizer.chat._asdict().items() if v and k != "template"}
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    for file, values in (("config", settings), ("tokenizer_config", about)):
-        (folder / f"{file}.json").write_text(to_json(values, 2) + "\n")
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def find_family(config: ModelConfig) -> str:
-    """The Hugging Face architecture equal to this model. Raises UserError if there is none."""
-    plain = ModelConfig()
-    for option in (
-        "key_shift",
-        "embedding_norm",
-        "value_embeddings",
-        "bigram_buckets",
-        "base_dim",
-        "soft_tokens",
-        "window",
-    ):
-        value = getattr(config, option)
-        if value != getattr(plain, option):
-            raise UserError(f"model.{option} = {json.dumps(value)} has no Hugging Face equivalent")
-    old = {"norm": "layer", "biases": "all", "positions": "learned", "activation": "gelu"}
-    if all(getattr(config, option) == value for option, value in old.items()):
-        return "gpt2"
-    for option, value in old.items():
-        own = getattr(config, option)
-        if own == value or own == "relu2":
-            raise UserError(f"model.{option} = {json.dumps(own)} has no Hugging Face equivalent here")
-    extras = {"qwen2": config.biases == "qkv", "qwen3": config.qk_norm, "smollm3": config.nope_every > 0}
-    found = [kind for kind, has in extras.items() if has]
-    if len(found) > 1:
-        raise UserError(f"no Hugging Face architecture has the options of {' and '.join(found)}")
-    return found[0] if found else "llama"
+    (folder / "tokenizer_config.json").write_text(to_json(about, 2) + "\n")
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

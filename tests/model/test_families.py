@@ -133,6 +133,9 @@ SCRATCH = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, h
         ({"tie_embeddings": False}, "llama"),
         ({"biases": "qkv"}, "qwen2"),
         ({"nope_every": 2}, "smollm3"),
+        ({"activation": "relu2"}, "arcee"),
+        ({"activation": "relu2", "qk_norm": True}, "apertus"),
+        ({"qk_norm": True, "window": 9, "n_layers": 3}, "qwen3"),
     ],
 )
 def test_scratch_model_is_exported_as_the_matching_family(changes, kind, tokenizer, tmp_path):
@@ -150,23 +153,90 @@ def test_scratch_model_is_exported_as_the_matching_family(changes, kind, tokeniz
         save_huggingface(model, tokenizer, tmp_path / "out", "")
 
 
+FOLDED = {"embedding_norm": True, "base_dim": 64, "activation": "relu2", "zero_init": True}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_folded_options_leave_the_logits(tied, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    config = SCRATCH.model_copy(update=FOLDED | {"tie_embeddings": tied})
+    model = randomize(build_model(config, 300).init_weights(0))
+    save_huggingface(model, tokenizer, tmp_path, model_card("out", model, ""))
+    x = torch.arange(1, 60)[None]
+    with torch.no_grad():
+        expected = model(x)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(loaded(x).logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(load_model(tmp_path)[0](x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_apertus_that_is_not_squared_relu_is_refused(tokenizer, tmp_path):
+    import transformers
+
+    config = transformers.ApertusConfig(**SHAPE, pad_token_id=0, rope_parameters={"rope_type": "default"})
+    transformers.ApertusForCausalLM(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    with pytest.raises(UserError, match=r"mlp\.act_fn\.\w+ is not that of a squared ReLU"):
+        load_model(tmp_path)
+
+
+FULL = FOLDED | {
+    "qk_norm": True,
+    "key_shift": True,
+    "value_embeddings": True,
+    "bigram_buckets": 77,
+    "n_layers": 3,
+    "window": 20,
+}
+
+
+@pytest.mark.parametrize("activation", ["relu2", "swiglu"])
+def test_a_full_recipe_is_exported_with_its_own_code(activation, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = SCRATCH.model_copy(update=FULL | {"activation": activation})
+    model = randomize(build_model(config, 300).init_weights(0))
+    save_huggingface(model, tokenizer, tmp_path / "out", model_card("out", model, ""))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    x = torch.randint(0, 300, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = loaded(x, labels=x)
+        torch.testing.assert_close(found.logits, model(x), atol=1e-4, rtol=1e-4)
+        assert abs(float(found.loss) - float(model(x[:, :-1], targets=x[:, 1:])) / 98) < 1e-4
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    texts = loaded.generate(x[:, :7], **options)
+    assert torch.equal(texts, loaded.generate(x[:, :7], use_cache=False, **options))
+    ours = torch.stack([*generate(model, x[:, :7], max_new_tokens=20, temperature=0)], 1)
+    assert torch.equal(texts[:, 7:], ours)
+    # Prompts of different lengths, padded on the left: each row as alone.
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), x[1:, :4]], 1)
+    mask = torch.tensor([[1] * 7, [0] * 3 + [1] * 4])
+    both = loaded.generate(torch.cat([x[:1, :7], padded]), attention_mask=mask, **options)
+    alone = loaded.generate(x[1:, :4], **options)
+    assert torch.equal(both[1, 7:], alone[0, 4:])
+    assert torch.equal(both[0], texts[0])
+    beams = loaded.generate(x[:, :7], num_beams=3, **options)
+    assert torch.equal(beams, loaded.generate(x[:, :7], num_beams=3, use_cache=False, **options))
+    with pytest.raises(ValueError, match="past_key_values without previous_ids"):
+        loaded(x[:, 7:8], past_key_values=loaded(x[:, :7], use_cache=True).past_key_values)
+    text = "The quick brown fox"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == tokenizer.encode(text)
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"activation": "relu2"},
-        {"key_shift": True},
-        {"value_embeddings": True},
-        {"base_dim": 64},
-        {"embedding_norm": True},
-        {"bigram_buckets": 10},
-        {"soft_tokens": 3},
-        {"norm": "layer"},
+        ({"soft_tokens": 3}, "model.soft_tokens = 3: no other architecture has it"),
+        ({"norm": "layer"}, 'model.norm = "layer": no other architecture has it'),
+        ({"window": 4, "biases": "qkv"}, 'model.biases = "qkv" cannot be exported together with options of ours'),
+        ({"qk_norm": True, "nope_every": 4}, "the options of qwen3 and smollm3"),
+        ({"key_shift": True, "nope_every": 2}, "model.nope_every = 2 cannot be exported together with options of ours"),
     ],
-    ids=lambda changes: next(iter(changes)),
 )
-def test_option_without_a_family_is_named(changes, tokenizer, tmp_path):
+def test_an_option_that_cannot_be_exported_is_named(changes, message, tokenizer, tmp_path):
     model = build_model(SCRATCH.model_copy(update=changes), 300).init_weights(0)
-    with pytest.raises(UserError, match=f"model.{next(iter(changes))} = .* has no Hugging Face"):
+    with pytest.raises(UserError, match=re.escape(message)):
         save_huggingface(model, tokenizer, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
