@@ -59,6 +59,41 @@ def bar(*extra: "TextColumn") -> "Progress":
     )
 
 
+class Steps:
+    """Long steps of work: on a terminal a progress bar with an ETA, else a line as each starts and ends."""
+
+    def __init__(self, total: float):
+        """`total` is the sum of the sizes of the steps, in any unit."""
+        self.total, self.done, self.begun = total, 0.0, time.perf_counter()
+        self.bar = bar() if console.is_terminal else None
+        self.task = self.bar.add_task("", total=100) if self.bar else None
+
+    def __enter__(self) -> "Steps":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def start(self, name: str) -> None:
+        """A step starts."""
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, description=one_line(name))
+        else:
+            say(f"=== {name}")
+
+    def finish(self, name: str, seconds: float, size: float) -> None:
+        """A step of this size has ended, after `seconds`."""
+        self.done += size
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=100 * self.done / self.total)
+            return
+        left = (time.perf_counter() - self.begun) * max(0.0, self.total / max(self.done, 1e-9) - 1)
+        say(f"=== {name}: {seconds:.0f} s ({self.done / self.total:.0%} done, about {left / 60:.0f} minutes left)")
+
+
 def track(
     items: Iterable[T], description: str, total: int | None = None, size: Callable[[T], int] | None = None
 ) -> Iterator[T]:

@@ -18,9 +18,9 @@ from compare.methods.train import Speed, item_training, recipe_table, run_traini
 from train.memory import BestWeights
 from train.preflight import uses_bfloat16
 
-SECONDS, MOST_SECONDS = 5.0, 20.0  # of training that is timed
-MIN_TIMED = 4  # steps
-WARM_UP = 2  # steps that are not counted
+WARM_UP, MIN_TIMED = 2, 4  # steps that are not counted, and that are at least
+SECONDS = 5.0  # of fast training that is timed
+CHECKED_ITEMS, CHECKED_BYTES = 1, 64  # for the validation of a run that is only timed
 BUSY = 0.5  # load average per core above which the machine is not idle
 
 
@@ -36,18 +36,17 @@ def measure_speed(study: Study, cell: Cell) -> dict:
     if cell.axis == "text":
         context = model.config.context
         length = context if table == "scratch" else min(study.recipe.seq_len, context)
-        sets = text_training(study, cell, model, tokenizer, length)
+        sets = text_training(study, cell, model, tokenizer, length, CHECKED_BYTES)
     else:
-        sets = item_training(study.labelled_task(cell, int(cell.size)), model, tokenizer)
-    for seconds in (SECONDS, MOST_SECONDS):  # the second if the first is too short for enough steps
-        timed = {"max_seconds": seconds, "eval_every": 10**9}
+        sets = item_training(study.labelled_task(cell, int(cell.size)), model, tokenizer, CHECKED_ITEMS)
+    for length_of_run in ({"steps": WARM_UP + MIN_TIMED + 1}, {"max_seconds": SECONDS}):
+        timed = {**length_of_run, "eval_every": 10**9}
         trainer, _ = run_training(study, cell, model, tokenizer, sets, timed, BestWeights())
         metrics = (study.folder / "training" / cell.name / "metrics.jsonl").read_text(encoding="utf-8")
         ends = [row["seconds"] for row in map(json.loads, metrics.splitlines()) if "loss" in row]
-        steps = [after - before for before, after in pairwise(ends)][WARM_UP:]
-        if len(steps) >= MIN_TIMED:
+        step_seconds = statistics.median([after - before for before, after in pairwise(ends)][WARM_UP:])
+        if ends[-1] >= SECONDS:
             break
-    step_seconds = statistics.median(steps or ends[-1:])
     precision = "bfloat16" if uses_bfloat16(trainer.config.precision, model, study.device) else "float32"
     return Speed(step_seconds, trainer.config.micro_batch_size, precision)._asdict()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cli.atomic import read_json, to_json, write_atomically
-from cli.console import say
+from cli.console import Steps, say, track
 from cli.errors import UserError
 from cli.workers import start_ray
 from compare.calibrate import warn_if_busy
@@ -25,20 +25,23 @@ from configs.study_recipe import StudyRecipe
 
 
 class Worker:
-    """A process that measures cells; another one replaces it if it dies."""
+    """A process that measures cells, and logs to log.txt; another one replaces it if it dies."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.log = folder, folder / "log.txt"
         self.process: subprocess.Popen | None = None
 
-    def request(self, cell: Cell, result: Path, threads: int = 0) -> bool:
-        """Measure a cell, or with `threads` its speed, and write the row to `result`; whether that succeeded.
+    def request(self, cell: Cell, result: Path, threads: int = 0) -> str:
+        """Measure a cell, or with `threads` its speed, and write the row to `result`; returns why that failed, or "".
 
         Raises KeyboardInterrupt if it was interrupted.
         """
         if self.process is None:
             command = [sys.executable, "-m", "compare.worker", str(self.folder)]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                )
         assert self.process.stdin
         assert self.process.stdout
         request = {"cell": cell, "result": str(result.resolve()), "threads": threads}
@@ -49,13 +52,12 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if answer:
-            return answer == "done\n"
+            return answer.rstrip("\n")
         status = self.process.wait()
         self.process = None
         if status in (130, -signal.SIGINT):
             raise KeyboardInterrupt
-        say(f"=== {cell.name}: its process ended with status {status}")
-        return False
+        return f"its process ended with status {status}"
 
     def close(self) -> None:
         """End the process."""
@@ -83,10 +85,9 @@ def calibrate(study: StudyRecipe, folder: Path, cells: list[Cell], threads: int 
         warn_if_busy()
     worker, result = Worker(folder), folder / "speed.json"
     try:
-        for key, cell in missing.items():
-            say(f"=== calibration: {key}")
-            if not worker.request(cell, result, found["threads"]):
-                raise UserError(f"the calibration of {key} failed (see above)")
+        for key, cell in track(missing.items(), "calibration", len(missing)):
+            if failure := worker.request(cell, result, found["threads"]):
+                raise UserError(f"the calibration of {key} failed: {failure} (more in {worker.log})")
             found["speeds"][key] = speed = json.loads(result.read_text(encoding="utf-8"))
             least = MIN_STEPS * speed["step_seconds"]
             if least > study.budget_seconds * min([1.0, *study.budget_factors]):
@@ -101,34 +102,41 @@ def calibrate(study: StudyRecipe, folder: Path, cells: list[Cell], threads: int 
     write_atomically(path, to_json(found, 2) + "\n")
 
 
-def run_cell(worker: Worker, cell: Cell, provenance: Provenance) -> dict | None:
-    """Measure a cell; returns its row with its provenance, which is saved in cells/ too. None if it fails."""
+def run_cell(worker: Worker, cell: Cell, provenance: Provenance) -> dict | str:
+    """Measure a cell; returns its row with its provenance, which is saved in cells/ too, or why it failed."""
     path = worker.folder / "cells" / f"{cell.name}.json"
-    say(f"=== {cell.name}")
     result = path.with_suffix(".measured")
-    if not worker.request(cell, result):
-        say(f"=== {cell.name} failed (see above); the other cells continue")
-        return None
+    if failure := worker.request(cell, result):
+        return f"{cell.name} failed: {failure} (more in {worker.log}); the other cells continue"
     row = {"id": cell.name, **cell._asdict(), **provenance[cell], **json.loads(result.read_text())}
     write_atomically(path, to_json(row))
     result.unlink()
-    say(f"=== {cell.name}: {row['wall_seconds']:.0f} s")
     return row
 
 
-def run_sequentially(folder: Path, cells: list[Cell], provenance: Provenance) -> Iterator[dict]:
-    """Run the cells one after another in one process; yields their rows."""
+def run_sequentially(folder: Path, cells: dict[Cell, float], provenance: Provenance) -> Iterator[dict]:
+    """Run the cells one after another in one process; yields their rows. `cells`: their estimated seconds."""
     worker = Worker(folder)
     try:
-        for number, cell in enumerate(cells, 1):
-            if row := run_cell(worker, cell, provenance):
-                yield row
-            say(f"{number} of {len(cells)} cells done")
+        with Steps(sum(cells.values())) as steps:
+            for cell, size in cells.items():
+                steps.start(cell.name)
+                row = run_cell(worker, cell, provenance)
+                yield from report_cell(steps, row, size)
     finally:
         worker.close()
 
 
-def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Iterator[dict]:
+def report_cell(steps: Steps, row: dict | str, size: float) -> Iterator[dict]:
+    """Show that a cell has ended; yields its row, if it did not fail."""
+    if isinstance(row, str):
+        say(row)
+    else:
+        steps.finish(row["id"], row["wall_seconds"], size)
+        yield row
+
+
+def run_on_ray(folder: Path, cells: dict[Cell, float], provenance: Provenance) -> Iterator[dict]:
     """Run the cells on a Ray cluster, one per core or device at a time; yields their rows.
 
     All nodes need access to `folder`. Raises UserError if Ray is not installed.
@@ -136,16 +144,16 @@ def run_on_ray(folder: Path, cells: list[Cell], provenance: Provenance) -> Itera
     ray = start_ray()
     devices = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
     remote = ray.remote(_run_cell_on_one_core).options(**devices)
-    # Base methods and the cells that choose settings run before the cells that depend on them.
-    for _, stage in groupby(cells, lambda cell: (cell.axis, cell.seed == SEARCH_SEED)):
-        waiting = [remote.remote(folder.resolve(), cell, provenance) for cell in stage]
-        while waiting:
-            (ready,), waiting = ray.wait(waiting)
-            if row := ray.get(ready):
-                yield row
+    with Steps(sum(cells.values())) as steps:
+        # Base methods and the cells that choose settings run before the cells that depend on them.
+        for _, stage in groupby(cells, lambda cell: (cell.axis, cell.seed == SEARCH_SEED)):
+            waiting = {remote.remote(folder.resolve(), cell, provenance): cell for cell in stage}
+            while waiting:
+                (ready,), _ = ray.wait(list(waiting))
+                yield from report_cell(steps, ray.get(ready), cells[waiting.pop(ready)])
 
 
-def _run_cell_on_one_core(folder: Path, cell: Cell, provenance: Provenance) -> dict | None:
+def _run_cell_on_one_core(folder: Path, cell: Cell, provenance: Provenance) -> dict | str:
     # Ray counts cores but does not assign them; the process of the cell inherits these settings.
     os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     worker = Worker(folder)

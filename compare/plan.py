@@ -28,7 +28,10 @@ from data.splits import load_manifest
 from model.load import model_version
 
 AXES = ("text", "task")
-CELL_SECONDS = 20.0  # estimate for a cell, or for a tried setting, beside training
+# Estimates for a cell, or for a tried setting, beside training, on two cores.
+PROMPTED_SECONDS = 20.0  # score the foundation model
+TUNED_SECONDS = 45.0  # and evaluate it thirteen times
+OTHER_SECONDS = 2.0
 SHARED_SETTINGS = ("task", "tries", "budget_seconds", "shots", "test_documents", "seq_len")
 Provenance = dict[Cell, dict]
 """The keys that a row has besides its measurements."""
@@ -84,7 +87,12 @@ def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) 
         for row in rows
         if (row["method"], row["axis"]) == (cell.method, cell.axis)
     ]
-    return tries * (budget + (statistics.mean(known) if known else CELL_SECONDS * method.uses_foundation + 2.0))
+    beside = OTHER_SECONDS
+    if known:
+        beside = statistics.mean(known)
+    elif method.uses_foundation:
+        beside = TUNED_SECONDS if method.is_trained else PROMPTED_SECONDS
+    return tries * (budget + beside)
 
 
 def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:

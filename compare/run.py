@@ -13,6 +13,7 @@ run beside the study. A cell is one method at one size with one seed. --resume k
 measured with the same settings, data and code, so sizes, seeds, methods and prices may change; for a
 finished study it only draws the report. Writes to the run directory:
 
+    log.txt          what training and scoring print
     ledger.jsonl     the calibration, then one row per cell: all measurements, per document and item
     cells/           the rows of cells as they are measured, one file each
     answer.md        what to do, how sure that is, what it costs; a table to choose from
@@ -32,7 +33,7 @@ from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
 from compare.execute import calibrate, run_on_ray, run_sequentially, write_ledger
 from compare.own_corpus import describe, recipe_for
-from compare.plan import collect_provenance, plan, print_plan, read_measured, shrink
+from compare.plan import collect_provenance, estimate_seconds, plan, print_plan, read_measured, shrink
 from compare.report import write_report
 from configs.study_recipe import StudyRecipe
 from train.run_directory import (
@@ -109,7 +110,8 @@ def main() -> int:
         try:
             calibrate(study, folder, left, int(own.ray))
             write_ledger(folder, all_cells, rows)
-            for row in measure(folder, left, provenance):
+            seconds = {cell: estimate_seconds(study, cell, list(rows.values())) for cell in left}
+            for row in measure(folder, seconds, provenance):
                 rows[row["id"]] = row
                 write_ledger(folder, all_cells, rows)
         except KeyboardInterrupt:

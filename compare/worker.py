@@ -4,7 +4,7 @@
 
 Reads requests from standard input, one JSON object per line: {"cell": […], "result": PATH,
 "threads": 0} measures a cell, or with threads its speed, and writes the row to PATH. Answers every
-request with one line on standard output: "done" or "failed". The foundation model and the splits
+request with one line on standard output: empty, or why it failed. The foundation model and the splits
 are loaded once.
 """
 
@@ -20,7 +20,7 @@ from queue import SimpleQueue
 import torch
 
 from cli.atomic import to_json, write_atomically
-from cli.console import say
+from cli.console import one_line, say
 from cli.errors import UserError, run_command
 from compare.calibrate import measure_speed
 from compare.context import Cell, Study
@@ -61,12 +61,12 @@ def serve(folder: Path) -> int:
             return 130
         except UserError as error:
             say(f"error: {error}")
-            replies.write("failed\n")
-        except Exception:  # one cell fails, the others continue
+            replies.write(one_line(str(error)) + "\n")
+        except Exception as error:  # one cell fails, the others continue
             traceback.print_exc()
-            replies.write("failed\n")
+            replies.write(one_line(f"{type(error).__name__}: {error}") + "\n")
         else:
-            replies.write("done\n")
+            replies.write("\n")
 
 
 def answer(study: Study, cell: Cell, threads: int) -> dict:

@@ -54,16 +54,18 @@ def steps_in(seconds: float, step_seconds: float) -> int:
 
 
 def text_training(
-    study: Study, cell: Cell, model: Transformer, tokenizer: Tokenizer, seq_len: int
+    study: Study, cell: Cell, model: Transformer, tokenizer: Tokenizer, seq_len: int, checked: int = CHECKPOINT_BYTES
 ) -> tuple[DataSet, DataSet]:
-    """Training windows of the cell's text; all methods are validated on the same bytes."""
+    """Training windows of the cell's text; all methods are validated on the same `checked` bytes."""
     train_set, _ = text_sets(study.share_folder(cell), model, tokenizer, seq_len)
-    return train_set, Windows.of_texts(study.validation_texts(CHECKPOINT_BYTES), seq_len, tokenizer)
+    return train_set, Windows.of_texts(study.validation_texts(checked), seq_len, tokenizer)
 
 
-def item_training(task: Task, model: Transformer, tokenizer: Tokenizer) -> tuple[DataSet, DataSet]:
-    """Training examples of labelled items; all methods are validated on the same ones."""
-    return task_sets(task._replace(validation=task.validation[:CHECKPOINT_ITEMS]), model, tokenizer)
+def item_training(
+    task: Task, model: Transformer, tokenizer: Tokenizer, checked: int = CHECKPOINT_ITEMS
+) -> tuple[DataSet, DataSet]:
+    """Training examples of labelled items; all methods are validated on the same `checked` ones."""
+    return task_sets(task._replace(validation=task.validation[:checked]), model, tokenizer)
 
 
 def train_on_items(study: Study, cell: Cell, setting: Setting, model: Transformer, tokenizer: Tokenizer) -> Learned:
