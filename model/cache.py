@@ -126,6 +126,23 @@ class RowCache:
             cache.layers[layer] = kv.unflatten(1, (self.count, self.capacity))[:, rows]
         return cache
 
+    def copy_start(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of row `source` to row `target`."""
+        if source == target:
+            return
+        for kv in (*self.layers, *(raw[None] for raw in self.raw_keys)):
+            rows = kv.unflatten(1, (self.count, self.capacity))
+            rows[:, target, :length] = rows[:, source, :length]
+
+    def resume(self, row: int, length: int, last_id: int) -> KVCache:
+        """A cache for prefill of `row` after its first `length` positions, the last of which is of token `last_id`."""
+        cache = self.view(slice(row, row + 1), length)
+        if length:
+            cache.last_tokens = torch.full((1, 1), last_id)
+            for layer, raw in enumerate(self.raw_keys):
+                cache.last_keys[layer] = raw[row * self.capacity + length - 1][None, None]
+        return cache
+
     def finish_prefill(self, rows: slice, copies: int, cache: KVCache) -> None:
         """Take what `view` does not share: keys before the shift; and copy each row to those after it."""
         for layer, raw in enumerate(self.raw_keys):

@@ -45,8 +45,8 @@ class DecodeGraphs:
         self.captures = model.device.type == "cuda"
         self.steps: dict[tuple[int, bool], _Step] = {}
 
-    def step(self, tokens: Sequence[Token]) -> list[int]:
-        """The next id of each row, in a graph of the next larger size, captured at its first use."""
+    def step(self, tokens: Sequence[Token]) -> tuple[list[int], Tensor]:
+        """The next id of each row and logits (N, V), in a graph of the next larger size, captured at its first use."""
         size = min(1 << (len(tokens) - 1).bit_length(), self.rows)
         key = size, all(token.sampling.temperature == 0 for token in tokens)
         if key not in self.steps:
@@ -68,8 +68,8 @@ class _Step:
         self.inputs = [torch.zeros_like(each, device=device) for each in self.host]
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def run(self, tokens: Sequence[Token]) -> list[int]:
-        """The next ids; one host sync."""
+    def run(self, tokens: Sequence[Token]) -> tuple[list[int], Tensor]:
+        """The next ids, and logits (N, V) on the device; one host sync."""
         filled = [*tokens, *[tokens[0]] * (self.size - len(tokens))]  # the first row again: writes the same
         self.host[0].copy_(torch.tensor([token[:5] for token in filled]).T)
         settings = [(*token.sampling, token.uniform) for token in filled]
@@ -84,10 +84,11 @@ class _Step:
         else:
             self.compute()
         ids, is_exact = self.drawn.tolist()
-        return [
+        drawn = [
             ids[at] if is_exact[at] else draw_token(self.logits[at], token.sampling, token.uniform)
             for at, token in enumerate(tokens)
         ]
+        return drawn, self.logits
 
     def compute(self) -> None:
         """The step on the device: reads `inputs`, extends the cache, leaves `logits` (N, V) and `drawn` (2, N)."""

@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "train": {"model", "data", "tokenizer"},
     "adapt": {"model", "train", "data", "tokenizer"},
     "prompting": {"model", "data", "tokenizer"},
+    "serve": {"model", "adapt", "prompting", "data", "tokenizer"},
     "compare": {"model", "train", "data", "tokenizer", "adapt", "prompting"},
 }
 OPTIONAL = {
@@ -31,6 +32,7 @@ OPTIONAL = {
     "lm_eval",
     "ray",
     "rdkit",
+    "uvicorn",
 }
 
 

@@ -60,6 +60,24 @@ def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[i
     return ids, scored
 
 
+def encode_turns(tokenizer: Tokenizer, messages: Any, place: str) -> list[int]:
+    """Encode a conversation up to the assistant's turn, which the model writes.
+
+    As in `encode_chat`, only the template creates special tokens. Raises UserError in the same cases.
+    """
+    if tokenizer.chat is None:
+        raise UserError(f"{place}: this model has no chat template; use a prompt")
+    with_placeholders = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+    pieces = _PLACEHOLDER.split(_render(tokenizer.chat, with_placeholders, place, True))
+    if [int(piece) for piece in pieces[1::2]] != list(range(len(messages))):
+        raise UserError(f"{place}: the model's chat template omits or moves a message; use a prompt")
+    contents = _rendered_contents(_render(tokenizer.chat, messages, place, True), pieces[::2], messages, place)
+    ids = [tokenizer.separator_id]
+    for at, piece in enumerate(pieces):
+        ids += tokenizer.encode_with_special(piece) if at % 2 == 0 else tokenizer.encode(contents[int(piece)])
+    return ids
+
+
 def _rendered_contents(text: str, separators: list[str], messages: list[dict], place: str) -> list[str]:
     # A template may strip whitespace around a message, but not change its text otherwise.
     contents, at = [], len(separators[0])
@@ -75,7 +93,7 @@ def _rendered_contents(text: str, separators: list[str], messages: list[dict], p
     return contents
 
 
-def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
+def _render(chat: ChatTemplate, messages: list[dict], place: str, starts_answer: bool = False) -> str:
     try:
         from jinja2 import Template
     except ImportError:
@@ -84,7 +102,10 @@ def _render(chat: ChatTemplate, messages: list[dict], place: str) -> str:
     def render() -> str:
         template: Template = _compiled(chat.template)
         return template.render(
-            messages=messages, bos_token=chat.bos_token, eos_token=chat.eos_token, add_generation_prompt=False
+            messages=messages,
+            bos_token=chat.bos_token,
+            eos_token=chat.eos_token,
+            add_generation_prompt=starts_answer,
         )
 
     try:

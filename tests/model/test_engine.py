@@ -165,3 +165,57 @@ def test_a_large_nucleus_is_found_without_a_sort_of_all(monkeypatch):
     assert len(nucleus) > 256
     assert found <= nucleus
     assert len(found) == 50
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_a_prompt_that_takes_its_start_from_another_row_gives_the_same_text(small, data):
+    engine = Engine(small, 2, 44)
+    shared = list(range(20))
+    for number in range(5):
+        tail = data.draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4))
+        prompt = [*shared[: data.draw(st.sampled_from([3, 17, 20]))], *tail]
+        prefill = engine.begin([prompt], [Sampling(0.5)], [f"{number}:0"], 12, shares=True)
+        while not (found := engine.read(prefill, data.draw(st.integers(1, 9)))):
+            engine.step()
+        ((row, first),) = found
+        text = [first]
+        for _ in range(data.draw(st.integers(0, 11))):
+            text += engine.step().get(row, [])
+        assert text == alone(small, prompt, {"temperature": 0.5}, number, 12)[: len(text)]
+        if not small.config.soft_tokens and number and len(prompt) > 20:
+            assert prefill.at == len(prompt)
+        engine.leave(row)
+
+
+def test_a_shared_start_is_not_read_again(foundation):
+    base, tokenizer = foundation
+    head = tokenizer.encode("The same instructions stand before every question, and they are long. " * 3)
+    engine = Engine(base, 3, 128)
+    engine.join([[*head, 5]], [Sampling(0)], [0], 2)
+    prefill = engine.begin([[*head, 6, 7]], [Sampling(0)], [0], 2, shares=True)
+    assert prefill.at == len(head)
+    ((row, _),) = engine.read(prefill, 2)
+    assert engine.rows[row].ids[:-1] == [*head, 6, 7]
+    assert engine.begin([[*head, 8]], [Sampling(0)], [0], 2, shares=True, adapter="").at == len(head)
+
+
+def test_scores_are_those_of_a_whole_pass(small):
+    engine = Engine(small, 2, 40)
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6]
+    prefill = engine.begin([prompt], [Sampling(0.9)], [0], 10)
+    prefill.likeliest = engine.rows[prefill.rows.start].likeliest = 3
+    while not (found := engine.read(prefill, 3)):
+        pass
+    ((row, _),) = found
+    finish(engine, row, {row: []})
+    ids = engine.rows[row].ids
+    with torch.no_grad():
+        logprobs = small(torch.tensor([ids]))[0].log_softmax(-1)
+    scores = [*prefill.scores, *engine.rows[row].scores]
+    assert [score.id for score in scores] == ids[1:]
+    for at, score in enumerate(scores):
+        assert score.logprob == pytest.approx(float(logprobs[at, ids[at + 1]]), abs=1e-5)
+        best = logprobs[at].topk(3)
+        assert [id for id, _ in score.likeliest] == best.indices.tolist()
+        assert [value for _, value in score.likeliest] == pytest.approx(best.values.tolist(), abs=1e-5)

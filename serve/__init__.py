@@ -1,0 +1,1 @@
+"""Real-time and batch endpoints, OpenAI-compatible, on the inference engine."""
