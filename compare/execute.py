@@ -85,7 +85,7 @@ def calibrate(study: StudyRecipe, folder: Path, cells: list[Cell], threads: int 
         warn_if_busy()
     worker, result = Worker(folder), folder / "speed.json"
     try:
-        for key, cell in track(missing.items(), "calibration", len(missing)):
+        for key, cell in track(missing.items(), "calibration", len(missing)) if missing else ():
             if failure := worker.request(cell, result, found["threads"]):
                 raise UserError(f"the calibration of {key} failed: {failure} (more in {worker.log})")
             found["speeds"][key] = speed = json.loads(result.read_text(encoding="utf-8"))

@@ -21,7 +21,9 @@ finished study it only draws the report. Writes to the run directory:
     table.md         all methods and sizes; verdict.md, plots/
 
 `--quick` uses the largest sizes, the first seed and a fifth of the budget. `--ray` runs cells on a Ray
-cluster, each with one thread or on its own device (pip install -e '.[cluster]').
+cluster, each with one thread or on its own device (pip install -e '.[cluster]'). `--keep` trains the best
+method at each size again and writes it to kept/, with the best prompt: files for model.sample,
+prompting.evaluate and serve.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from cli.console import say, show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
 from compare.execute import calibrate, run_on_ray, run_sequentially, write_ledger
+from compare.keep import keep_winners
 from compare.own_corpus import describe, recipe_for
 from compare.plan import collect_provenance, estimate_seconds, plan, print_plan, read_measured, shrink
 from compare.report import write_report
@@ -87,6 +90,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", help="only these methods")
     parser.add_argument("--quick", action="store_true", help="the largest sizes, one seed, a fifth of the budget")
     parser.add_argument("--ray", action="store_true", help="run cells on a Ray cluster")
+    parser.add_argument("--keep", action="store_true", help="write the winners as files that other commands load")
     study, own = parse_own_corpus(parser) if "--corpus" in sys.argv else parse(StudyRecipe, parser)
     if own.quick:
         study = shrink(study)
@@ -122,6 +126,8 @@ def main() -> int:
         write_report(folder)
     if failed:
         raise UserError(f"{', '.join(failed)} failed (see above); run them again with --resume")
+    if own.keep:
+        keep_winners(folder)
     show(f"The report: {folder / 'report.html'}")
     return 0
 

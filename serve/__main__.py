@@ -9,6 +9,7 @@ can connect unless --host says otherwise. SIGTERM and Ctrl-C finish running requ
 """
 
 import asyncio
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -33,6 +34,7 @@ def main() -> int:
     add("--queue", type=int, default=512, help="most texts that wait; more are refused with 429")
     add("--seconds", type=float, default=600, help="most time of a request")
     add("--key", action="append", default=[], help="a bearer key that requests need; may be repeated")
+    add("--files", type=Path, default=Path("serve-files"), help="folder of /v1/files and /v1/batches")
     add("--precision", choices=PRECISIONS, default="auto", help="of the weights")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--compile", action="store_true", help="on a CPU: compile decode, once per model, for half a minute")
@@ -44,6 +46,7 @@ def main() -> int:
         import uvicorn
 
         from serve.app import Server, make_app
+        from serve.files import add_files
     except ImportError as error:
         raise UserError(f"{error}; serving needs: pip install -e '.[serve]'") from None
     from serve.models import load_models
@@ -68,6 +71,7 @@ def main() -> int:
             return await super().on_tick(counter)
 
     app = make_app(server, args.key)
+    add_files(app, server, args.files)
     config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=5)
     web = GracefulServer(config)
     scheduler.start()

@@ -5,12 +5,13 @@ import base64
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +35,10 @@ from serve.schema import (
 )
 
 MOST_BYTES, UPLOAD_BYTES = 8 << 20, 512 << 20
+PAGE = Path(__file__).with_name("playground.html")
+PAGE_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+)
 
 
 class Server:
@@ -246,12 +251,11 @@ async def stream(server: Server, plan: Plan, request: Generation) -> AsyncIterat
     yield generation.server_sent("[DONE]")
 
 
-async def embed(server: Server, request: EmbeddingRequest) -> dict[str, Any]:
+async def embed(server: Server, request: EmbeddingRequest, is_background: bool = False) -> dict[str, Any]:
     """The mean of the last hidden states of every input."""
     model = server.find(request.model)
     prompts = encode_inputs(model, request.input)
     check_fits(model, prompts, 0)
-    server.check_queue(len(prompts))
     loop = asyncio.get_running_loop()
 
     def start(ids: Sequence[int]) -> asyncio.Future:
@@ -268,7 +272,7 @@ async def embed(server: Server, request: EmbeddingRequest) -> dict[str, Any]:
             if not done.cancelled():
                 done.set_result(event)
 
-        server.scheduler.submit(model.lane, Job(list(ids), deliver, compute=work))
+        server.scheduler.submit(model.lane, Job(list(ids), deliver, compute=work, is_background=is_background))
         return done
 
     data = []
@@ -339,6 +343,7 @@ def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request, body: EmbeddingRequest) -> Any:
+        server.check_queue(1 if isinstance(body.input, str) else len(body.input))
         return await server.answer(request, embed(server, body))
 
     @app.post("/tokenize")
@@ -371,6 +376,10 @@ def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
             "vocab_size": tokenizer.vocab_size,
             "chat_template": tokenizer.chat.template if tokenizer.chat else None,
         }
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> FileResponse:
+        return FileResponse(PAGE, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -102,10 +102,7 @@ def _render(chat: ChatTemplate, messages: list[dict], place: str, starts_answer:
     def render() -> str:
         template: Template = _compiled(chat.template)
         return template.render(
-            messages=messages,
-            bos_token=chat.bos_token,
-            eos_token=chat.eos_token,
-            add_generation_prompt=starts_answer,
+            messages=messages, bos_token=chat.bos_token, eos_token=chat.eos_token, add_generation_prompt=starts_answer
         )
 
     try:

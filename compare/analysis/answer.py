@@ -145,7 +145,7 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
                 first, then = (
                     (other, scratch) if advantage(axis, curves[0][0], curves[1][0]).value < 0 else (scratch, other)
                 )
-                yield f"  With less than {value} [{low}, {high}] {first} is better than {then}, with more {then}."
+                yield f"  With less than {value} [{low}, {high}] {first} is better than {then}; with more, {then} is."
                 break
     largest = max((factor for at, _, factor in ledger.budgets if at == axis), default=0.0)
     if largest > 1:

@@ -41,7 +41,7 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     assert "significantly better than every other method; the next, lora, is 0.49" in lines[1]
     assert "It takes 10 s to build" in lines[2]
     assert "With less than" in lines[3]
-    assert "lora is better than scratch, with more scratch." in lines[3]
+    assert "lora is better than scratch; with more, scratch is." in lines[3]
     assert lines[4].startswith("  With 4 times the training, lora has the fewest bits per byte: 1.09")
     assert len(lines) == 5
 
@@ -50,7 +50,7 @@ def test_a_crossing_names_the_method_that_is_better_before_it():
     ledger = []
     for size, near in ((0.01, 0.7), (0.1, 1.0), (1.0, 1.4)):  # from scratch is better with little text
         ledger += rows("scratch", "text", size, 2.0 * near) + rows("lora", "text", size, 2.1)
-    assert any("scratch is better than lora, with more lora." in line for line in answer(Ledger(ledger), RECIPE))
+    assert any("scratch is better than lora; with more, lora is." in line for line in answer(Ledger(ledger), RECIPE))
 
 
 def test_a_cheaper_method_within_the_margin_is_recommended():

@@ -2,10 +2,10 @@
 
 import itertools
 import json
-import shutil
 
 import numpy as np
 import pytest
+from browser import HAS_BROWSER, open_browser
 
 from cli.recipes import load, to_toml
 from compare.methods import METHODS
@@ -13,7 +13,6 @@ from compare.report import protocol, write_report
 from configs.study_recipe import StudyRecipe
 
 NAME = "tunes </script><!-- <script>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 ABOUT = {
@@ -111,27 +110,8 @@ def test_several_foundations_are_drawn_side_by_side(tmp_path, folder):
 
 @pytest.fixture
 def browser(folder):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=1200,1600",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'chrome'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
-    yield browser
-    browser.quit()
+    with open_browser(folder) as browser:
+        yield browser
 
 
 def find(browser, selector):
@@ -227,7 +207,7 @@ def check_details(browser, folder):
     assert width <= visible  # nothing is cut off on paper
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium and ChromeDriver")
+@pytest.mark.skipif(not HAS_BROWSER, reason="needs Chromium and ChromeDriver")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_works_in_a_browser(browser, folder, scheme):
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}

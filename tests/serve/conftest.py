@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import httpx
@@ -21,11 +22,12 @@ def free_port():
 class Server:
     """`python -m serve` as a process; `url` ends with /v1."""
 
-    def __init__(self, *args):
+    def __init__(self, *args, files=None):
         self.port = free_port()
         self.root = f"http://127.0.0.1:{self.port}"
         self.url = f"{self.root}/v1"
         command = [sys.executable, "-m", "serve", *map(str, args), "--port", str(self.port)]
+        command += ["--files", str(files or tempfile.mkdtemp())]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=env)
         end = time.monotonic() + 120
