@@ -25,10 +25,12 @@ def main() -> int:
     """Entry point of `python -m serve`."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL")
+    add("models", nargs="*", metavar="MODEL")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all of them")
     add("--port", type=int, default=8000)
     add("--adapter", action="append", default=[], metavar="NAME=FOLDER", help="a LoRA adapter of the first model")
+    add("--store", type=Path, metavar="DIR", help="a passage store: MODEL+DIR answers from it, with sources")
+    add("--study", type=Path, metavar="RUN", help="a study of compare.run --keep: what it kept")
     add("--rows", type=int, default=8, help="most texts of a model at a time")
     add("--context", type=int, default=2048, help="most tokens of a prompt and its answer")
     add("--queue", type=int, default=512, help="most texts that wait; more are refused with 429")
@@ -39,6 +41,8 @@ def main() -> int:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--compile", action="store_true", help="on a CPU: compile decode, once per model, for half a minute")
     args = parser.parse_args()
+    if not args.models and not args.study:
+        raise UserError("no model: name one, or a study with --study")
     for name in ("rows", "context", "queue", "seconds"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name):g} is not above 0")
@@ -52,7 +56,8 @@ def main() -> int:
     from serve.models import load_models
     from serve.scheduler import Scheduler
 
-    models = load_models(args.models, args.adapter, args.rows, args.context, args.precision, args.device, args.compile)
+    limits = args.rows, args.context, args.precision, args.device, args.compile
+    models = load_models(args.models, args.adapter, *limits, args.store, args.study)
     lanes = list({id(model.lane): model.lane for model in models.values()}.values())
     scheduler = Scheduler(lanes)
     server = Server(models, scheduler, args.queue, args.seconds)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cli.console import say
+from cli.errors import UserError
 from model.engine import Engine
 from serve import generation
 from serve.chat import encode_messages
@@ -141,22 +142,42 @@ def plan_completion(server: Server, request: CompletionRequest) -> Plan:
         raise ApiError(422, "max_tokens = 0 needs echo", "max_tokens")
     needs_scores = 0 if best_of > request.n else -1
     likeliest = needs_scores if request.logprobs is None else request.logprobs
-    prompts = encode_inputs(model, request.prompt)
+    sent, sources, stops = frame_texts(model, request.prompt, max_tokens, generation.stops_of(request))
+    prompts = encode_inputs(model, sent or request.prompt)
     check_fits(model, prompts, max_tokens)
     echoes = request.echo and request.logprobs is not None
-    return Plan(model, prompts, best_of, request.n, max_tokens, likeliest, echoes)
+    return Plan(model, prompts, best_of, request.n, max_tokens, likeliest, echoes, stops, sent, sources)
+
+
+def frame_texts(
+    model: Model, given: Any, max_tokens: int, stops: list[str]
+) -> tuple[list[str], list[list[dict[str, Any]]], list[str]]:
+    """The prompts that the model's frame builds, their sources, and the stop strings. Raises ApiError."""
+    if model.frame is None:
+        return [], [], stops
+    texts = [given] if isinstance(given, str) else given
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ApiError(400, f"prompt: {model.id} builds its prompt from text, not from ids", "prompt")
+    try:
+        built = [model.frame.build(text, model.context - max_tokens) for text in texts]
+    except UserError as error:
+        raise ApiError(400, str(error), "prompt", "context_length_exceeded") from None
+    return [prompt for prompt, _ in built], [sources for _, sources in built], stops or [model.frame.stop]
 
 
 def plan_chat(server: Server, request: ChatRequest) -> Plan:
     """Check and encode a conversation. Raises ApiError."""
     model = server.find(request.model)
+    if model.frame:
+        raise ApiError(400, f"{model.id} builds its prompt itself; use /v1/completions", "model")
     ids = encode_messages(model, request)
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(422, "top_logprobs needs logprobs = true", "top_logprobs")
     max_tokens = request.max_completion_tokens or request.max_tokens or max(1, model.context - len(ids))
     check_fits(model, [ids], max_tokens)
     likeliest = (request.top_logprobs or 0) if request.logprobs else -1
-    return Plan(model, [ids], request.n, request.n, max_tokens, likeliest, False)
+    stops = generation.stops_of(request)
+    return Plan(model, [ids], request.n, request.n, max_tokens, likeliest, False, stops, [], [])
 
 
 def start_choices(plan: Plan, request: Generation) -> list[Choice]:
@@ -204,7 +225,12 @@ async def complete(server: Server, plan: Plan, request: Generation, is_backgroun
     is_chat = isinstance(request, ChatRequest)
     kind = ("chat.completion", "chatcmpl") if is_chat else ("text_completion", "cmpl")
     formatted = [format_choice(request, choice, index) for index, choice in enumerate(kept)]
-    return envelope(*kind, request.model) | {"choices": formatted, "usage": counts}
+    return envelope(*kind, request.model) | {"choices": formatted, "usage": counts} | extensions(plan)
+
+
+def extensions(plan: Plan) -> dict[str, Any]:
+    """Of a model with a frame: the prompts that were sent, and the sources of each."""
+    return {"prompts_sent": plan.sent, "sources": plan.sources} if plan.sent else {}
 
 
 async def stream(server: Server, plan: Plan, request: Generation) -> AsyncIterator[str]:
@@ -244,8 +270,9 @@ async def stream(server: Server, plan: Plan, request: Generation) -> AsyncIterat
         counts = generation.usage(choices, plan)
         server.tokens.labels("read").inc(counts["prompt_tokens"])
         server.tokens.labels("written").inc(counts["completion_tokens"])
-        if wants_usage:
-            yield generation.server_sent(head | {"choices": [], "usage": counts})
+        if wants_usage or plan.sent:
+            last = {"choices": [], "usage": counts if wants_usage else None} | extensions(plan)
+            yield generation.server_sent(head | last)
     except ApiError as error:
         yield generation.server_sent(error.body())
     yield generation.server_sent("[DONE]")

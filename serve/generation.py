@@ -30,6 +30,11 @@ class Plan(NamedTuple):
     max_tokens: int
     likeliest: int
     echoes: bool
+    stops: list[str]
+    sent: list[str]
+    """The prompts that a frame has built; empty without one."""
+    sources: list[list[dict[str, Any]]]
+    """What each prompt quotes."""
 
 
 def sampling_of(request: Generation) -> Sampling:
@@ -81,7 +86,7 @@ async def submitted(
             jobs.append(
                 Job(
                     prompt, deliver, sampling_of(request), f"{seed}:{choice}", max(1, plan.max_tokens),
-                    stops_of(request), plan.model.adapter, plan.likeliest, plan.echoes, is_background,
+                    plan.stops, plan.model.adapter, plan.likeliest, plan.echoes, is_background,
                 )
             )  # fmt: skip
     for job in jobs:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cli.errors import UserError
+from cli.recipes import load
+from configs.prompt_recipe import PromptRecipe
 from model.engine import Engine
 from model.inference import load_for_generation
+from serve.frames import Frame, prompt_frame, store_frame
 from serve.scheduler import Lane
 from tokenizer.bpe import Tokenizer
 
@@ -22,15 +25,28 @@ class Model(NamedTuple):
     """Most tokens of a prompt and its answer."""
     adapter: str
     created: int
+    frame: Frame | None = None
+    """What stands around the text of a request; None: nothing."""
 
 
 def load_models(
-    names: Sequence[str], adapters: Sequence[str], rows: int, context: int, precision: str, device: str, compiles: bool
+    names: Sequence[str],
+    adapters: Sequence[str],
+    rows: int,
+    context: int,
+    precision: str,
+    device: str,
+    compiles: bool,
+    store: Path | None = None,
+    study: Path | None = None,
 ) -> dict[str, Model]:
     """The models by id; `adapters` are "NAME=FOLDER", of the first model.
 
-    Raises UserError for a model that does not load, and for two of one id.
+    `store` adds the first model with passages of that store before every question, as NAME+STORE;
+    `study` what a study has kept. Raises UserError for a model that does not load, and for two of one id.
     """
+    kept = find_kept(study) if study else {}
+    names = list(dict.fromkeys([*names, *(name for name, _ in kept.values())]))
     found: dict[str, Model] = {}
     folders = dict(_split(each) for each in adapters)
     for number, name in enumerate(names):
@@ -43,6 +59,32 @@ def load_models(
             if each in found:
                 raise UserError(f'two models are called "{each}"; rename a folder or an adapter')
             found[each] = Model(each, lane, loaded.tokenizer, most, adapter, int(time.time()))
+    for each, (name, prompt) in kept.items():
+        base = found[model_id(name)]
+        if prompt:
+            found[each] = base._replace(id=each, frame=prompt_frame(prompt, base.tokenizer))
+    if store:
+        first = found[model_id(names[0])]
+        each = f"{first.id}+{store.name}"
+        found[each] = first._replace(id=each, frame=store_frame(store, first.tokenizer))
+    return found
+
+
+def find_kept(study: Path) -> dict[str, tuple[str, Path | None]]:
+    """What `compare.run --keep` has written, by id: the model, and the recipe of its prompt, if it has one.
+
+    Raises UserError if there is nothing.
+    """
+    found: dict[str, tuple[str, Path | None]] = {}
+    for folder in sorted(path.parent for path in study.glob("kept/*/about.json")):
+        prompt = folder / "prompt.toml"
+        if (folder / "checkpoints").exists():
+            found[f"{folder.name}-prompt" if prompt.exists() else folder.name] = str(folder), None
+        if prompt.exists():
+            model = load(PromptRecipe, prompt).model
+            found[f"{folder.name}-prompt"] = model, prompt
+    if not found:
+        raise UserError(f"{study}: has no kept models; run: python -m compare.run RECIPE --run-dir {study} --keep")
     return found
 
 

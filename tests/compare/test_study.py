@@ -11,11 +11,14 @@ import time
 import pytest
 
 from compare.analysis.ledger import Ledger
-from compare.context import Study
+from compare.context import Study, prepare_inference
 from compare.methods.train import EVALUATIONS, MIN_STEPS
+from model.likelihood import document_bits
+from model.load import load_model
 
 DEMO = "configs/study/demo.toml"
 SMALL = (
+    *("--task-methods", "majority", "tfidf", "zero-shot", "few-shot", "scratch-supervised", "lora"),
     *("--budget-seconds", "1", "--tries", "2", "--shares", "1.0", "--labels", "16", "--seq-len", "64"),
     *("--lora.text.batch-size", "1", "--lora.text.micro-batch-size", "1"),
     *("--lora.task.batch-size", "1", "--lora.task.micro-batch-size", "1"),
@@ -141,6 +144,26 @@ def check_kills(command, args, folder, before):
             assert row.get(key) == old[name].get(key), (name, key)
 
 
+def check_keep(command, args, folder, ledger):
+    # Trained again, the winner has the weights that were measured.
+    kept = command("compare.run", *args, "--resume", "--keep", timeout=600)
+    assert kept.returncode == 0, kept.stderr
+    study = Study(folder)
+    for about in (folder / "kept").glob("text-*/about.json"):
+        cell = json.loads(about.read_text())
+        if (about.parent / "checkpoints").exists():
+            (row,) = (row for row in ledger.rows if (row["method"], row["axis"]) == (cell["method"], "text"))
+            model, tokenizer = load_model(str(about.parent))
+            assert document_bits(prepare_inference(model), tokenizer, study.test) == row["document_bits"]
+            break
+    else:
+        raise AssertionError("no model of the text was kept")
+    prompt = min((folder / "kept").glob("task-*/prompt.toml"))
+    answers = command("prompting.evaluate", prompt, timeout=300)
+    assert answers.returncode == 0, answers.stderr
+    assert "test items" in answers.stdout
+
+
 @pytest.mark.slow
 def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_path):
     folder = tmp_path / "study"
@@ -151,6 +174,7 @@ def test_a_small_study_runs_resumes_and_is_not_run_again(command, cache, tmp_pat
     check_ledger(ledger, folder)
     cells = len(ledger.rows) + len(ledger.searches)
     check_resume(command, args, folder, before, cells)
+    check_keep(command, args, folder, ledger)
     check_failed_cell(command, args, folder, tmp_path, len(ledger.rows))
     check_kills(command, args, folder, before)
 
