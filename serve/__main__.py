@@ -53,6 +53,7 @@ def main() -> int:
         from serve.files import add_files
     except ImportError as error:
         raise UserError(f"{error}; serving needs: pip install -e '.[serve]'") from None
+    from serve.frames import held_out_items
     from serve.models import load_models
     from serve.scheduler import Scheduler
 
@@ -61,6 +62,7 @@ def main() -> int:
     lanes = list({id(model.lane): model.lane for model in models.values()}.values())
     scheduler = Scheduler(lanes)
     server = Server(models, scheduler, args.queue, args.seconds)
+    server.items = held_out_items(args.study) if args.study else []
 
     class GracefulServer(uvicorn.Server):
         """Ends after the requests that run, which a second signal does not wait for."""

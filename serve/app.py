@@ -49,6 +49,7 @@ class Server:
         """`queue_limit`: most texts that wait; `seconds`: most time of a request."""
         self.models, self.scheduler = models, scheduler
         self.queue_limit, self.seconds = queue_limit, seconds
+        self.items: list[dict[str, str]] = []  # held-out ones of a study, for the playground
         self.is_stopping = False
         self.open_requests = 0
         registry = self.registry = CollectorRegistry()
@@ -407,6 +408,10 @@ def make_app(server: Server, keys: Sequence[str] = ()) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def playground() -> FileResponse:
         return FileResponse(PAGE, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+    @app.get("/items", include_in_schema=False)
+    async def items() -> list[dict[str, str]]:
+        return server.items
 
     @app.get("/health")
     async def health() -> JSONResponse:

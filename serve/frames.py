@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from cli.recipes import load
 from configs.prompt_recipe import PromptRecipe
+from configs.study_recipe import StudyRecipe
 from data.tasks import load_task
 from prompting.answers import max_answer_tokens
 from prompting.ask import build_prompt
@@ -15,6 +16,7 @@ from prompting.store import Store
 from tokenizer.bpe import Tokenizer
 
 PASSAGES = 4
+SHOWN_ITEMS = 50
 
 
 class Frame(NamedTuple):
@@ -24,6 +26,15 @@ class Frame(NamedTuple):
     """(text, most tokens) -> the prompt, and the sources that it quotes. Raises UserError if it does not fit."""
     stop: str
     """Ends the answer, if the request has no stop strings."""
+
+
+def held_out_items(study: Path) -> list[dict[str, str]]:
+    """The first held-out items of a study's task, with their labels; none if it measures text alone."""
+    recipe = load(StudyRecipe, study / "config.toml")
+    if not recipe.task.name:
+        return []
+    items = load_task(recipe.task, recipe.data).test[:SHOWN_ITEMS]
+    return [{"id": item.id, "text": item.text, "label": item.label} for item in items]
 
 
 def store_frame(folder: Path, tokenizer: Tokenizer) -> Frame:

@@ -57,7 +57,7 @@ class Limits:
             await too_large.response()(scope, receive, send)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
-        if path in OPEN or not path.startswith(("/v1", "/tokeniz", "/detokenize")):
+        if path in OPEN or not path.startswith(("/v1", "/tokeniz", "/detokenize", "/items")):
             return None
         if self.stops():
             return ApiError(503, "the server is stopping; try again later", None, "stopping")
