@@ -49,8 +49,9 @@ def main() -> int:
     try:
         import uvicorn
 
-        from serve.app import Server, make_app
+        from serve.app import make_app
         from serve.files import add_files
+        from serve.server import Server
     except ImportError as error:
         raise UserError(f"{error}; serving needs: pip install -e '.[serve]'") from None
     from serve.frames import held_out_items

@@ -35,8 +35,8 @@ def main() -> int:
     add("--compile", action="store_true", help="on a CPU: compile decode, once per model, for half a minute")
     args = parser.parse_args()
     try:
-        from serve.app import Server
         from serve.lines import Batch
+        from serve.server import Server
     except ImportError as error:
         raise UserError(f"{error}; batches need: pip install -e '.[serve]'") from None
     if not args.source.is_file():

@@ -18,10 +18,10 @@ from pydantic import Field
 
 from cli.atomic import read_json, to_json, write_atomically
 from cli.console import say
-from serve.app import Server
 from serve.errors import ApiError
 from serve.lines import ENDPOINTS, Batch
 from serve.schema import Body
+from serve.server import Server
 
 AT_A_TIME = 16  # requests of a batch that wait in the queue
 DAY = 24 * 3600

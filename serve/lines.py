@@ -17,9 +17,11 @@ from pydantic import ValidationError
 
 from cli.atomic import to_json, try_lock
 from cli.errors import UserError
-from serve.app import Server, complete, embed, plan_chat, plan_completion
+from serve.answers import complete, embed
 from serve.errors import ApiError, from_validation
+from serve.plans import plan_chat, plan_completion
 from serve.schema import Body, ChatRequest, CompletionRequest, EmbeddingRequest
+from serve.server import Server
 
 ENDPOINTS: dict[str, type[Body]] = {
     "/v1/completions": CompletionRequest,
