@@ -22,6 +22,7 @@ class KVCache:
         self.last_tokens = torch.zeros(1, 1, dtype=torch.int64)  # (B, 1) ids, for bigram embeddings
         self.layers: dict[int, torch.Tensor] = {}  # (2, B, capacity, K, D) per layer
         self.last_keys: dict[int, torch.Tensor] = {}  # (B, 1, K, D) per layer, before the key shift
+        self.raw_keys: list[torch.Tensor] = []  # (B, capacity, K, D) per layer: where a `RowCache` keeps them
 
     def end_after(self, T: int) -> int:
         """Number of positions after T more."""
@@ -42,6 +43,8 @@ class KVCache:
 
     def shift_keys(self, layer: int, k: torch.Tensor) -> torch.Tensor:
         """(B, T, K, D): the keys of the position before each of `k`; zeros at the start."""
+        if self.raw_keys:
+            self.raw_keys[layer][:, self.length : self.length + k.shape[1]] = k
         previous = self.last_keys.get(layer, torch.zeros_like(k[:, :1]))
         self.last_keys[layer] = k[:, -1:]
         return torch.cat([previous, k[:, :-1]], 1)
@@ -124,6 +127,7 @@ class RowCache:
         cache.length = length
         for layer, kv in enumerate(self.layers):
             cache.layers[layer] = kv.unflatten(1, (self.count, self.capacity))[:, rows]
+        cache.raw_keys = [raw.unflatten(0, (self.count, self.capacity))[rows] for raw in self.raw_keys]
         return cache
 
     def copy_start(self, source: int, target: int, length: int) -> None:
@@ -144,9 +148,7 @@ class RowCache:
         return cache
 
     def finish_prefill(self, rows: slice, copies: int, cache: KVCache) -> None:
-        """Take what `view` does not share: keys before the shift; and copy each row to those after it."""
-        for layer, raw in enumerate(self.raw_keys):
-            raw.unflatten(0, (self.count, self.capacity))[rows, cache.length - 1] = cache.last_keys[layer][:, 0]
+        """Copy each row that was read to its `copies`, those after it."""
         for kv in (*self.layers, *(raw[None] for raw in self.raw_keys)):
             row = kv.unflatten(1, (self.count, self.capacity))[:, rows.start : rows.stop, : cache.length]
             groups = row.unflatten(1, (-1, copies))

@@ -210,7 +210,7 @@ class Engine:
         # How many tokens at the start of a prompt a row holds, and which row.
         best = 0, 0
         for place, row in enumerate(self.rows):
-            held = self.held[place] if row is None else (row.adapter, row.ids[: row.length])
+            held = self.held[place] if row is None else _held(row)
             if held[0] == adapter:
                 pairs = zip(prompt[:-1], held[1], strict=False)
                 same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -234,7 +234,7 @@ class Engine:
         """Free a row. What it holds may start another text, until a third one takes its place."""
         left = self.rows[row]
         assert left
-        self.held[row] = left.adapter, left.ids[: left.length]
+        self.held[row] = _held(left)
         self.used[row] = next(self.clock)
         self.rows[row] = None
 
@@ -294,6 +294,11 @@ class Engine:
         row.drafted += len(draft)
         row.accepted += len(drawn) - 1
         return drawn
+
+
+def _held(row: Row) -> tuple[str, list[int]]:
+    # Adapter and ids of the positions that a row has in the cache; none after a prefix, whose ids are unknown.
+    return row.adapter, row.ids[: row.length] if row.length <= len(row.ids) else []
 
 
 def _copy_prefix(prefix: KVCache, cache: KVCache) -> None:
