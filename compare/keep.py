@@ -18,11 +18,10 @@ from compare.method import Learned
 from compare.methods import METHODS
 from compare.methods.prompted import LanguageModel, PromptedModel
 from compare.methods.tuned import FeatureClassifier
+from compare.plan import AXES
 from configs.finetune_recipe import FinetuneRecipe
 from configs.prompt_recipe import PromptRecipe
 from train.run_directory import write_config
-
-AXES = ("text", "task")
 
 
 def keep_winners(folder: Path) -> None:
@@ -41,7 +40,7 @@ def keep_winners(folder: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         write_model(study, cell, learned, target)
         score = ledger.score(cell.axis, cell.method + (f" @ {cell.foundation}" if cell.foundation else ""), cell.size)
-        about = {**cell._asdict(), "score": score.value, "seen": "training split only"}
+        about = {**cell._asdict(), "score": score.value}
         write_atomically(target / "about.json", to_json(about, 1) + "\n")
 
 

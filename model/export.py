@@ -104,14 +104,16 @@ def main() -> None:
     is_gguf = target.suffix == ".gguf"
     if target.exists() and not is_gguf and not target.is_dir():
         raise UserError(f"{target}: is a file; give a folder, or a name that ends with .gguf")
-    if is_gguf and (target.exists() or not target.parent.is_dir()):
-        raise UserError(f"{target}: {'exists; choose another name' if target.exists() else 'no such folder'}")
+    card = target.with_suffix(".md")
+    for path in (target, card) if is_gguf else ():
+        if path.exists() or not path.parent.is_dir():
+            raise UserError(f"{path}: {'exists; choose another name' if path.exists() else 'no such folder'}")
     if args.type and not is_gguf:
         raise UserError(f"--type {args.type}: only for .gguf files")
     model, tokenizer = load_model(args.model)
     if is_gguf:
         save_gguf(model, tokenizer, target, args.type or "f16", Path(args.model).name)
-        write_atomically(target.with_suffix(".md"), model_card(args.model, model, args.license))
+        write_atomically(card, model_card(args.model, model, args.license))
         say(f"model written to {target}; run it with llama-cli -m {target}")
         return
     save_huggingface(model, tokenizer, target, model_card(args.model, model, args.license))

@@ -18,8 +18,6 @@ from cli.errors import UserError, run_command
 from cli.recipes import Parser
 from model.inference import PRECISIONS
 
-POLL_SECONDS = 0.1
-
 
 def main() -> int:
     """Entry point of `python -m serve`."""
@@ -54,14 +52,13 @@ def main() -> int:
         from serve.server import Server
     except ImportError as error:
         raise UserError(f"{error}; serving needs: pip install -e '.[serve]'") from None
-    from serve.frames import held_out_items
     from serve.models import load_models
     from serve.scheduler import Scheduler
+    from serve.templates import held_out_items
 
     limits = args.rows, args.context, args.precision, args.device, args.compile
     models = load_models(args.models, args.adapter, *limits, args.store, args.study)
-    lanes = list({id(model.lane): model.lane for model in models.values()}.values())
-    scheduler = Scheduler(lanes)
+    scheduler = Scheduler(dict.fromkeys(model.batcher for model in models.values()))
     server = Server(models, scheduler, args.queue, args.seconds)
     server.items = held_out_items(args.study) if args.study else []
 

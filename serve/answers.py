@@ -70,7 +70,7 @@ async def complete(server: Server, plan: Plan, request: Generation, is_backgroun
 
 
 def extensions(plan: Plan) -> dict[str, Any]:
-    """Of a model with a frame: the prompts that were sent, and the sources of each."""
+    """Of a model with a prompt template: the prompts that were sent, and the sources of each."""
     return {"prompts_sent": plan.sent, "sources": plan.sources} if plan.sent else {}
 
 
@@ -86,7 +86,7 @@ async def stream(server: Server, plan: Plan, request: Generation) -> AsyncIterat
     sent = [0] * len(choices)
     try:
         async with generation.submitted(server.scheduler, plan, request) as events:
-            async for index, new in collect(events, choices):
+            async for index, new in collect(events, choices, server.seconds):
                 if not begun:
                     server.first.observe(time.monotonic() - started)
                 choice = choices[index]
@@ -140,7 +140,7 @@ async def embed(server: Server, request: EmbeddingRequest, is_background: bool =
             if not done.cancelled():
                 done.set_result(event)
 
-        server.scheduler.submit(model.lane, Job(list(ids), deliver, compute=work, is_background=is_background))
+        server.scheduler.submit(model.batcher, Job(list(ids), deliver, compute=work, is_background=is_background))
         return done
 
     data = []

@@ -46,7 +46,7 @@ def main() -> int:
     if args.rows <= 0:
         raise UserError(f"--rows {args.rows} is not above 0")
     models = load_models(args.model, args.adapter, args.rows, args.context, args.precision, args.device, args.compile)
-    scheduler = Scheduler(list({id(model.lane): model.lane for model in models.values()}.values()))
+    scheduler = Scheduler(dict.fromkeys(model.batcher for model in models.values()))
     scheduler.start()
     errors = args.target.with_suffix(".errors.jsonl")
     batch = Batch(Server(models, scheduler), args.source, args.target, errors, next(iter(models)))

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     echoes: bool
     stops: list[str]
     sent: list[str]
-    """The prompts that a frame has built; empty without one."""
+    """The prompts that a template has filled; empty without one."""
     sources: list[list[dict[str, Any]]]
     """What each prompt quotes."""
 
@@ -90,7 +90,7 @@ async def submitted(
                 )
             )  # fmt: skip
     for job in jobs:
-        scheduler.submit(plan.model.lane, job)
+        scheduler.submit(plan.model.batcher, job)
     try:
         yield events
     finally:
@@ -128,11 +128,17 @@ class Choice:
         return sum(drawn) / max(1, len(drawn))
 
 
-async def collect(events: asyncio.Queue, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, str]]:
-    """Yield (index, new text) until all choices have ended."""
-    left = len(choices)
+async def collect(
+    events: asyncio.Queue, choices: Sequence[Choice], seconds: float | None = None
+) -> AsyncIterator[tuple[int, str]]:
+    """Yield (index, new text) until all choices have ended. Raises ApiError after so many seconds."""
+    left, started = len(choices), time.monotonic()
     while left:
-        index, event = await events.get()
+        rest = None if seconds is None else started + seconds - time.monotonic()
+        try:
+            index, event = await asyncio.wait_for(events.get(), rest)
+        except TimeoutError:
+            raise ApiError(503, f"the request took more than {seconds:g} s", None, "timeout") from None
         text = choices[index].add(event)
         left -= bool(event.finish)
         yield index, text

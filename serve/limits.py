@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -49,10 +50,8 @@ class Limits:
                 is_answered = True
                 await send(message)
 
-        try:
+        with suppress(ClientDisconnect):  # what `counted` says of a body that is too large
             await self.app(scope, counted, noted)
-        except ClientDisconnect:
-            pass
         if seen > most and not is_answered:
             await too_large.response()(scope, receive, send)
 

@@ -10,8 +10,8 @@ from cli.recipes import load
 from configs.prompt_recipe import PromptRecipe
 from model.engine import Engine
 from model.inference import load_for_generation
-from serve.frames import Frame, prompt_frame, store_frame
-from serve.scheduler import Lane
+from serve.scheduler import Batcher
+from serve.templates import PromptTemplate, kept_template, store_template
 from tokenizer.bpe import Tokenizer
 
 
@@ -19,13 +19,13 @@ class Model(NamedTuple):
     """What a model id stands for."""
 
     id: str
-    lane: Lane
+    batcher: Batcher
     tokenizer: Tokenizer
     context: int
     """Most tokens of a prompt and its answer."""
     adapter: str
     created: int
-    frame: Frame | None = None
+    template: PromptTemplate | None = None
     """What stands around the text of a request; None: nothing."""
 
 
@@ -52,21 +52,21 @@ def load_models(
     for number, name in enumerate(names):
         loaded = load_for_generation(name, precision, device, rows, compiles, folders if number == 0 else None)
         engine = Engine(loaded.model, rows, context, loaded.adapters)
-        lane = Lane(engine, loaded.tokenizer)
+        batcher = Batcher(engine, loaded.tokenizer)
         most = engine.cache.capacity - engine.soft
         ids = {model_id(name): ""} | ({each: each for each in folders} if number == 0 else {})
         for each, adapter in ids.items():
             if each in found:
                 raise UserError(f'two models are called "{each}"; rename a folder or an adapter')
-            found[each] = Model(each, lane, loaded.tokenizer, most, adapter, int(time.time()))
+            found[each] = Model(each, batcher, loaded.tokenizer, most, adapter, int(time.time()))
     for each, (name, prompt) in kept.items():
         base = found[model_id(name)]
         if prompt:
-            found[each] = base._replace(id=each, frame=prompt_frame(prompt, base.tokenizer))
+            found[each] = base._replace(id=each, template=kept_template(prompt, base.tokenizer))
     if store:
         first = found[model_id(names[0])]
         each = f"{first.id}+{store.name}"
-        found[each] = first._replace(id=each, frame=store_frame(store, first.tokenizer))
+        found[each] = first._replace(id=each, template=store_template(store, first.tokenizer))
     return found
 
 
@@ -79,9 +79,9 @@ def find_kept(study: Path) -> dict[str, tuple[str, Path | None]]:
     for folder in sorted(path.parent for path in study.glob("kept/*/about.json")):
         prompt = folder / "prompt.toml"
         if (folder / "checkpoints").exists():
-            found[f"{folder.name}-prompt" if prompt.exists() else folder.name] = str(folder), None
-        if prompt.exists():
-            model = load(PromptRecipe, prompt).model
+            found[folder.name] = str(folder), None
+        if prompt.exists():  # of the model beside it, wherever the study lies now, or of the foundation
+            model = str(folder) if folder.name in found else load(PromptRecipe, prompt).model
             found[f"{folder.name}-prompt"] = model, prompt
     if not found:
         raise UserError(f"{study}: has no kept models; run: python -m compare.run RECIPE --run-dir {study} --keep")

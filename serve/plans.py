@@ -33,33 +33,33 @@ def plan_completion(server: Server, request: CompletionRequest) -> Plan:
         raise ApiError(422, "max_tokens = 0 needs echo", "max_tokens")
     needs_scores = 0 if best_of > request.n else -1
     likeliest = needs_scores if request.logprobs is None else request.logprobs
-    sent, sources, stops = frame_texts(model, request.prompt, max_tokens, stops_of(request))
+    sent, sources, stops = fill_template(model, request.prompt, max_tokens, stops_of(request))
     prompts = encode_inputs(model, sent or request.prompt)
     check_fits(model, prompts, max_tokens)
     echoes = request.echo and request.logprobs is not None
     return Plan(model, prompts, best_of, request.n, max_tokens, likeliest, echoes, stops, sent, sources)
 
 
-def frame_texts(
+def fill_template(
     model: Model, given: Any, max_tokens: int, stops: list[str]
 ) -> tuple[list[str], list[list[dict[str, Any]]], list[str]]:
-    """The prompts that the model's frame builds, their sources, and the stop strings. Raises ApiError."""
-    if model.frame is None:
+    """The texts in the model's prompt template, their sources, and the stop strings. Raises ApiError."""
+    if model.template is None:
         return [], [], stops
     texts = [given] if isinstance(given, str) else given
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ApiError(400, f"prompt: {model.id} builds its prompt from text, not from ids", "prompt")
     try:
-        built = [model.frame.build(text, model.context - max_tokens) for text in texts]
+        built = [model.template.build(text, model.context - max_tokens) for text in texts]
     except UserError as error:
         raise ApiError(400, str(error), "prompt", "context_length_exceeded") from None
-    return [prompt for prompt, _ in built], [sources for _, sources in built], stops or [model.frame.stop]
+    return [prompt for prompt, _ in built], [sources for _, sources in built], stops or [model.template.stop]
 
 
 def plan_chat(server: Server, request: ChatRequest) -> Plan:
     """Check and encode a conversation. Raises ApiError."""
     model = server.find(request.model)
-    if model.frame:
+    if model.template:
         raise ApiError(400, f"{model.id} builds its prompt itself; use /v1/completions", "model")
     ids = encode_messages(model, request)
     if request.top_logprobs is not None and not request.logprobs:

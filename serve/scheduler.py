@@ -6,9 +6,8 @@ does not stop the others. Texts that begin alike share what was read.
 
 import queue
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,7 +67,7 @@ class Running(NamedTuple):
     prefill: Prefill
 
 
-class Lane:
+class Batcher:
     """The jobs of one engine."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer):
@@ -90,7 +89,14 @@ class Lane:
         has_work = bool(self.running)
         if self.reading is not None:
             self._read()
-        for row, tokens in self.engine.step().items():
+        try:
+            drawn = self.engine.step()
+        except Exception as error:  # all texts of the step fail, later ones start anew
+            for row in list(self.running):
+                _fail(self.running[row].job, error)
+                self._leave(row)
+            return True
+        for row, tokens in drawn.items():
             self._deliver(row, tokens)
         return has_work
 
@@ -173,10 +179,9 @@ def _fail(job: Job, error: Exception) -> None:
 class Scheduler:
     """The thread that owns the engines."""
 
-    def __init__(self, lanes: Sequence[Lane]):
-        self.lanes = lanes
-        self.inbox: queue.SimpleQueue[tuple[Lane, Job] | None] = queue.SimpleQueue()
-        self.steps = 0
+    def __init__(self, batchers: Iterable[Batcher]):
+        self.batchers = list(batchers)
+        self.inbox: queue.SimpleQueue[tuple[Batcher, Job] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True, name="scheduler")
         self.is_stopping = False
 
@@ -184,9 +189,9 @@ class Scheduler:
         """Start the thread."""
         self.thread.start()
 
-    def submit(self, lane: Lane, job: Job) -> None:
+    def submit(self, batcher: Batcher, job: Job) -> None:
         """Queue a job; from any thread."""
-        self.inbox.put((lane, job))
+        self.inbox.put((batcher, job))
 
     def cancel(self, job: Job) -> None:
         """End a job before the next step; from any thread."""
@@ -200,20 +205,19 @@ class Scheduler:
 
     def waiting(self) -> int:
         """Jobs without a row."""
-        return sum(len(lane.waiting) + len(lane.background) for lane in self.lanes) + self.inbox.qsize()
+        return sum(len(batcher.waiting) + len(batcher.background) for batcher in self.batchers) + self.inbox.qsize()
 
     def running(self) -> int:
         """Jobs with a row."""
-        return sum(len(lane.running) for lane in self.lanes)
+        return sum(len(batcher.running) for batcher in self.batchers)
 
     def _run(self) -> None:
         is_idle = False
         while not self.is_stopping:
             self._collect(is_idle)
             with torch.no_grad():
-                worked = [lane.work() for lane in self.lanes]  # all of them
+                worked = [batcher.work() for batcher in self.batchers]  # all of them
             is_idle = not any(worked)
-            self.steps += not is_idle
 
     def _collect(self, waits: bool) -> None:
         # Waits for a job if there is nothing to do; wakes up to see whether it has to stop.
@@ -225,19 +229,3 @@ class Scheduler:
                 found = self.inbox.get_nowait()
         except queue.Empty:
             return
-
-
-def wait_for(scheduler: Scheduler, lane: Lane, job: Job, seconds: float) -> list[Event]:
-    """All events of a job; for callers without an event loop. Raises TimeoutError."""
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    job.deliver = events.put
-    scheduler.submit(lane, job)
-    end = time.monotonic() + seconds
-    found: list[Event] = []
-    while not found or not found[-1].finish:
-        try:
-            found.append(events.get(timeout=max(0.0, end - time.monotonic())))
-        except queue.Empty:
-            scheduler.cancel(job)
-            raise TimeoutError(f"no answer after {seconds:g} s") from None
-    return found

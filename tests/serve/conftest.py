@@ -10,7 +10,7 @@ import time
 
 import httpx
 import pytest
-from conftest import ROOT
+from layout import ROOT
 
 
 def free_port():

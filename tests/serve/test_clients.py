@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import openai
 import pytest
-from conftest import ROOT
+from layout import ROOT
 
 from model.load import load_model
 from model.sample import sample

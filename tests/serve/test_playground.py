@@ -7,7 +7,7 @@ import time
 
 import pytest
 from browser import HAS_BROWSER, open_browser
-from conftest import ROOT
+from layout import ROOT
 
 from cli.recipes import load, to_toml
 from configs.schema import Recipe, TaskConfig

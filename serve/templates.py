@@ -19,7 +19,7 @@ PASSAGES = 4
 SHOWN_ITEMS = 50
 
 
-class Frame(NamedTuple):
+class PromptTemplate(NamedTuple):
     """Turns the text of a request into the prompt of a model."""
 
     build: Callable[[str, int], tuple[str, list[dict[str, Any]]]]
@@ -37,7 +37,7 @@ def held_out_items(study: Path) -> list[dict[str, str]]:
     return [{"id": item.id, "text": item.text, "label": item.label} for item in items]
 
 
-def store_frame(folder: Path, tokenizer: Tokenizer) -> Frame:
+def store_template(folder: Path, tokenizer: Tokenizer) -> PromptTemplate:
     """The question after the passages of a store that fit it best, as prompting.ask writes it."""
     store = Store(folder)
 
@@ -45,10 +45,10 @@ def store_frame(folder: Path, tokenizer: Tokenizer) -> Frame:
         prompt, passages = build_prompt(text, store.search(text, PASSAGES), tokenizer, most)
         return prompt, [passage._asdict() for passage in passages]
 
-    return Frame(build, "\n")
+    return PromptTemplate(build, "\n")
 
 
-def prompt_frame(path: Path, tokenizer: Tokenizer) -> Frame:
+def kept_template(path: Path, tokenizer: Tokenizer) -> PromptTemplate:
     """The input of a task after its instruction and solved examples, from a recipe of prompting.evaluate."""
     recipe = load(PromptRecipe, path)
     task = load_task(recipe.task, recipe.data)
@@ -58,4 +58,4 @@ def prompt_frame(path: Path, tokenizer: Tokenizer) -> Frame:
         prompt, _ = fit_prompt(task, text, shots(text), tokenizer, most - longest)
         return prompt, []
 
-    return Frame(build, task.stop)
+    return PromptTemplate(build, task.stop)
