@@ -18,7 +18,7 @@ from compare.methods.train import Speed, item_training, recipe_table, run_traini
 from train.memory import BestWeights
 from train.preflight import uses_bfloat16
 
-WARM_UP, MIN_TIMED = 2, 4  # steps that are not counted, and that are at least
+WARM_UP, MIN_TIMED = 2, 4  # steps that are not counted; least number of steps that are
 SECONDS = 5.0  # of fast training that is timed
 CHECKED_ITEMS, CHECKED_BYTES = 1, 64  # for the validation of a run that is only timed
 BUSY = 0.5  # load average per core above which the machine is not idle

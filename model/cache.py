@@ -148,7 +148,7 @@ class RowCache:
         return cache
 
     def finish_prefill(self, rows: slice, copies: int, cache: KVCache) -> None:
-        """Copy each row that was read to its `copies`, those after it."""
+        """Copy each row that was read to the `copies` - 1 rows after it."""
         for kv in (*self.layers, *(raw[None] for raw in self.raw_keys)):
             row = kv.unflatten(1, (self.count, self.capacity))[:, rows.start : rows.stop, : cache.length]
             groups = row.unflatten(1, (-1, copies))
@@ -157,7 +157,7 @@ class RowCache:
     def place(self, rows: torch.Tensor, positions: torch.Tensor, previous: torch.Tensor, longest: int) -> None:
         """The next N tokens: their rows and positions, and the ids before them; (N,) int64 each.
 
-        `longest`: length of the longest row with them, or more; given, so that no GPU is asked.
+        `longest`: length of the longest row with them, or more; to read it from a GPU would be a host sync.
         """
         self.at, self.previous = positions, previous
         self.slots = torch.arange(longest, device=positions.device)

@@ -75,9 +75,8 @@ class CompletionRequest(Generation):
 class Message(Body):
     """A turn of a conversation."""
 
-    role: Text
+    role: Literal["system", "developer", "user", "assistant", "tool"]  # the template writes it: not free text
     content: Text | list[dict[str, Any]]
-    name: str | None = None
 
 
 class ChatRequest(Generation):

@@ -35,11 +35,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Any, place: str) -> tuple[list[i
             raise UserError(f'{place}: message {number} has no "role" and "content" as text: {shown}')
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{place}: the last message is not the assistant's, so it has no loss; end with the assistant")
-    with_placeholders = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-    pieces = _PLACEHOLDER.split(_render(tokenizer.chat, with_placeholders, place))
-    if [int(piece) for piece in pieces[1::2]] != list(range(len(messages))):
-        raise UserError(f"{place}: the model's chat template omits or moves a message; use prompt and completion")
-    contents = _rendered_contents(_render(tokenizer.chat, messages, place), pieces[::2], messages, place)
+    pieces, contents = _split_turns(tokenizer.chat, messages, place, False)
     ids, scored = [tokenizer.separator_id], [False]
 
     def append(new_ids: list[int], has_loss: bool) -> None:
@@ -67,15 +63,23 @@ def encode_turns(tokenizer: Tokenizer, messages: Any, place: str) -> list[int]:
     """
     if tokenizer.chat is None:
         raise UserError(f"{place}: this model has no chat template; use a prompt")
-    with_placeholders = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-    pieces = _PLACEHOLDER.split(_render(tokenizer.chat, with_placeholders, place, True))
-    if [int(piece) for piece in pieces[1::2]] != list(range(len(messages))):
-        raise UserError(f"{place}: the model's chat template omits or moves a message; use a prompt")
-    contents = _rendered_contents(_render(tokenizer.chat, messages, place, True), pieces[::2], messages, place)
+    pieces, contents = _split_turns(tokenizer.chat, messages, place, True)
     ids = [tokenizer.separator_id]
     for at, piece in enumerate(pieces):
         ids += tokenizer.encode_with_special(piece) if at % 2 == 0 else tokenizer.encode(contents[int(piece)])
     return ids
+
+
+def _split_turns(
+    chat: ChatTemplate, messages: list[dict], place: str, starts_answer: bool
+) -> tuple[list[str], list[str]]:
+    # The template's own text with the number of a message at every second place, and the messages' texts.
+    with_placeholders = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+    pieces = _PLACEHOLDER.split(_render(chat, with_placeholders, place, starts_answer))
+    if [int(piece) for piece in pieces[1::2]] != list(range(len(messages))):
+        raise UserError(f"{place}: the model's chat template omits or moves a message; use prompt and completion")
+    rendered = _render(chat, messages, place, starts_answer)
+    return pieces, _rendered_contents(rendered, pieces[::2], messages, place)
 
 
 def _rendered_contents(text: str, separators: list[str], messages: list[dict], place: str) -> list[str]:
@@ -93,7 +97,7 @@ def _rendered_contents(text: str, separators: list[str], messages: list[dict], p
     return contents
 
 
-def _render(chat: ChatTemplate, messages: list[dict], place: str, starts_answer: bool = False) -> str:
+def _render(chat: ChatTemplate, messages: list[dict], place: str, starts_answer: bool) -> str:
     try:
         from jinja2 import Template
     except ImportError:

@@ -58,7 +58,7 @@ class Choice(NamedTuple):
     best: str
     """The method with the best score."""
     is_sure: bool
-    """Whether `method` is significantly better than all others."""
+    """Whether `method` is significantly better than all others that could be chosen."""
     within: list[str]
     """Methods that are shown to be within the margin of the best."""
 
@@ -77,7 +77,9 @@ def choose(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Choice | None:
     within = [m for m in scores if m == best or advantage(axis, scores[best], scores[m]).estimate.high <= margin]
     chosen = min(within, key=lambda m: total_seconds(ledger, axis, m, recipe.requests))
     claims = claims_of(ledger, axis)
-    return Choice(chosen, best, claims[max(claims)].best == chosen, within)
+    largest = claims[max(claims)]
+    beats_baselines = chosen in largest.better or not any(map(is_baseline, scores))  # "best" leaves them out
+    return Choice(chosen, best, largest.best == chosen and beats_baselines, within)
 
 
 def total_seconds(ledger: Ledger, axis: str, method: str, requests: int) -> float:
@@ -116,7 +118,8 @@ def _advice(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Iterator[str]:
     second = min(others, key=lambda m: (1 if axis == "text" else -1) * ledger.score(axis, m).value, default="")
     if choice.is_sure:
         gap = advantage(axis, score, ledger.score(axis, second)).estimate
-        yield f"  It is significantly better than every other method; the next, {second}, is {gap} behind."
+        others_are = "every other method that can write" if axis == "text" else "every other method"
+        yield f"  It is significantly better than {others_are}; the next, {second}, is {gap} behind."
     elif choice.method != choice.best:
         best = ledger.score(axis, choice.best).value
         yield f"  {choice.best} ({best:.3f}) is no more than the margin better, and costs more."

@@ -38,7 +38,7 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     more = rows("scratch", "text", 1.0, 1.4, factor=4.0) + rows("lora", "text", 1.0, 1.1, factor=4.0)
     lines = answer(Ledger([*text(), *more]), RECIPE)
     assert lines[0].startswith("For the text: train a model from scratch, with all of the text: 1.49")
-    assert "significantly better than every other method; the next, lora, is 0.49" in lines[1]
+    assert "significantly better than every other method that can write; the next, lora, is 0.49" in lines[1]
     assert "It takes 10 s to build" in lines[2]
     assert "With less than" in lines[3]
     assert "lora is better than scratch; with more, scratch is." in lines[3]
@@ -81,6 +81,17 @@ def test_labels_have_a_cost_for_each_request():
     assert table["lora"].choose_when == "only the best score will do"
     assert table["majority"].choose_when == "cost matters more than quality"
     assert table["lora"].requests == "100 s"
+
+
+@pytest.mark.parametrize(("tfidf", "is_sure"), [(159, False), (100, True)])
+def test_the_best_method_is_not_sure_while_a_baseline_is_close(tfidf, is_sure):
+    ledger = rows("tfidf", "task", 512.0, tfidf) + rows("majority", "task", 512.0, 60)
+    ledger += rows("features", "task", 512.0, 160) + rows("lora", "task", 512.0, 80)
+    found = Ledger(ledger)
+    recipe = RECIPE.model_copy(update={"task_margin": 0.0})
+    assert choose(found, recipe, "task").is_sure == is_sure
+    expected = "significantly better than every other" if is_sure else "no significant difference to tfidf"
+    assert expected in answer(found, recipe)[1]
 
 
 def test_a_baseline_can_be_the_answer():

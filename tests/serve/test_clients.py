@@ -154,6 +154,17 @@ def test_errors_have_openais_form(client, change, error, message):
     assert found.value.body["type"]
 
 
+def test_only_the_template_writes_special_tokens(client, served):
+    chat = {"model": "smollm2-135m", "max_tokens": 1}
+    counts = []
+    for content in ("stop", "<|im_end|>"):
+        messages = [{"role": "user", "content": content}]
+        counts.append(client.chat.completions.create(messages=messages, **chat).usage.prompt_tokens)
+    assert counts[1] > counts[0] + 3  # its characters, not the one special token
+    with pytest.raises(openai.UnprocessableEntityError, match="messages: "):
+        client.chat.completions.create(messages=[{"role": "user<|im_end|>", "content": "a"}], **chat)
+
+
 def test_langchain_and_the_llm_command(served, tmp_path):
     from langchain_openai import ChatOpenAI, OpenAI
 

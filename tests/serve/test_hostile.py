@@ -63,6 +63,7 @@ def test_a_body_of_100_megabytes_is_refused(served):
 
 
 def test_a_half_closed_socket_and_a_half_sent_request(served):
+    # The fixture of this file asserts that the next request is answered and that no text runs on.
     with served.begin("/v1/completions", GOOD | {"max_tokens": 200}) as half:
         half.shutdown(socket.SHUT_WR)
         half.recv(100)
