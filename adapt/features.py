@@ -88,28 +88,36 @@ def extract_features(
     longest = max(map(len, encoded))
     if longest > model.config.context:
         raise UserError(f"a text of {longest} tokens is above the context; lower task.max_chars")
+    features = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
+    for rows, inputs in track(batch_by_length(encoded, batch), "extracting features", -(-len(texts) // batch)):
+        lengths = torch.tensor([len(encoded[i]) for i in rows], device=model.device)
+        features[rows] = pooled_features(model, inputs.to(model.device), lengths, pooling)
+    return features
+
+
+@torch.no_grad()
+def pooled_features(model: Transformer, inputs: torch.Tensor, lengths: torch.Tensor, pooling: str) -> np.ndarray:
+    """The pooled features of a padded batch, (B, layers + 1, C) float32; its rows have `lengths` tokens.
+
+    A row starts with the separator, whose features the mean leaves out.
+    """
     states: list[torch.Tensor] = []
     hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: states.append(x[0]))]
     hooks += [layer.register_forward_hook(lambda _, __, x: states.append(x)) for layer in model.layers]
-    features = np.zeros((len(texts), len(model.layers) + 1, model.config.dim), np.float32)
     try:
-        for rows, inputs in track(batch_by_length(encoded, batch), "extracting features", -(-len(texts) // batch)):
-            lengths = torch.tensor([len(encoded[i]) for i in rows], device=model.device)
-            states.clear()
-            model.features(inputs.to(model.device))
-            x = torch.stack(states, 1)[:, :, model.config.soft_tokens :].float()
-            # (B, layers + 1, T, C)
-            positions = torch.arange(x.shape[2], device=x.device)
-            if pooling == "last":
-                pooled = positions == lengths[:, None] - 1
-            else:
-                pooled = (positions < lengths[:, None]) & (positions > 0)
-            weights = pooled / pooled.sum(1, keepdim=True).clamp(min=1)  # (B, T)
-            features[rows] = torch.einsum("bltc,bt->blc", x, weights.to(x.dtype)).cpu().numpy()
+        model.features(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return features
+    x = torch.stack(states, 1)[:, :, model.config.soft_tokens :].float()  # (B, layers + 1, T, C)
+    positions = torch.arange(x.shape[2], device=x.device)
+    if pooling == "last":
+        pooled = positions == lengths[:, None] - 1
+    else:
+        pooled = (positions < lengths[:, None]) & (positions > 0)
+    weights = pooled / pooled.sum(1, keepdim=True).clamp(min=1)  # (B, T)
+    found: np.ndarray = torch.einsum("bltc,bt->blc", x, weights.to(x.dtype)).cpu().numpy()
+    return found
 
 
 def fit_classifier(

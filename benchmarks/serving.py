@@ -1,16 +1,18 @@
-"""Throughput, fairness and memory of the endpoint under load.
+"""Throughput, fairness and memory of the endpoint under load, beside `transformers serve`.
 
-    python -m benchmarks.serving [--model smollm2-135m] [--clients 8 64] [--prompt 64] [--new 64] [--soak 0]
+    python -m benchmarks.serving [--model smollm2-135m] [--clients 8 64] [--prompt 64] [--new 64] [--rounds 3]
+        [--soak 0] [--peer]
 
 Starts `python -m serve` and asks it over HTTP: clients that ask again and again, as many answers as
 clients with 64 of them, and for --soak seconds 8 clients while the memory is watched. Beside it the
-engine's own tokens/s at batch 8, in this process, with the server stopped by SIGSTOP. Greedy, prompts of
-random words, every answer has --new tokens. Writes benchmarks/results/DEVICE/serving.json.
+engine's own tokens/s at batch 8, in this process, and with --peer `transformers serve` of the same model
+as a bfloat16 folder, with continuous batching. All in turn in every round; a server that is not measured
+is stopped by SIGSTOP. Greedy, prompts of random tokens, answers of at most --new tokens. Writes
+benchmarks/results/DEVICE/serving.json.
 """
 
 import argparse
 import json
-import os
 import random
 import signal
 import socket
@@ -21,7 +23,9 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 
@@ -30,6 +34,7 @@ from cli.console import say
 from model.engine import Engine
 from model.inference import load_for_generation
 from model.sampling import Sampling
+from tokenizer.bpe import Tokenizer
 
 ROWS = 8
 ROUNDS = 4  # answers of every client
@@ -42,141 +47,181 @@ def make_prompt(tokens: int, seed: int, vocab_size: int) -> list[int]:
     return [chance.randrange(100, vocab_size) for _ in range(tokens)]
 
 
-def start_server(model: str, context: int, threads: int) -> tuple[subprocess.Popen, str]:
-    """A server process and its address."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, "-m", "serve", model, "--rows", str(ROWS), "--context", str(context)]
-    command += ["--port", str(port), "--files", tempfile.mkdtemp(), "--compile"]
-    env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    process = subprocess.Popen(command, env=env)
-    address = f"http://127.0.0.1:{port}"
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health")
-            return process, address
-        except OSError:
-            if process.poll() is not None:
-                raise SystemExit("the server has ended") from None
-            time.sleep(0.2)
+class Endpoint:
+    """A server process that runs while it is measured. `model` is its id; `lengths` of prompts and answers."""
 
+    def __init__(self, command: list[str], model: str, tokenizer: Tokenizer, lengths: tuple[int, int]):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        self.model, self.tokenizer, self.lengths = model, tokenizer, lengths
+        self.takes_ids = command[0] == sys.executable
+        self.process = subprocess.Popen([*command, "--port", str(port)])
+        self.address = f"http://127.0.0.1:{port}"
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/health")
+                return
+            except OSError:
+                if self.process.poll() is not None:
+                    raise SystemExit(f"{command[0]} has ended") from None
+                time.sleep(0.2)
 
-def ask(address: str, model: str, prompt: list[int], new: int) -> int:
-    """The tokens of an answer."""
-    body = {"model": model, "prompt": prompt, "max_tokens": new, "temperature": 0}
-    request = urllib.request.Request(
-        f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600) as answer:
-        found: int = json.loads(answer.read())["usage"]["completion_tokens"]
-        return found
+    def __enter__(self) -> "Endpoint":
+        self.process.send_signal(signal.SIGCONT)
+        return self
 
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.process.send_signal(signal.SIGSTOP)
 
-def load(address: str, model: str, clients: int, rounds: int, lengths: tuple[int, int], vocab_size: int) -> dict:
-    """Answers per client, tokens/s, and how long the slowest answer took over the median one."""
-    seconds: list[float] = []
-    tokens: list[int] = []
+    def end(self) -> None:
+        """End the process."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait()
 
-    def work(client: int) -> None:
-        for number in range(rounds):
-            started = time.perf_counter()
-            tokens.append(ask(address, model, make_prompt(lengths[0], 1000 * client + number, vocab_size), lengths[1]))
-            seconds.append(time.perf_counter() - started)
+    def ask(self, seed: int, length: int, new: int) -> int:
+        """The tokens of an answer to a prompt of `length` tokens."""
+        prompt: list[int] | str = make_prompt(length, seed, self.tokenizer.vocab_size)
+        if not self.takes_ids:
+            prompt = self.tokenizer.decode(prompt)
+        body = {"model": self.model, "prompt": prompt, "max_tokens": new, "temperature": 0}
+        request = urllib.request.Request(
+            f"{self.address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            found: int = json.loads(answer.read())["usage"]["completion_tokens"]
+            return found
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(clients)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    whole = time.perf_counter() - started
-    return {
-        "clients": clients,
-        "answers": len(seconds),
-        "lost": clients * rounds - len(seconds),
-        "tokens_per_second": sum(tokens) / whole,
-        "median_seconds": statistics.median(seconds),
-        "slowest_over_median": max(seconds) / statistics.median(seconds),
-    }
+    def load(self, clients: int, rounds: int) -> dict:
+        """Answers of all clients, tokens/s, and how long the slowest answer took over the median one."""
+        seconds: list[float] = []
+        tokens: list[int] = []
 
+        def work(client: int) -> None:
+            for number in range(rounds):
+                started = time.perf_counter()
+                tokens.append(self.ask(1000 * client + number, *self.lengths))
+                seconds.append(time.perf_counter() - started)
 
-def engine_speed(model: str, lengths: tuple[int, int], batch: int) -> float:
-    """Tokens/s of the engine without a server, the median of three: the same lengths, `batch` texts together."""
-    loaded = load_for_generation(model, "auto", "cpu", batch, True)
-    vocab_size = loaded.tokenizer.vocab_size
-    engine = Engine(loaded.model, batch, sum(lengths) + 1)
-    speeds = []
-    for attempt in range(3):
         started = time.perf_counter()
-        for row in range(batch):
-            engine.join([make_prompt(lengths[0], 100 * attempt + row, vocab_size)], [Sampling(0)], [0], lengths[1])
-        while engine.step():
-            pass
-        drawn = sum(len(row.ids) - lengths[0] for row in engine.rows if row)
-        speeds.append(drawn / (time.perf_counter() - started))
-        for row in range(batch):
-            engine.leave(row)
-    return statistics.median(speeds)
+        run_together(work, clients)
+        return {
+            "clients": clients,
+            "answers": len(seconds),
+            "lost": clients * rounds - len(seconds),
+            "tokens_per_second": sum(tokens) / (time.perf_counter() - started),
+            "median_seconds": statistics.median(seconds),
+            "slowest_over_median": max(seconds) / statistics.median(seconds),
+        }
+
+    def soak(self, seconds: float) -> list[float]:
+        """MiB of the server while 8 clients ask short questions for so long, one value per EVERY seconds."""
+        end, memory = time.monotonic() + seconds, list[float]()
+        server = psutil.Process(self.process.pid)
+
+        def work(client: int) -> None:
+            number = 0
+            while time.monotonic() < end:
+                if client == 8:
+                    time.sleep(min(EVERY, max(0.1, seconds / 10)))
+                    memory.append(server.memory_info().rss / 2**20)
+                else:
+                    number += 1
+                    self.ask(number * 8 + client, 16 + number % 64, 16)
+
+        run_together(work, 9)
+        return memory
 
 
-def soak(process: subprocess.Popen, address: str, model: str, seconds: float, vocab_size: int) -> list[float]:
-    """MiB of the server while 8 clients ask short questions for so long, one value per EVERY seconds."""
-    end, memory = time.monotonic() + seconds, []
-    server = psutil.Process(process.pid)
-
-    def work(client: int) -> None:
-        number = 0
-        while time.monotonic() < end:
-            number += 1
-            ask(address, model, make_prompt(16 + number % 64, number * 8 + client, vocab_size), 16)
-
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(8)]
+def run_together(work: Callable[[int], None], count: int) -> None:
+    """Call work(0) … work(count - 1) in threads; returns when all have ended."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
-    while time.monotonic() < end:
-        time.sleep(min(EVERY, max(0.1, seconds / 10)))
-        memory.append(server.memory_info().rss / 2**20)
     for thread in threads:
         thread.join()
-    return memory
+
+
+def engine_speed(engine: Engine, lengths: tuple[int, int], vocab_size: int, seed: int) -> float:
+    """Tokens/s of the engine without a server: the same lengths, all rows together."""
+    rows = range(len(engine.rows))
+    started = time.perf_counter()
+    for row in rows:
+        engine.join([make_prompt(lengths[0], 100 * seed + row, vocab_size)], [Sampling(0)], [0], lengths[1])
+    while engine.step():
+        pass
+    drawn = sum(len(row.ids) - lengths[0] for row in engine.rows if row)
+    speed = drawn / (time.perf_counter() - started)
+    for row in rows:
+        engine.leave(row)
+    return speed
+
+
+def start_peer(model: str, tokenizer: Tokenizer, lengths: tuple[int, int]) -> Endpoint:
+    """`transformers serve` of the model, exported to a folder in bfloat16."""
+    folder = tempfile.mkdtemp()
+    subprocess.run([sys.executable, "-m", "model.export", model, folder], check=True, stdout=subprocess.DEVNULL)
+    program = str(Path(sys.executable).with_name("transformers"))
+    command = [program, "serve", folder, "--continuous-batching", "--dtype", "bfloat16", "--device", "cpu"]
+    return Endpoint([*command, "--host", "127.0.0.1"], folder, tokenizer, lengths)
 
 
 def main() -> None:
     """Entry point of `python -m benchmarks.serving`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="the endpoint under load")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--soak", type=float, default=0.0, help="seconds; 0 leaves it out")
-    parser.add_argument("--threads", type=int, default=0, help="of the server; 0: torch's default")
+    parser.add_argument("--peer", action="store_true", help="measure `transformers serve` too")
     args = parser.parse_args()
-    lengths, name = (args.prompt, args.new), Path(args.model).name.removesuffix(".gguf")
-    process, address = start_server(args.model, max(256, sum(lengths) + 1), args.threads)
-    vocab_size = load_for_generation(args.model).tokenizer.vocab_size
+    lengths = args.prompt, args.new
+    loaded = load_for_generation(args.model, "auto", "cpu", ROWS, True)
+    engine, tokenizer = Engine(loaded.model, ROWS, sum(lengths) + 1), loaded.tokenizer
+    command = [sys.executable, "-m", "serve", args.model, "--rows", str(ROWS), "--files", tempfile.mkdtemp()]
+    command += ["--compile", "--context", str(max(256, sum(lengths) + 1))]
+    servers = {"serve": Endpoint(command, Path(args.model).name.removesuffix(".gguf"), tokenizer, lengths)}
+    rows: list[dict] = []
+    memory: list[float] = []
     try:
-        load(address, name, 2, 1, lengths, vocab_size)  # warms up
-        rows = [load(address, name, n, ROUNDS if n <= ROWS else 1, lengths, vocab_size) for n in args.clients]
-        process.send_signal(signal.SIGSTOP)
-        own = engine_speed(args.model, lengths, ROWS)
-        process.send_signal(signal.SIGCONT)
-        memory = soak(process, address, name, args.soak, vocab_size) if args.soak else []
+        if args.peer:
+            servers["transformers serve"] = start_peer(args.model, tokenizer, lengths)
+        for number in range(args.rounds + 1):  # the first one warms up
+            found = []
+            for name, server in servers.items():
+                with server:
+                    for clients in args.clients if number else [2]:
+                        found.append({"server": name} | server.load(clients, ROUNDS if clients <= ROWS else 1))
+            own = engine_speed(engine, lengths, tokenizer.vocab_size, number)
+            shares = [{"engine_tokens_per_second": own, "share_of_engine": r["tokens_per_second"] / own} for r in found]
+            rows += [row | share for row, share in zip(found, shares, strict=True) if number]
+        if args.soak:
+            with servers["serve"] as server:
+                memory = server.soak(args.soak)
     finally:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        process.wait()
-    for row in rows:
-        row["share_of_engine"] = row["tokens_per_second"] / own
-        share, slowest = row["share_of_engine"], row["slowest_over_median"]
+        for server in servers.values():
+            server.end()
+    report(rows, memory)
+    about = {"model": args.model, "prompt": args.prompt, "new": args.new, "rounds": args.rounds}
+    print(f"written: {record('serving', about | {'rows': rows, 'memory_mib': memory})}")
+
+
+def report(rows: list[dict], memory: list[float]) -> None:
+    """Print the medians of every server and number of clients, and the memory."""
+    for name, clients in dict.fromkeys((row["server"], row["clients"]) for row in rows):
+        mine = [row for row in rows if (row["server"], row["clients"]) == (name, clients)]
+        shares = sorted(row["share_of_engine"] for row in mine)
+        speed = statistics.median(row["tokens_per_second"] for row in mine)
         say(
-            f"{row['clients']:3} clients: {row['tokens_per_second']:7.1f} tokens/s, {share:.0%} of the engine's; "
-            f"{row['lost']} lost, slowest answer {slowest:.2f} times the median"
+            f"{name}, {clients} clients: {speed:.1f} tokens/s, {statistics.median(shares):.0%} of the engine's "
+            f"({shares[0]:.0%} to {shares[-1]:.0%}); {sum(row['lost'] for row in mine)} lost, slowest answer "
+            f"{max(row['slowest_over_median'] for row in mine):.2f} times the median"
         )
     if memory:
         say(f"memory: {memory[0]:.0f} MiB at first, {memory[-1]:.0f} at last, {max(memory):.0f} at most")
-    about = {"model": args.model, "prompt": args.prompt, "new": args.new, "engine_tokens_per_second": own}
-    print(f"written: {record('serving', about | {'rows': rows, 'memory_mib': memory})}")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ def main() -> int:
     from serve.templates import held_out_items
 
     limits = args.rows, args.context, args.precision, args.device, args.compile
-    models = load_models(args.models, args.adapter, *limits, args.store, args.study)
-    scheduler = Scheduler(dict.fromkeys(model.batcher for model in models.values()))
+    scheduler = Scheduler()
+    models = scheduler.start(lambda: load_models(args.models, args.adapter, *limits, args.store, args.study))
+    scheduler.schedule(model.batcher for model in models.values())
     server = Server(models, scheduler, args.queue, args.seconds)
     server.items = held_out_items(args.study) if args.study else []
 
@@ -79,7 +80,6 @@ def main() -> int:
     add_files(app, server, args.files)
     config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=5)
     web = GracefulServer(config)
-    scheduler.start()
     say(f"serving {', '.join(models)} at http://{args.host}:{args.port}")
     try:
         asyncio.run(web.serve())

@@ -16,7 +16,6 @@ from serve import generation
 from serve.errors import ApiError
 from serve.generation import Choice, Plan, chat_logprobs, check_fits, collect, completion_logprobs, envelope
 from serve.plans import encode_inputs
-from serve.scheduler import Event, Job
 from serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation
 from serve.server import Server
 
@@ -47,13 +46,10 @@ def format_choice(request: Generation, choice: Choice, index: int) -> dict[str, 
 
 async def complete(server: Server, plan: Plan, request: Generation, is_background: bool = False) -> dict[str, Any]:
     """The whole answer of a completion or a conversation."""
-    choices, started = start_choices(plan, request), time.monotonic()
+    choices = start_choices(plan, request)
     async with generation.submitted(server.scheduler, plan, request, is_background) as events:
-        is_first = True
         async for _ in collect(events, choices):
-            if is_first:
-                server.first.observe(time.monotonic() - started)
-                is_first = False
+            pass
     kept: list[Choice] = []
     for at in range(0, len(choices), plan.choices):
         group = choices[at : at + plan.choices]
@@ -124,30 +120,15 @@ async def embed(server: Server, request: EmbeddingRequest, is_background: bool =
     model = server.find(request.model)
     prompts = encode_inputs(model, request.input)
     check_fits(model, prompts, 0)
-    loop = asyncio.get_running_loop()
 
-    def start(ids: Sequence[int]) -> asyncio.Future:
-        done: asyncio.Future = loop.create_future()
+    def work(ids: Sequence[int], engine: Engine) -> list[float]:
+        tokens = torch.tensor([ids], device=engine.model.device)
+        return [float(x) for x in engine.model.features(tokens)[0].float().mean(0)]
 
-        def work(engine: Engine) -> list[float]:
-            tokens = torch.tensor([ids], device=engine.model.device)
-            return [float(x) for x in engine.model.features(tokens)[0].float().mean(0)]
-
-        def deliver(event: Event) -> None:
-            loop.call_soon_threadsafe(finish, event)
-
-        def finish(event: Event) -> None:
-            if not done.cancelled():
-                done.set_result(event)
-
-        server.scheduler.submit(model.batcher, Job(list(ids), deliver, compute=work, is_background=is_background))
-        return done
-
+    jobs = [generation.run_on_engine(server.scheduler, model, ids, work, is_background) for ids in prompts]
     data = []
-    for index, event in enumerate(await asyncio.gather(*map(start, prompts))):
-        if event.finish == "error":
-            raise ApiError(500, "the model failed on this request")
-        vector: Any = event.result
+    for index, found in enumerate(await asyncio.gather(*jobs)):
+        vector: Any = found
         if request.encoding_format == "base64":
             vector = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
         data.append({"object": "embedding", "index": index, "embedding": vector})

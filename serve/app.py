@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from cli.console import say
 from serve.answers import embed, generate
+from serve.classify import respond
 from serve.errors import ApiError, from_validation
 from serve.limits import Limits
 from serve.models import Model
@@ -79,6 +80,9 @@ def add_model_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Any:
+        model = server.find(body.model)
+        if model.classifier:
+            return await respond(server, request, model, body)
         return await generate(server, request, plan_completion(server, body), body)
 
     @app.post("/v1/chat/completions")

@@ -45,9 +45,10 @@ def main() -> int:
         raise UserError(f"{args.target}: is the file of requests; give another one")
     if args.rows <= 0:
         raise UserError(f"--rows {args.rows} is not above 0")
-    models = load_models(args.model, args.adapter, args.rows, args.context, args.precision, args.device, args.compile)
-    scheduler = Scheduler(dict.fromkeys(model.batcher for model in models.values()))
-    scheduler.start()
+    limits = args.rows, args.context, args.precision, args.device, args.compile
+    scheduler = Scheduler()
+    models = scheduler.start(lambda: load_models(args.model, args.adapter, *limits))
+    scheduler.schedule(model.batcher for model in models.values())
     errors = args.target.with_suffix(".errors.jsonl")
     batch = Batch(Server(models, scheduler), args.source, args.target, errors, next(iter(models)))
     with bar() as progress:

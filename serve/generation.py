@@ -5,11 +5,12 @@ import json
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
-from model.engine import Score
+from model.engine import Engine, Score
 from model.sampling import Sampling
 from serve.errors import ApiError
 from serve.models import Model
@@ -87,6 +88,7 @@ async def submitted(
                 Job(
                     prompt, deliver, sampling_of(request), f"{seed}:{choice}", max(1, plan.max_tokens),
                     plan.stops, plan.model.adapter, plan.likeliest, plan.echoes, is_background,
+                    request.stream,
                 )
             )  # fmt: skip
     for job in jobs:
@@ -96,6 +98,33 @@ async def submitted(
     finally:
         for job in jobs:
             scheduler.cancel(job)
+
+
+async def run_on_engine(
+    scheduler: Scheduler,
+    model: Model,
+    ids: Sequence[int],
+    work: Callable[[Sequence[int], Engine], list[float]],
+    is_background: bool = False,
+) -> list[float]:
+    """What `work` computes for a text between two steps. Raises ApiError if it fails."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Event] = loop.create_future()
+
+    def finish(event: Event) -> None:
+        if not done.cancelled():
+            done.set_result(event)
+
+    def deliver(event: Event) -> None:
+        loop.call_soon_threadsafe(finish, event)
+
+    compute = partial(work, ids)
+    scheduler.submit(model.batcher, Job(list(ids), deliver, compute=compute, is_background=is_background))
+    event = await done
+    if event.finish == "error":
+        raise ApiError(500, "the model failed on this request")
+    result: Any = event.result
+    return list(result)
 
 
 class Choice:

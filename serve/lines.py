@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from cli.atomic import to_json, try_lock
 from cli.errors import UserError
 from serve.answers import complete, embed
+from serve.classify import classify
 from serve.errors import ApiError, from_validation
 from serve.plans import plan_chat, plan_completion
-from serve.schema import Body, ChatRequest, CompletionRequest, EmbeddingRequest
+from serve.schema import Body, ChatRequest, CompletionRequest, EmbeddingRequest, Generation
 from serve.server import Server
 
 ENDPOINTS: dict[str, type[Body]] = {
@@ -154,13 +155,17 @@ class Batch:
             raise from_validation(error.errors()) from None
         if isinstance(request, EmbeddingRequest):
             return await embed(self.server, request, is_background=True)
+        assert isinstance(request, Generation)
+        if request.stream:
+            raise ApiError(400, "stream: a batch cannot be streamed", "stream")
         if isinstance(request, ChatRequest):
             plan = plan_chat(self.server, request)
         else:
             assert isinstance(request, CompletionRequest)
+            model = self.server.find(request.model)
+            if model.classifier:
+                return await classify(self.server, model, request, is_background=True)
             plan = plan_completion(self.server, request)
-        if request.stream:
-            raise ApiError(400, "stream: a batch cannot be streamed", "stream")
         return await complete(self.server, plan, request, is_background=True)
 
     def _parse(self, line: bytes) -> tuple[str, str, dict]:

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adapt.features import Classifier
 from cli.errors import UserError
 from cli.recipes import load
+from configs.finetune_recipe import FinetuneRecipe
 from configs.prompt_recipe import PromptRecipe
 from model.engine import Engine
 from model.inference import load_for_generation
@@ -27,6 +29,8 @@ class Model(NamedTuple):
     created: int
     template: PromptTemplate | None = None
     """What stands around the text of a request; None: nothing."""
+    classifier: Classifier | None = None
+    """Answers with a label instead of a text."""
 
 
 def load_models(
@@ -42,32 +46,44 @@ def load_models(
 ) -> dict[str, Model]:
     """The models by id; `adapters` are "NAME=FOLDER", of the first model.
 
-    `store` adds the first model with passages of that store before every question, as NAME+STORE;
-    `study` what a study has kept. Raises UserError for a model that does not load, and for two of one id.
+    A classifier comes with the model that it reads. `store` adds the first model with passages of that
+    store before every question, as NAME+STORE; `study` what a study has kept. Raises UserError for a model
+    that does not load, and for two of one id.
     """
     kept = find_kept(study) if study else {}
     names = list(dict.fromkeys([*names, *(name for name, _ in kept.values())]))
+    bases = {name: load(FinetuneRecipe, Path(name) / "config.toml").base for name in names if is_classifier(Path(name))}
     found: dict[str, Model] = {}
     folders = dict(_split(each) for each in adapters)
-    for number, name in enumerate(names):
+
+    def add(model: Model) -> None:
+        if model.id in found:
+            raise UserError(f'two models are called "{model.id}"; rename a folder or an adapter')
+        found[model.id] = model
+
+    for number, name in enumerate(dict.fromkeys(bases.get(name, name) for name in names)):
         loaded = load_for_generation(name, precision, device, rows, compiles, folders if number == 0 else None)
         engine = Engine(loaded.model, rows, context, loaded.adapters)
         batcher = Batcher(engine, loaded.tokenizer)
         most = engine.cache.capacity - engine.soft
         ids = {model_id(name): ""} | ({each: each for each in folders} if number == 0 else {})
         for each, adapter in ids.items():
-            if each in found:
-                raise UserError(f'two models are called "{each}"; rename a folder or an adapter')
-            found[each] = Model(each, batcher, loaded.tokenizer, most, adapter, int(time.time()))
+            add(Model(each, batcher, loaded.tokenizer, most, adapter, int(time.time())))
+    first = next(iter(found.values()))
+    for name, base in bases.items():
+        add(found[model_id(base)]._replace(id=model_id(name), classifier=Classifier.load(Path(name))))
     for each, (name, prompt) in kept.items():
-        base = found[model_id(name)]
         if prompt:
-            found[each] = base._replace(id=each, template=kept_template(prompt, base.tokenizer))
+            model = found[model_id(name)]
+            add(model._replace(id=each, template=kept_template(prompt, model.tokenizer)))
     if store:
-        first = found[model_id(names[0])]
-        each = f"{first.id}+{store.name}"
-        found[each] = first._replace(id=each, template=store_template(store, first.tokenizer))
+        add(first._replace(id=f"{first.id}+{store.name}", template=store_template(store, first.tokenizer)))
     return found
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder holds a classifier on the features of a model."""
+    return (folder / "classifier.json").exists()
 
 
 def find_kept(study: Path) -> dict[str, tuple[str, Path | None]]:
@@ -78,7 +94,7 @@ def find_kept(study: Path) -> dict[str, tuple[str, Path | None]]:
     found: dict[str, tuple[str, Path | None]] = {}
     for folder in sorted(path.parent for path in study.glob("kept/*/about.json")):
         prompt = folder / "prompt.toml"
-        if (folder / "checkpoints").exists():
+        if (folder / "checkpoints").exists() or is_classifier(folder):
             found[folder.name] = str(folder), None
         if prompt.exists():  # of the model beside it, wherever the study lies now, or of the foundation
             model = str(folder) if folder.name in found else load(PromptRecipe, prompt).model

@@ -59,8 +59,9 @@ def fill_template(
 def plan_chat(server: Server, request: ChatRequest) -> Plan:
     """Check and encode a conversation. Raises ApiError."""
     model = server.find(request.model)
-    if model.template:
-        raise ApiError(400, f"{model.id} builds its prompt itself; use /v1/completions", "model")
+    if model.template or model.classifier:
+        what = "builds its prompt itself" if model.template else "is a classifier"
+        raise ApiError(400, f"{model.id} {what}; use /v1/completions", "model")
     ids = encode_messages(model, request)
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(422, "top_logprobs needs logprobs = true", "top_logprobs")

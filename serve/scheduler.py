@@ -1,15 +1,18 @@
-"""Continuous batching: one thread owns all models; texts join and leave their engines at every step.
+"""Continuous batching: one thread loads and runs all models; texts join and leave engines at every step.
 
 (Yu et al. 2022, "Orca", section 3.) A prompt is read in parts between decode steps, so that a long one
-does not stop the others. Texts that begin alike share what was read.
+does not stop the others. Texts that begin alike share what was read. Every thread that computes has
+OpenMP threads of its own; if there are more of them than cores, they sleep between two operators
+instead of spinning, and a step takes 1.5 times as long. So no other thread computes.
 """
 
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -21,6 +24,7 @@ from tokenizer.bpe import Tokenizer
 
 CHUNK_ALONE, CHUNK_BESIDE = 512, 64  # tokens of a prompt that are read before the next step of other texts
 IDLE_SECONDS = 0.5
+Result = TypeVar("Result")
 
 
 class Event(NamedTuple):
@@ -55,16 +59,20 @@ class Job:
     """Whether the scores of the prompt are wanted."""
     is_background: bool = False
     """Waits until no other job does."""
+    is_streamed: bool = True
+    """Whether there is an event for every step, and not at the end alone."""
     compute: Callable[[Engine], object] | None = None
     is_cancelled: bool = False
 
 
-class Running(NamedTuple):
+@dataclass
+class Running:
     """A job that has a row."""
 
     job: Job
     stream: Stream
     prefill: Prefill
+    delivered: int = 0  # tokens
 
 
 class Batcher:
@@ -131,7 +139,8 @@ class Batcher:
 
     def _read(self) -> None:
         assert self.reading is not None
-        job, _, prefill = self.running[self.reading]
+        running = self.running[self.reading]
+        job, prefill = running.job, running.prefill
         most = CHUNK_BESIDE if len(self.running) > 1 else CHUNK_ALONE
         try:
             found = self.engine.read(prefill, most)
@@ -144,10 +153,10 @@ class Batcher:
             self._deliver(row, [found[0][1]])
 
     def _deliver(self, place: int, tokens: list[int]) -> None:
-        job, stream, prefill = self.running[place]
+        running = self.running[place]
+        job, stream = running.job, running.stream
         row = self.engine.rows[place]
         assert row
-        before = len(stream.ids)
         for token in tokens:
             stream.push(token)
         finish = ""
@@ -155,10 +164,13 @@ class Batcher:
             finish = "stop"
         elif row.is_full or len(stream.ids) >= job.max_tokens:
             finish = stream.stopped = "length"
-        scores, row.scores = [*prefill.scores, *row.scores], []
-        prefill.scores = []
+        if not (finish or job.is_streamed):
+            return
+        scores = [*running.prefill.scores, *row.scores]
+        running.prefill.scores, row.scores = [], []
+        new, running.delivered = len(stream.ids) - running.delivered, len(stream.ids)
         try:
-            job.deliver(Event(stream.new_text(), len(stream.ids) - before, scores, finish))
+            job.deliver(Event(stream.new_text(), new, scores, finish))
         except RuntimeError:  # whoever asked has gone
             finish = "stop"
         if finish:
@@ -179,19 +191,33 @@ def _fail(job: Job, error: Exception) -> None:
 class Scheduler:
     """The thread that owns the engines."""
 
-    def __init__(self, batchers: Iterable[Batcher]):
-        self.batchers = list(batchers)
-        self.inbox: queue.SimpleQueue[tuple[Batcher, Job] | None] = queue.SimpleQueue()
+    def __init__(self) -> None:
+        self.batchers: list[Batcher] = []
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True, name="scheduler")
         self.is_stopping = False
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, load: Callable[[], Result]) -> Result:
+        """Start the thread; returns what `load` returns there, or raises what it raises."""
+        loaded: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                loaded.set_result(load())
+            except BaseException as error:
+                loaded.set_exception(error)
+
+        self.inbox.put(run)
         self.thread.start()
+        return loaded.result()
+
+    def schedule(self, batchers: Iterable[Batcher]) -> None:
+        """Run the jobs of these batchers."""
+        self.batchers = list(dict.fromkeys(batchers))
 
     def submit(self, batcher: Batcher, job: Job) -> None:
         """Queue a job; from any thread."""
-        self.inbox.put((batcher, job))
+        self.inbox.put(lambda: batcher.add(job))
 
     def cancel(self, job: Job) -> None:
         """End a job before the next step; from any thread."""
@@ -200,7 +226,7 @@ class Scheduler:
     def stop(self) -> None:
         """End the thread after its step."""
         self.is_stopping = True
-        self.inbox.put(None)
+        self.inbox.put(lambda: None)
         self.thread.join()
 
     def waiting(self) -> int:
@@ -212,7 +238,7 @@ class Scheduler:
         return sum(len(batcher.running) for batcher in self.batchers)
 
     def _run(self) -> None:
-        is_idle = False
+        is_idle = True
         while not self.is_stopping:
             self._collect(is_idle)
             with torch.no_grad():
@@ -220,12 +246,11 @@ class Scheduler:
             is_idle = not any(worked)
 
     def _collect(self, waits: bool) -> None:
-        # Waits for a job if there is nothing to do; wakes up to see whether it has to stop.
+        # Waits if there is nothing to do; wakes up to see whether it has to stop.
         try:
             found = self.inbox.get(waits, IDLE_SECONDS) if waits else self.inbox.get_nowait()
             while True:
-                if found:
-                    found[0].add(found[1])
+                found()
                 found = self.inbox.get_nowait()
         except queue.Empty:
             return

@@ -27,7 +27,7 @@ class Server:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter("homegrown_requests", "Answered requests", ["path", "status"], registry=registry)
         self.tokens = Counter("homegrown_tokens", "Tokens read and written", ["kind"], registry=registry)
-        self.first = Histogram("homegrown_first_token_seconds", "Time to the first token", registry=registry)
+        self.first = Histogram("homegrown_first_token_seconds", "Time to the first token of streams", registry=registry)
         for name, what in (("running", scheduler.running), ("waiting", scheduler.waiting)):
             gauge = Gauge(f"homegrown_{name}_texts", f"Texts that are {name}", registry=registry)
             gauge.set_function(what)

@@ -86,16 +86,24 @@ def save_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path, car
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     name = tokenizer.backend.id_to_token(tokenizer.separator_id)
+    parts = json.loads(tokenizer.to_json())
+    # A text starts after the separator, as in training; a chat template is applied without special tokens.
+    start = {"SpecialToken": {"id": name, "type_id": 0}}
+    parts["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {name: {"id": name, "ids": [tokenizer.separator_id], "tokens": [name]}},
+    }
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": False,
         "model_max_length": max_length,
         **{"bos_token": name, "eos_token": name, "pad_token": name},
     }
     if tokenizer.chat:
         (folder / "chat_template.jinja").write_text(tokenizer.chat.template, encoding="utf-8")
         about |= {k: v for k, v in tokenizer.chat._asdict().items() if v and k != "template"}
-    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(to_json(parts, 2), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(to_json(about, 2) + "\n")
 
 

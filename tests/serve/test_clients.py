@@ -11,6 +11,7 @@ import openai
 import pytest
 from layout import ROOT
 
+from compare.lm_eval import loglikelihoods
 from model.load import load_model
 from model.sample import sample
 
@@ -192,9 +193,12 @@ def test_lm_eval_over_http_gives_the_scores_of_compare_lm_eval(start_server, com
     assert done.returncode == 0, done.stderr
     ours = json.loads((tmp_path / "ours.json").read_text())["results"]["capitals"]
     server = start_server("smollm2-135m", "--rows", "4", "--precision", "float32")
+    assert command("model.export", "smollm2-135m", tmp_path / "out").returncode == 0
     arguments = f"base_url={server.url}/completions,model=smollm2-135m,num_concurrent=3"
+    arguments += f",tokenizer={tmp_path / 'out'},add_bos_token=True"
     command = [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments]
     command += ["--tasks", "capitals", "--include_path", "configs/lm_eval", "--output_path", str(tmp_path / "theirs")]
+    command += ["--log_samples"]
     env = os.environ | {"OPENAI_API_KEY": "none"}
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=env)
@@ -204,3 +208,10 @@ def test_lm_eval_over_http_gives_the_scores_of_compare_lm_eval(start_server, com
     (path,) = (tmp_path / "theirs").rglob("results_*.json")
     theirs = json.loads(path.read_text())["results"]["capitals"]
     assert theirs["acc,none"] == pytest.approx(ours["acc,none"], abs=1e-4)
+    (path,) = (tmp_path / "theirs").rglob("samples_*.jsonl")
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    pairs = [(each["arg_0"], each["arg_1"]) for sample in samples for each in sample["arguments"].values()]
+    found = [float(each[0][0]) for sample in samples for each in sample["resps"]]
+    model, tokenizer = load_model("smollm2-135m")
+    expected = [likelihood for likelihood, _ in loglikelihoods(model, tokenizer, pairs)]
+    assert found == pytest.approx(expected, abs=1e-4)

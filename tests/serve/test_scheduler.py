@@ -32,9 +32,9 @@ def model(tokenizer):
 
 @pytest.fixture
 def batcher(model, tokenizer):
-    batcher = Batcher(Engine(model, 3, 400), tokenizer)
-    scheduler = Scheduler([batcher])
-    scheduler.start()
+    scheduler = Scheduler()
+    batcher = scheduler.start(lambda: Batcher(Engine(model, 3, 400), tokenizer))
+    scheduler.schedule([batcher])
     yield scheduler, batcher
     scheduler.stop()
 
