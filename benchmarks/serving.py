@@ -8,7 +8,7 @@ clients with 64 of them, and for --soak seconds 8 clients while the memory is wa
 engine's own tokens/s at batch 8, in this process, and with --peer `transformers serve` of the same model
 as a bfloat16 folder, with continuous batching. All in turn in every round; a server that is not measured
 is stopped by SIGSTOP. Greedy, prompts of random tokens, answers of at most --new tokens. Writes
-benchmarks/results/DEVICE/serving.json.
+benchmarks/results/DEVICE/serving.json, with --soak serving-soak.json.
 """
 
 import argparse
@@ -206,7 +206,8 @@ def main() -> None:
             server.end()
     report(rows, memory)
     about = {"model": args.model, "prompt": args.prompt, "new": args.new, "rounds": args.rounds}
-    print(f"written: {record('serving', about | {'rows': rows, 'memory_mib': memory})}")
+    name = "serving-soak" if args.soak else "serving"
+    print(f"written: {record(name, about | {'rows': rows, 'memory_mib': memory})}")
 
 
 def report(rows: list[dict], memory: list[float]) -> None:
