@@ -13,23 +13,34 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cli.atomic import to_json, write_atomically
 from cli.console import printable, show
-from cli.errors import UserError, run_command
+from cli.errors import run_command
 from cli.recipes import Parser, load
 from compare.analysis.answer import answer, options
 from compare.analysis.bootstrap import calibration_error
 from compare.analysis.ledger import Ledger, Sentence, name_of
-from compare.analysis.verdict import describe_data, general_bits, is_baseline, is_constant, verdict
+from compare.analysis.verdict import describe_data, general_bits, verdict
 from compare.context import MAX_VALIDATION, MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import METHODS
 from compare.methods.train import EVALUATIONS
+from compare.pictures import (
+    AXES,
+    CAPTIONS,
+    calibration,
+    collect_samples,
+    compute_curves,
+    data_curves,
+    decision_rows,
+    forgetting,
+    plot_curves,
+    text_costs,
+)
 from configs.study_recipe import RATE_STEP, StudyRecipe
 
 COLUMNS = (
@@ -47,12 +58,7 @@ COLUMNS = (
     "general bits/byte",
     "held-out overlap",
 )
-AXES = ("text", "task")
 OPTION_COLUMNS = ("method", "quality", "to build", "1,000 requests", "data it needs", "choose it when")
-CAPTIONS = {
-    "text": "Held-out text: bits per byte, comparable across tokenizers.",
-    "task": "Held-out items: share answered correctly, by label likelihood or exact match.",
-}
 
 
 def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
@@ -141,11 +147,7 @@ def protocol(recipe: StudyRecipe) -> list[str]:
 def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) -> str:
     """The report as one HTML file."""
     row = ledger.rows[0]
-    curves: dict[str, dict] = {"text": {}, "task": {}}
-    for axis, method, size in sorted(ledger.groups, key=lambda group: group[2]):
-        point = {"size": size, **ledger.score(axis, method, size).estimate._asdict()}
-        curves[axis].setdefault(method, []).append(point | {"constant": is_constant(axis, method)})
-    measured = {method for _, method, _ in ledger.groups}
+    measured = sorted({m for _, m, _ in ledger.groups}, key=lambda m: (list(METHODS).index(name_of(m)), m))
     # Of every row the values that fit into a table cell: no per-item lists, search and setting as JSON.
     rows = [
         {key: value for key, value in row.items() if isinstance(value, str | int | float) and key != "command"}
@@ -156,7 +158,7 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
     content = {
         "corpus": row["corpus"],
         "about": describe_study(ledger).replace("`", ""),
-        "methods": [{"name": name} for name in sorted(measured, key=lambda m: (list(METHODS).index(name_of(m)), m))],
+        "methods": [{"name": name, "family": METHODS[name_of(name)].family} for name in measured],
         "answer": answer(ledger, recipe),
         "options": [
             {"caption": CAPTIONS[axis], "rows": [OPTION_COLUMNS, *options(ledger, recipe, axis)]}
@@ -164,7 +166,11 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
             if ledger.methods(axis)
         ],
         "verdict": [sentence._asdict() for sentence in sentences],
-        "curves": {axis: {m: curves[axis][m] for m in ledger.methods(axis)} for axis in curves},
+        "curves": {axis: data_curves(ledger, axis) for axis in AXES},
+        "compute": compute_curves(ledger),
+        "textCosts": text_costs(ledger),
+        "forgetting": forgetting(ledger),
+        "calibration": calibration(ledger),
         "captions": CAPTIONS,
         "decision": decision_rows(ledger, recipe.task_margin),
         "samples": {axis: collect_samples(ledger, axis) for axis in ("text", "task")},
@@ -179,87 +185,6 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
     }
     template = files("compare").joinpath("report.html").read_text(encoding="utf-8")
     return template.replace("__DATA__", to_json(content).replace("<", "\\u003c"))
-
-
-def decision_rows(ledger: Ledger, margin: float) -> list[dict]:
-    """The rows of the decision table: every method on the task, at every number of labelled items.
-
-    "better" has the indices of the rows than which it may be worse by more than `margin`.
-    """
-    groups = [(method, size) for axis, method, size in ledger.groups if axis == "task"]
-    scores = [ledger.score("task", *group) for group in groups]
-    found = []
-    for (method, size), score in zip(groups, scores, strict=True):
-        rows, estimate = ledger.at("task", method, size), score.estimate
-        found.append(
-            {
-                "method": method,
-                "size": size,
-                "score": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "better": [
-                    i
-                    for i, other in enumerate(scores)
-                    if other is not score and other.minus(score).estimate.high > margin
-                ],
-                "calibration_error": calibration_error(rows),
-                **ledger.cost("task", method, size)._asdict(),
-            }
-        )
-    return found
-
-
-def collect_samples(ledger: Ledger, axis: str) -> list[dict]:
-    """The held-out prompts, each with the samples of all methods under "by_method"."""
-    prompts: dict[str, dict] = {}
-    for method in ledger.methods(axis):
-        for sample in ledger.largest(axis, method)[0].get("written", []):
-            prompt = prompts.setdefault(sample["prompt"], {**sample, "by_method": []})
-            prompt["by_method"].append({"method": method, "text": sample["text"]})
-    return list(prompts.values())
-
-
-def plot_curves(ledger: Ledger, path: Path) -> None:
-    """Plot the learning curves of both axes with intervals; constant scores as horizontal lines."""
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plotting needs: pip install -e '.[compare]'") from None
-    dark_and_pale = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    colours = dict(zip(reversed(METHODS), dark_and_pale[::2] + dark_and_pale[1::2], strict=True))
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    for panel, axis in zip(figure.subplots(1, 2), ("text", "task"), strict=True):
-        methods, ticks = ledger.methods(axis), set()
-        for number, method in enumerate(methods):
-            sizes = np.array(ledger.sizes(axis, method))
-            values, low, high = np.array([score.estimate for score in ledger.curve(axis, method)]).T
-            if is_constant(axis, method):
-                panel.axhline(values[0], color=colours[name_of(method)], linestyle=":", label=method)
-                continue
-            ticks |= set(sizes.tolist())
-            panel.errorbar(
-                sizes * 1.03 ** (number - len(methods) / 2),  # so that error bars do not overlap
-                values,
-                [values - low, high - values],
-                color=colours[name_of(method)],
-                linestyle="--" if is_baseline(method) else "-",
-                elinewidth=1,
-                marker="os^"[number % 3],
-                markersize=4,
-                label=method,
-            )
-        panel.set_xscale("log")
-        panel.set_xticks(sorted(ticks), [f"{100 * s:g} %" if axis == "text" else f"{s:g}" for s in sorted(ticks)])
-        panel.minorticks_off()
-        panel.set_title(CAPTIONS[axis], fontsize=10)
-        panel.set_xlabel({"text": "share of the training documents", "task": "labelled items"}[axis])
-        panel.grid(alpha=0.3)
-        if methods:
-            panel.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.11))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
 def write_report(folder: Path) -> None:

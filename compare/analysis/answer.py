@@ -144,7 +144,8 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
         if len(sizes) > 1 and ledger.sizes(axis, other) == sizes:
             curves = ledger.curve(axis, scratch), ledger.curve(axis, other)
             if found := find_crossing(sizes, *curves):
-                value, low, high = (describe_size(axis, size) for size in found)
+                value, *ends = (describe_size(axis, size) for size in found)
+                low, high = (end.removesuffix(" of the text").removesuffix(" items") for end in ends)
                 first, then = (
                     (other, scratch) if advantage(axis, curves[0][0], curves[1][0]).value < 0 else (scratch, other)
                 )

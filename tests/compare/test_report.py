@@ -31,6 +31,7 @@ ABOUT = {
     "left_out": 2,
 }
 TRAINED = {"training_steps": 9}
+TUNED = TRAINED | {"general_bits": 12.0, "general_bytes": 8}
 
 
 def rows():
@@ -39,7 +40,8 @@ def rows():
 
     def add(method, axis, size, make_scores, **measured):
         for seed in range(3):
-            row = {"id": f"{method}-{axis}-{size:g}-{seed}", "method": method, "axis": axis, "size": size}
+            name = f"{method}-{axis}-{size:g}-{measured.get('factor', 1):g}-{seed}"
+            row = {"id": name, "method": method, "axis": axis, "size": size}
             found.append(row | {"seed": seed, **ABOUT, **make_scores(), **measured})
 
     def bits(value):
@@ -53,10 +55,12 @@ def rows():
 
     for size, scratch, lora in ((0.01, 4.0, 3.0), (0.1, 3.0, 2.5), (1.0, 1.6, 2.1)):
         for method, value in (("scratch", scratch), ("lora", lora)):
-            add(method, "text", size, bits(value), training_seconds=60.0, **TRAINED)
+            add(method, "text", size, bits(value), training_seconds=60.0, **(TRAINED if method == "scratch" else TUNED))
+    add("scratch", "text", 1.0, bits(1.4), training_seconds=240.0, factor=4.0, **TRAINED)
+    add("lora", "text", 1.0, bits(1.9), training_seconds=240.0, factor=4.0, **TUNED)
     add("xz", "text", 1.0, bits(2.2))
     samples = [{"prompt": "X:1", "expected": "K:G", "text": "<b>not bold</b>"}]
-    add("zero-shot", "text", 0.0, bits(3.3), written=samples)
+    add("zero-shot", "text", 0.0, bits(3.3), written=samples, general_bits=8.0, general_bytes=8)
     cheap = {"seconds_per_request": 0.1, "flops_per_request": 1e9, "read_tokens": 50.0}
     for size, tuned in ((8.0, right(0.3)), (64.0, right(0.5)), (512.0, exactly(90))):
         add("lora", "task", size, tuned, training_seconds=600.0, labels=size + 16, **cheap, **TRAINED)
@@ -121,7 +125,15 @@ def find(browser, selector):
 def check_curves(browser):
     series = browser.find_elements("css selector", "#text-curve .series")
     assert {s.get_attribute("data-method") for s in series} == {"scratch", "lora", "xz", "zero-shot"}
-    assert "0.01: " in series[0].get_attribute("aria-label")
+    assert "1 %: " in series[0].get_attribute("aria-label")
+    compute = browser.find_elements("css selector", "#compute-curve .series")
+    assert [s.get_attribute("data-method") for s in compute] == ["scratch", "lora"]
+    assert "60 s: 1.6" in compute[0].get_attribute("aria-label")
+    assert "240 s: 1.38 [1.35, 1.42]" in compute[0].get_attribute("aria-label")
+    label = "return document.querySelector('#{} svg').getAttribute('aria-label')".format
+    assert browser.execute_script(label("forgetting")).endswith("zero-shot 1 [1, 1]; lora 1.5 [1.5, 1.5]")
+    assert "few-shot 0." in browser.execute_script(label("calibration"))
+    assert browser.execute_script(label("text-cost")).endswith("the Pareto front is xz; scratch")
     placed = browser.execute_script("return spreadHeights([100, 99, 101, 279, 280, 280], 20, 280)")
     for a, b in itertools.pairwise(sorted(placed)):
         assert b - a >= 12
@@ -166,6 +178,29 @@ def check_decision(browser):
     requests.send_keys(Keys.HOME)
     find(browser, "#label-price").send_keys("1000")
     assert browser.execute_script(front)[0] == "few-shot 4"
+
+
+def check_layout(browser):
+    """Two screens to the first picture on a laptop; nothing wider than its column, on a telephone too."""
+    for width, height in ((1280, 800), (400, 800)):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+        page, shown = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert page <= shown
+        if width == 1280:
+            first = "return document.querySelector('figure svg').getBoundingClientRect().top"
+            assert browser.execute_script(first) < 1600
+            wider = (
+                "return [...document.querySelectorAll('table')]"
+                ".filter(t => t.id !== 'rows' && t.offsetWidth > t.parentElement.clientWidth).length"
+            )
+            for details in browser.find_elements("css selector", "details:not(:has(#rows))"):
+                browser.execute_script("arguments[0].open = true", details)
+            assert browser.execute_script(wider) == 0
+            browser.execute_script("document.querySelectorAll('details').forEach(box => { box.open = false; })")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def check_keyboard(browser):
@@ -218,6 +253,7 @@ def test_the_page_works_in_a_browser(browser, folder, scheme):
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
     check_curves(browser)
+    check_layout(browser)
     check_decision(browser)
     check_keyboard(browser)
     check_details(browser, folder)
