@@ -1,11 +1,11 @@
 """Score text under a model: bits per byte, perplexity and token count of any corpus.
 
-    python -m train.score RUN|FOUNDATION FILE [FILE …] [--document line] [--json]
+    python -m train.score RUN|FOUNDATION FILE [FILE …] [--document line] [--precision int4] [--json]
 
 A FILE is anything that `data.corpus` accepts: text, source code, a table, a folder, compressed or not.
 Each document starts after the separator token; a document longer than the context is scored in
-overlapping windows. Bits per byte are comparable between tokenizers; perplexity is per token, so it
-is comparable only between models with the same tokenizer.
+overlapping windows. `--precision` shows what rounding the weights costs. Bits per byte are comparable
+between tokenizers; perplexity is per token, so it is comparable only between models with the same tokenizer.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ from configs.schema import DataConfig
 from data.cleaning import clean
 from data.corpora import open_corpus
 from data.readers import TABLES, effective_suffix, list_files
+from model.inference import PRECISIONS, load_for_generation
 from model.likelihood import score_texts
-from model.load import load_model
 
 
 def read_texts(name: str, document: str | None, text_field: str) -> list[str]:
@@ -49,13 +49,14 @@ def main() -> None:
     parser.add_argument(
         "--document", choices=("file", "line", "section"), help="what one document of a text file is; default: file"
     )
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the weights; default: float32, on a GPU bfloat16")
     parser.add_argument("--text-field", default="text", help="column of a table")
     parser.add_argument("--json", action="store_true", help="one JSON object per FILE")
     args = parser.parse_args()
     corpora = [(name, read_texts(name, args.document, args.text_field)) for name in args.files]
-    model, tokenizer = load_model(args.model)
-    if torch.cuda.is_available():
-        model = model.to("cuda", torch.bfloat16)
+    precision = args.precision or ("bfloat16" if torch.cuda.is_available() else "float32")
+    loaded = load_for_generation(args.model, precision)
+    model, tokenizer = loaded.model, loaded.tokenizer
     for name, texts in corpora:
         found = score_texts(model, tokenizer, texts)
         if args.json:
