@@ -55,6 +55,7 @@ gpu-check: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 15 -m gpu tests/kernels/test_gpu.py tests/train/test_loop.py tests/model/test_graphs.py
 	$(BIN)/python -m kernels.bench --out kernels/results
 	$(BIN)/python -m benchmarks.mfu --group anatomy
+	$(BIN)/python -m benchmarks.gpu_training
 	$(BIN)/python -m benchmarks.gpu_generation
 
 # Everything this machine can measure in half an hour; training runs that are recorded for it are
