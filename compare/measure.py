@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from cli.errors import UserError
-from compare.context import VALIDATION_BYTES, Cell, Study
+from compare.context import VALIDATION_BYTES, Cell, Study, text_bytes
 from compare.method import Forgets, Learned, Setting, TaskModel, TextModel, Writer
 from compare.methods import METHODS
+from compare.methods.prompted import LanguageModel
 from compare.rows import read_rows
 
 SAMPLES = 2  # held-out prompts that every method continues, for the report
@@ -73,6 +74,8 @@ def score_held_out(study: Study, cell: Cell) -> dict:
         assert isinstance(model, TextModel)
         row["document_bytes"] = [len(text.encode()) for text in study.test]
         row["document_bits"] = model.bits(study.test)
+        if isinstance(model, LanguageModel):
+            row["document_tokens"] = [len(ids) for ids in model.tokenizer.encode_batch(study.test)]
         row["groups"] = number_groups(study.test_groups)
     else:
         assert isinstance(model, TaskModel)
@@ -87,6 +90,7 @@ def score_held_out(study: Study, cell: Cell) -> dict:
         row["general_bytes"] = sum(len(text.encode()) for text in study.general_texts)
     row["peak_bytes"] = study.memory.peak()
     row["overlap"] = study.held_out.overlap(learned.seen_texts)
+    row["seen_bytes"] = text_bytes(learned.seen_texts)
     if isinstance(model, Writer) and cell.seed == study.recipe.seeds[0]:
         row["written"] = write_samples(study, cell, model)
     return row

@@ -4,12 +4,15 @@ Looks at the corpus and the labels, and picks methods, sizes, seeds and the budg
 few designs that is estimated to end in time is taken.
 """
 
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 from cli.errors import UserError
+from cli.recipes import load
 from compare.context import load_study_task
 from compare.plan import estimate_seconds, plan
+from compare.predict import SHORT as SHORT_RUNS
 from configs.schema import DataConfig, TaskConfig, TokenizerConfig
 from configs.study_recipe import ScratchMethod, StudyRecipe
 from data.prepare import prepare
@@ -48,13 +51,7 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
     few = bool(labels) and sum(1 for _ in read_json_rows(Path(labels), "--labels")) < FEW_ITEMS
     validation, test = (0.15, 0.25) if few else (0.05, 0.1)
     data = DataConfig(corpus=corpus, validation_fraction=validation, test_fraction=test)
-    splits = load_manifest(prepare(data))["splits"]
-    size, documents = splits["train"]["bytes"], splits["test"]["documents"]
-    if size < MIN_BYTES or documents < MIN_DOCUMENTS:
-        raise UserError(
-            f"{corpus}: {size:,} bytes of training text and {documents} held-out documents are too few to compare "
-            f"methods: it takes {MIN_BYTES:,} and {MIN_DOCUMENTS}; add text"
-        )
+    size, documents = check_size(data)
     task = TaskConfig(name=labels, train_items=3000, test_items=150)
     base = StudyRecipe(
         data=data,
@@ -74,6 +71,38 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
             if estimate_minutes(recipe) <= SPARE * minutes:
                 return recipe
     return with_design(base, DESIGNS[-1], BUDGETS[-1], most_labels)
+
+
+def check_size(data: DataConfig) -> tuple[int, int]:
+    """The bytes of training text and the held-out documents of a corpus. Raises UserError if they are too few."""
+    splits = load_manifest(prepare(data))["splits"]
+    size, documents = splits["train"]["bytes"], splits["test"]["documents"]
+    if size < MIN_BYTES or documents < MIN_DOCUMENTS:
+        raise UserError(
+            f"{data.corpus}: {size:,} bytes of training text and {documents} held-out documents are too few to compare "
+            f"methods: it takes {MIN_BYTES:,} and {MIN_DOCUMENTS}; add text"
+        )
+    return size, documents
+
+
+def short_recipe(corpus: str) -> StudyRecipe:
+    """What the atlas's predictor needs to know of a corpus: short runs on all of the text, as in the atlas.
+
+    Raises UserError as `recipe_for`.
+    """
+    data = DataConfig(corpus=corpus)
+    _, documents = check_size(data)
+    atlas = load(StudyRecipe, Path(str(files("configs"))) / "study" / "atlas.toml")
+    changes = {
+        "data": data,
+        "text_methods": ["xz", "zero-shot", "scratch", "lora"],
+        "shares": [1.0],
+        "largest_seeds": [],
+        "budget_seconds": SHORT_RUNS * atlas.budget_seconds,
+        "budget_factors": [],
+        "test_documents": min(documents, MOST_DOCUMENTS),
+    }
+    return atlas.model_copy(update=changes)
 
 
 def vocabulary_for(size: int) -> int:

@@ -51,26 +51,28 @@ def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
         listed = (study.text_methods if axis == "text" else study.task_methods) or list(METHODS)
         for name, method in METHODS.items():
             if name in listed and (not methods or name in methods):
-                for size in method.sizes_on(axis, study):
-                    cells |= cells_of(study, name, axis, size)
+                sizes = method.sizes_on(axis, study)
+                for size in sizes:
+                    more = study.largest_seeds if size == sizes[-1] else []
+                    cells |= cells_of(study, name, axis, size, more_seeds=more)
                     if method.base_method:
-                        cells |= cells_of(study, method.base_method, "text", 1.0)
+                        cells |= cells_of(study, method.base_method, "text", 1.0, more_seeds=more)
                 if axis == "text" and name in COMPUTE_METHODS:
-                    largest = method.sizes_on(axis, study)[-1]
-                    cells |= {
-                        c for factor in study.budget_factors for c in cells_of(study, name, axis, largest, factor)
-                    }
+                    for factor in study.budget_factors:
+                        cells |= cells_of(study, name, axis, sizes[-1], factor)
     order = {name: at for at, name in enumerate(METHODS)}
-    seeds = [SEARCH_SEED, *study.seeds]
+    seeds = [SEARCH_SEED, *study.seeds, *study.largest_seeds]
     return sorted(
         cells, key=lambda c: (AXES.index(c.axis), seeds.index(c.seed), c.foundation, order[c.method], c.size, c.factor)
     )
 
 
-def cells_of(study: StudyRecipe, name: str, axis: str, size: float, factor: float = 1.0) -> set[Cell]:
+def cells_of(
+    study: StudyRecipe, name: str, axis: str, size: float, factor: float = 1.0, more_seeds: Sequence[int] = ()
+) -> set[Cell]:
     """The cells of a method at one size: of all seeds and foundations, and the search if there is one."""
     method = METHODS[name]
-    seeds = study.seeds if method.is_seeded else study.seeds[:1]
+    seeds = [*study.seeds, *more_seeds] if method.is_seeded else study.seeds[:1]
     search = [SEARCH_SEED] if len(method.settings(study, axis)) > 1 else []
     foundations = study.foundations if method.uses_foundation and len(study.foundations) > 1 else [""]
     return {Cell(name, axis, size, seed, factor, each) for seed in (*search, *seeds) for each in foundations}
@@ -163,6 +165,7 @@ def shrink(study: StudyRecipe) -> StudyRecipe:
             "shares": [max(study.shares)],
             "labels": [max(study.labels)],
             "seeds": study.seeds[:1],
+            "largest_seeds": [],
         }
     )
 

@@ -3,9 +3,12 @@
     python -m compare.run STUDY.toml [--run-dir DIR] [--resume | --overwrite] [--dry-run]
         [--methods scratch lora …] [--quick] [--ray]
     python -m compare.run --corpus FILE|FOLDER [--labels ITEMS.jsonl] [--minutes 20]
+    python -m compare.run --corpus FILE|FOLDER --predict
 
 The second form needs no recipe: it picks methods, sizes and budget that fit the minutes; below 5 it
-measures the distance to the foundation and the baselines alone.
+measures the distance to the foundation and the baselines alone. --predict takes two minutes for short runs, and
+says which method would win, from what a dozen other domains have shown (compare/atlas.py). A full study of the
+same corpus then prints its result beside the prediction; with --atlas FOLDER it is added to an atlas of yours.
 
 First prints the plan and an estimate of the time. A calibration then measures the speed of every
 kind of training, on the idle machine, and turns the budget into steps; after that other work may
@@ -27,16 +30,19 @@ prompting.evaluate and serve.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
+from cli.atomic import write_atomically
 from cli.console import say, show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
 from compare.execute import calibrate, run_on_ray, run_sequentially, write_ledger
 from compare.keep import keep_winners
-from compare.own_corpus import describe, recipe_for
+from compare.own_corpus import describe, recipe_for, short_recipe
 from compare.plan import collect_provenance, estimate_seconds, plan, print_plan, read_measured, shrink
+from compare.predict import ATLAS, add_domain, describe_prediction, read_atlas
 from compare.report import write_report
 from configs.study_recipe import StudyRecipe
 from train.run_directory import (
@@ -74,13 +80,35 @@ def parse_own_corpus(parser: Parser) -> tuple[StudyRecipe, argparse.Namespace]:
     parser.add_argument("--corpus", required=True, metavar="FILE|FOLDER", help="your text; a study without a recipe")
     parser.add_argument("--labels", default="", metavar="ITEMS.jsonl", help='rows of {"text", "label"}')
     parser.add_argument("--minutes", type=float, default=20.0, help="how long it may take (default: 20)")
+    parser.add_argument("--predict", action="store_true", help="say which method would win, after short runs")
+    parser.add_argument(
+        "--atlas", type=Path, metavar="FOLDER", help="the atlas to predict from, or to add the study to"
+    )
     own = parser.parse_args()
     if own.minutes <= 0:
         raise UserError(f"--minutes {own.minutes:g} is not above 0")
+    own.config = Path(own.corpus).stem or "corpus"
+    if own.predict:
+        read_atlas(own.atlas or ATLAS)  # before anything is measured
+        own.config += "-predict"
+        return short_recipe(own.corpus), own
     study = recipe_for(own.corpus, own.labels, own.minutes)
     say(describe(study, own.minutes))
-    own.config = Path(own.corpus).stem or "corpus"
     return study, own
+
+
+def show_prediction(folder: Path, own: argparse.Namespace) -> None:
+    """Print the prediction of the short runs in `folder`, or beside a full study what was predicted before."""
+    if own.predict:
+        lines = describe_prediction(folder, own.corpus, own.atlas or ATLAS)
+        write_atomically(folder / "prediction.md", "\n".join(lines) + "\n")
+        show("\n".join(lines))
+        return
+    before = folder.with_name(f"{folder.name}-predict")
+    if (before / "prediction.md").exists():
+        show("Predicted before: " + (before / "prediction.md").read_text(encoding="utf-8").splitlines()[0])
+        if own.atlas:
+            show(f"Added to the atlas: {add_domain(own.atlas, Path(own.config).stem, before, folder)}")
 
 
 def main() -> int:
@@ -91,6 +119,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the largest sizes, one seed, a fifth of the budget")
     parser.add_argument("--ray", action="store_true", help="run cells on a Ray cluster")
     parser.add_argument("--keep", action="store_true", help="write the winners as files that other commands load")
+    parser.set_defaults(predict=False)
     study, own = parse_own_corpus(parser) if "--corpus" in sys.argv else parse(StudyRecipe, parser)
     if own.quick:
         study = shrink(study)
@@ -112,6 +141,8 @@ def main() -> int:
         left = [cell for cell in cells if cell.name not in rows]
         measure = run_on_ray if own.ray and left else run_sequentially
         try:
+            if own.predict and left:  # the steps of the atlas
+                shutil.copyfile((own.atlas or ATLAS) / "calibration.json", folder / "calibration.json")
             calibrate(study, folder, left, int(own.ray))
             write_ledger(folder, all_cells, rows)
             seconds = {cell: estimate_seconds(study, cell, list(rows.values())) for cell in left}
@@ -128,6 +159,8 @@ def main() -> int:
         raise UserError(f"{', '.join(failed)} failed (see above); run them again with --resume")
     if own.keep:
         keep_winners(folder)
+    if "corpus" in own:
+        show_prediction(folder, own)
     show(f"The report: {folder / 'report.html'}")
     return 0
 

@@ -118,6 +118,8 @@ class StudyRecipe(Section):
     """Task sizes: numbers of labelled items."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     """Every seed draws its own documents, items, shots and initial weights."""
+    largest_seeds: list[Annotated[int, Field(ge=0)]] = Field([])
+    """Further seeds for the largest size alone, which decides."""
     tries: int = Field(3, ge=1)
     """Hyperparameter search: settings that every method tries, as far apart for each; validation
     chooses. A seed of its own tries them, whose models are not scored on the test split."""
@@ -151,7 +153,7 @@ class StudyRecipe(Section):
     @model_validator(mode="after")
     def _comparable(self) -> "StudyRecipe":
         for name in ("foundations", "seeds", "shares", "labels", "budget_factors"):
-            values = getattr(self, name)
+            values = getattr(self, name) + (self.largest_seeds if name == "seeds" else [])
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} = {values} holds a value twice")
         if 1.0 in self.budget_factors:

@@ -140,3 +140,14 @@ def test_a_damaged_cell_is_ignored(tmp_path, damage):
 def test_the_name_of_a_cell():
     assert Cell("lora", "text", 0.1, 2).name == "lora-text-0.1-2"
     assert Path(f"{Cell('lora', 'task', 512.0, 0).name}.json").stem == "lora-task-512-0"
+
+
+def test_further_seeds_are_of_the_largest_size_alone():
+    study = load(StudyRecipe, DEMO).model_copy(update={"seeds": [0], "largest_seeds": [1, 2], "shares": [0.1, 1.0]})
+    cells = plan(study)
+    seeds = {size: {c.seed for c in cells if (c.method, c.axis, c.size) == ("lora", "text", size)} for size in (0.1, 1)}
+    assert seeds == {0.1: {0}, 1: {0, 1, 2}}
+    assert {c.seed for c in cells if c.method == "scratch" and c.size == 1} == {0, 1, 2}  # what others start from
+    assert {c.seed for c in plan(shrink(study))} <= {SEARCH_SEED, 0}
+    with pytest.raises(UserError, match="holds a value twice"):
+        load(StudyRecipe, DEMO, ["--seeds", "0", "--largest-seeds", "0"])

