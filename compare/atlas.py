@@ -67,7 +67,7 @@ def fetch(name: str, domain: AtlasDomain) -> Path:
         text = folder / "text"
         text.mkdir()
         if domain.pattern:
-            extract(domain, found, text / "documents.jsonl")
+            extract(domain, found, text)
         else:
             for path in found:
                 (text / path.relative_to(unpacked)).parent.mkdir(parents=True, exist_ok=True)
@@ -76,16 +76,19 @@ def fetch(name: str, domain: AtlasDomain) -> Path:
     return target
 
 
-def extract(domain: AtlasDomain, files: list[Path], target: Path) -> None:
-    """Write what the pattern of a domain matches in its files as JSON lines."""
+def extract(domain: AtlasDomain, files: list[Path], folder: Path) -> None:
+    """Write what the pattern of a domain matches: a line each, or with `document` = "file" a document per file."""
     pattern = re.compile(domain.pattern)
-    with target.open("w", encoding="utf-8") as out:
+    is_whole = domain.data.document == "file"
+    with (folder / ("documents.jsonl" if is_whole else "lines.txt")).open("w", encoding="utf-8") as out:
         for path in files:
             matches = pattern.finditer(path.read_text(encoding="utf-8", errors="replace"))
-            texts = [" ".join(part for part in match.groups() if part).strip() for match in matches]
-            for document in ["\n".join(texts)] if domain.data.document == "file" else texts:
-                if document:
-                    out.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
+            parts = [" ".join(part for part in match.groups() if part).strip() for match in matches]
+            lines = [part if is_whole else " ".join(part.split()) for part in parts if part]
+            if is_whole and lines:
+                out.write(json.dumps({"text": "\n".join(lines)}, ensure_ascii=False) + "\n")
+            elif lines:
+                out.write("\n".join(lines) + "\n")
 
 
 def _call(name: str, command: list[str], folder: Path) -> None:

@@ -15,8 +15,8 @@ class AtlasDomain(Section):
     files: list[str] = Field([])
     """Patterns of the files in the unpacked package."""
     pattern: str = ""
-    """A regular expression whose groups are the text of one match, as in a dictionary's lines. With
-    `data.document` = "file" the matches of a file are one document, otherwise each is one. Empty: files as they are."""
+    """A regular expression whose groups are the text of one match. With `data.document` = "file" the matches of a
+    file are one document, otherwise each is a line of one text. Empty: files as they are."""
     licence: str = Field(min_length=1)
     """As the package states it."""
     data: DataConfig = DataConfig()

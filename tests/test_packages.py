@@ -8,7 +8,7 @@ import tomllib
 import pytest
 from layout import MAY_IMPORT, OPTIONAL, ROOT, TRITON, module_name, sources
 
-from configs import finetune_recipe, prompt_recipe, schema, study_recipe
+from configs import atlas_recipe, finetune_recipe, prompt_recipe, schema, study_recipe
 
 
 def imported(nodes):
@@ -63,6 +63,7 @@ def test_what_is_printed_is_cleaned_first(path):
 
 RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
 KINDS = {
+    "atlas": atlas_recipe.AtlasDomain,
     "study": study_recipe.StudyRecipe,
     "finetune": finetune_recipe.FinetuneRecipe,
     "store": prompt_recipe.StoreRecipe,
@@ -92,7 +93,9 @@ def test_every_setting_is_set_by_some_shipped_recipe():
     used = {key for path in RECIPES for key in tables(tomllib.loads(path.read_text()))}
     settings = {
         name
-        for section in (vars(schema) | vars(finetune_recipe) | vars(study_recipe) | vars(prompt_recipe)).values()
+        for section in (
+            vars(schema) | vars(atlas_recipe) | vars(finetune_recipe) | vars(study_recipe) | vars(prompt_recipe)
+        ).values()
         if isinstance(section, type) and issubclass(section, schema.Section)
         for name in section.model_fields
     }

