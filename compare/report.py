@@ -23,8 +23,9 @@ from cli.errors import run_command
 from cli.recipes import Parser, load
 from compare.analysis.answer import answer, options
 from compare.analysis.bootstrap import calibration_error
+from compare.analysis.forgetting import general_bits
 from compare.analysis.ledger import Ledger, Sentence, name_of
-from compare.analysis.verdict import describe_data, general_bits, verdict
+from compare.analysis.verdict import describe_data, verdict
 from compare.context import MAX_VALIDATION, MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import METHODS

@@ -1,6 +1,6 @@
 """The verdict: plain sentences, each with the ledger rows that support it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from compare.analysis.bootstrap import Estimate, Resampled
 from compare.analysis.costs import break_even_sentences, front_sentences
 from compare.analysis.curves import MIN_RESAMPLES, find_crossing, fit_power_law
+from compare.analysis.forgetting import forgetting_sentences, general_bits
 from compare.analysis.ledger import Ledger, Sentence, name_of, row_ids
 from compare.analysis.significance import Claims, find_claims
 from compare.context import MIN_VALIDATION
@@ -35,7 +36,7 @@ def verdict(
         *_prompt_worth(ledger),
         *break_even_sentences(ledger, requests, margin),
         *front_sentences(ledger, requests, margin, per_hour, per_label),
-        *_forgetting(ledger),
+        *forgetting_sentences(ledger),
         *_caveats(ledger),
     ]
 
@@ -272,29 +273,6 @@ def _prompt_worth(ledger: Ledger) -> Iterator[Sentence]:
             if not bounds:
                 text = f"The number of labelled items with which {method} has the score of {prompt} is undecided."
             yield Sentence(text, row_ids(ledger.largest("task", prompt)) + ledger.row_ids("task", method))
-
-
-def general_bits(rows: Sequence[dict]) -> list[float]:
-    """Bits per byte of general text, one per seed; empty if it was not measured."""
-    return [row["general_bits"] / row["general_bytes"] for row in rows if "general_bits" in row]
-
-
-def _forgetting(ledger: Ledger) -> Iterator[Sentence]:
-    for axis in ("text", "task"):
-        methods = ledger.methods(axis)
-        changes, rows = [], ledger.largest(axis, "zero-shot") if "zero-shot" in methods else []
-        before = general_bits(rows)
-        for method in ("full", "top-layers", "lora", "soft-prompt"):
-            if before and method in methods:
-                by_seed = [value - before[0] for value in general_bits(ledger.largest(axis, method))]
-                changes.append(f"{method} {np.mean(by_seed):+.3f} ({min(by_seed):+.3f} to {max(by_seed):+.3f})")
-                rows = [*rows, *ledger.largest(axis, method)]
-        if changes:
-            yield Sentence(
-                f"Forgetting: training on the {axis} changes the bits per byte of general text from "
-                f"{before[0]:.3f} by, as mean and range over seeds, {', '.join(changes)}.",
-                row_ids(rows),
-            )
 
 
 def _caveats(ledger: Ledger) -> Iterator[Sentence]:

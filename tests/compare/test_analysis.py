@@ -329,3 +329,23 @@ def test_the_verdict_on_text_has_differences_baselines_and_extrapolations():
     assert "epochs on all of the text: lora 0.10." in text
     assert "so the initial weights were kept: scratch with 1 % of the text." in text
     assert re.search(r"scratch and lora cross at \d", text)
+
+
+@pytest.mark.parametrize(
+    ("lora_bits", "lora_general", "expected"), [(2.2, 25.0, "holds"), (2.2, 31.0, "does not hold"), (2.0, 25.0, "un")]
+)
+def test_whether_lora_learns_less_and_forgets_less(lora_bits, lora_general, expected):
+    draw = np.random.default_rng(4)
+    rows = []
+    for factor in (1.0, 4.0):
+        for method, bits, general in (("full", 2.0, 30.0), ("lora", lora_bits, lora_general)):
+            made = text_rows(method, 1.0, bits, draw, general_bytes=10)
+            for row in made:
+                row |= {"general_bits": draw.normal(general, 0.1), "factor": factor, "id": f"{row['id']}-{factor:g}"}
+            rows += made
+    text = verdict_text(rows)
+    forgot = rf"lower by {(30 - lora_general) / 10:.1f}"[:-1].replace(".", r"\.")
+    for budget in ("the budget", "4 times the budget"):
+        assert re.search(rf"Biderman et al\. 2024\): {expected}\w* with all of the text and {budget}\. ", text), text
+    assert len(re.findall(forgot, text)) == 2
+    assert "Biderman" not in verdict_text([row for row in rows if row["method"] == "full"])
