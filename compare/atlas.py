@@ -108,7 +108,8 @@ def study_of(name: str) -> StudyRecipe:
     domain = load(AtlasDomain, path)
     data = domain.data
     if domain.package:
-        data = data.model_copy(update={"corpus": str(fetch(name, domain))})
+        read = {"document": "section"} if domain.pattern else {}  # `extract` has made documents of the files
+        data = data.model_copy(update={"corpus": str(fetch(name, domain)), **read})
     return load(StudyRecipe, STUDY).model_copy(update={"data": data})
 
 

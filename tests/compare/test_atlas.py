@@ -5,12 +5,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from texts import words
 
 from cli.errors import UserError
 from cli.recipes import load
 from compare import atlas
 from compare.plan import plan
 from configs.atlas_recipe import AtlasDomain
+from data.prepare import prepare
+from data.splits import load_manifest
 
 
 def test_every_domain_has_a_study_of_text_at_four_sizes():
@@ -45,6 +48,21 @@ def test_matches_are_lines_or_one_document(in_folder):
     atlas.extract(AtlasDomain(**shared, data={"document": "file"}), [source], in_folder)
     (line,) = (in_folder / "documents.jsonl").read_text().splitlines()
     assert json.loads(line) == {"text": "a first\nb second"}
+
+
+def test_the_matches_of_files_can_be_prepared(in_folder, monkeypatch):
+    text = {"package": "npm:x@1", "files": ["x"], "licence": "MIT", "pattern": r"(?s)(.+)"}
+    rows = [f"{key} = {json.dumps(value)}" for key, value in text.items()]
+    (in_folder / "x.toml").write_text("\n".join([*rows, "[data]", 'document = "file"']))
+    monkeypatch.setattr(atlas, "DOMAINS", in_folder)
+    for n in range(40):
+        (in_folder / f"{n}.txt").write_text(words(n, 60))
+    (in_folder / "atlas" / "x").mkdir(parents=True)
+    domain = load(AtlasDomain, in_folder / "x.toml")
+    atlas.extract(domain, sorted(in_folder.glob("*.txt")), in_folder / "atlas" / "x")
+    data = atlas.study_of("x").data.model_copy(update={"cache_dir": str(in_folder / "cache")})
+    manifest = load_manifest(prepare(data))
+    assert manifest["counts"]["documents_read"] == 40
 
 
 def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
