@@ -110,7 +110,7 @@ def study_of(name: str) -> StudyRecipe:
     if domain.package:
         read = {"document": "section"} if domain.pattern else {}  # `extract` has made documents of the files
         data = data.model_copy(update={"corpus": str(fetch(name, domain)), **read})
-    return load(StudyRecipe, STUDY).model_copy(update={"data": data})
+    return load(StudyRecipe, STUDY).model_copy(update={"data": data, "test_documents": domain.test_documents})
 
 
 def hours_left(study: StudyRecipe, folder: Path) -> float:
