@@ -7,6 +7,7 @@ import pytest
 
 from cli.errors import UserError
 from compare.analysis.ledger import Ledger
+from compare.atlas_picture import border, draw
 from compare.predict import (
     Domain,
     Features,
@@ -145,3 +146,15 @@ def test_a_corpus_is_predicted_and_added_to_the_atlas(tmp_path):
     add_domain(atlas, "mine", tmp_path / "mine", tmp_path / "mine")
     assert [domain.name for domain in read_atlas(atlas)][-1] == "mine"
     assert len(read_atlas(atlas)) == 7
+
+
+def test_the_border_of_the_picture_is_where_the_planted_rule_ties(tmp_path):
+    domains = planted(5, 14, noise=0.01)
+    ratios, sizes = np.linspace(-1, 1, 41), np.logspace(5, 8, 61)
+    advantage, undecided = border(domains, ratios, sizes)
+    expected = 0.3 * (np.log10(sizes)[:, None] - 6) + 0.5 * ratios
+    assert np.mean((advantage > 0) == (expected > 0)) > 0.95
+    assert undecided[abs(advantage) < 0.01].all()
+    assert not undecided[abs(advantage) > 0.3].any()
+    draw(domains, tmp_path / "atlas.png")
+    assert (tmp_path / "atlas.png").stat().st_size > 20_000
