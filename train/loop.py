@@ -81,13 +81,15 @@ class Trainer:
         profile: str | None = None,
         keep_best: bool = False,
         in_memory: BestWeights | None = None,
+        evaluations: int = 0,
     ):
         """Prepare to train the parameters of `model` that require gradients.
 
         Checkpoints, metrics and plots go to the run directory `run`. `resume` continues from its
         newest checkpoint, if there is one. `profile` names steps to profile, as "10:13".
         `keep_best` saves whenever the validation score improves, as `config.patience` does.
-        `in_memory` keeps the best weights, instead of checkpoints in `run`.
+        `in_memory` keeps the best weights, instead of checkpoints in `run`. `evaluations` is the number of
+        evaluations after the start, evenly spaced over `config.steps`, instead of `config.eval_every`.
 
         Raises UserError if the batch does not divide over ranks, memory is too small, or the
         checkpoint to resume does not match the model.
@@ -101,6 +103,7 @@ class Trainer:
             train_set.separator = validation_set.separator = tokenizer.separator_id
         self.model, self.run, self.ranks, self.device = model.train(), run, ranks, ranks.device
         self.train_set, self.validation_set, self.keep_best = train_set, validation_set, keep_best
+        self.evaluations = evaluations
         fingerprint = f"{train_set.fingerprint}:{frozen_hash(model)}"
         bfloat16 = uses_bfloat16(config.precision, model, self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
@@ -158,7 +161,7 @@ class Trainer:
                 # The run before the resume has already evaluated and saved this step.
                 is_new = progress.step > self.started_at or not self.resumed
                 is_last, bits_per_byte, improved = done >= 1, None, False
-                evaluation_due = not stop and (is_last or (is_new and progress.step % config.eval_every == 0))
+                evaluation_due = not stop and (is_last or (is_new and self.is_evaluated(progress.step)))
                 save_due = progress.step > 0 and progress.step % config.save_every == 0
                 if (evaluation_due or save_due or save_now or stop) and self.finish_last_step():
                     continue  # rewound
@@ -180,6 +183,13 @@ class Trainer:
         # A signal after the last step stops nothing. `stop` may come from another rank's signal.
         received = (signals.received or signal.SIGTERM) if stop else 0
         return RunResult(progress, self.score, peak_memory(self.device), int(received))
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation is due after `step` steps."""
+        if not self.evaluations:
+            return step % self.config.eval_every == 0
+        n, steps = self.evaluations, self.config.steps
+        return step == 0 or step * n // steps > (step - 1) * n // steps
 
     def step(self, end: float) -> None:
         """One optimiser step; `end` is the share of the run that will be done after it.

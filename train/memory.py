@@ -20,7 +20,7 @@ class BestWeights:
     @torch.no_grad()
     def save(self, state: TrainState, bits_per_byte: float | None) -> None:
         """Keep a copy of the trained parameters, or of their EMA, if their score is the best so far."""
-        if bits_per_byte is None or bits_per_byte >= self.score:
+        if bits_per_byte is None or not bits_per_byte < self.score:  # NaN is not better
             return
         assert not any(is_sharded(p) for p in state.parameters.values())
         self.step, self.score = state.progress.step, bits_per_byte

@@ -63,8 +63,8 @@ def train_largest_tokenizer(texts: list[str], config: TokenizerConfig) -> Tokeni
     try:
         return train_tokenizer(texts, config.model_copy(update={"strict": True}))
     except UserError:
-        smaller = config.vocab_size // 2
-        if smaller < MIN_VOCAB_SIZE:
+        smaller = max(MIN_VOCAB_SIZE, config.vocab_size // 2)
+        if smaller == config.vocab_size:
             raise
         return train_largest_tokenizer(texts, config.model_copy(update={"vocab_size": smaller}))
 

@@ -49,8 +49,8 @@ def speed_key(recipe: StudyRecipe, cell: Cell) -> str:
 
 
 def steps_in(seconds: float, step_seconds: float) -> int:
-    """The steps of a budget: a multiple of EVALUATIONS, at least MIN_STEPS."""
-    return max(MIN_STEPS, round(seconds / step_seconds / EVALUATIONS) * EVALUATIONS)
+    """The steps of a budget, at least MIN_STEPS."""
+    return max(MIN_STEPS, round(seconds / step_seconds))
 
 
 def text_training(
@@ -96,13 +96,13 @@ def train_within_budget(
     steps = steps_in(study.recipe.budget_seconds * cell.factor, speed.step_seconds)
     changes = {
         "steps": steps,
-        "eval_every": steps // EVALUATIONS,
+        "eval_every": steps // EVALUATIONS,  # for the estimate of the run's time
         "learning_rate": rate,
         "micro_batch_size": speed.micro_batch_size,
         "precision": speed.precision,
     }
     best = BestWeights()
-    trainer, result = run_training(study, cell, model, tokenizer, sets, changes, best)
+    trainer, result = run_training(study, cell, model, tokenizer, sets, changes, best, EVALUATIONS)
     best.restore(trainer.state)
     for parameter in model.parameters():
         parameter.grad = None
@@ -127,6 +127,7 @@ def run_training(
     sets: tuple[DataSet, DataSet],
     changes: dict,
     best: BestWeights,
+    evaluations: int = 0,
 ) -> tuple[Trainer, RunResult]:
     """Train with the settings of the cell's method and axis, and `changes`."""
     table = getattr(study.recipe, recipe_table(cell.method))
@@ -136,7 +137,9 @@ def run_training(
     recipe = FinetuneRecipe(base=study.foundation_name(cell), data=study.recipe.data, train=config)
     run = study.folder / "training" / cell.name
     with start_run(run, recipe, tokenizer, overwrite=True), Ranks(config.device) as ranks:
-        trainer = Trainer(model, *sets, tokenizer, config, run, ranks, keep_best=True, in_memory=best)
+        trainer = Trainer(
+            model, *sets, tokenizer, config, run, ranks, keep_best=True, in_memory=best, evaluations=evaluations
+        )
         result = trainer.train()
     if result.signal:
         raise KeyboardInterrupt

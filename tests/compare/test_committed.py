@@ -33,7 +33,7 @@ def test_every_cell_is_there_with_one_code_version(folder):
     assert len({row["commit"] for row in rows}) == 1
     assert not rows[0]["commit"].endswith("-dirty")
     assert len(recipe.seeds) >= 3
-    assert min(len(recipe.shares), len(recipe.labels)) >= 4
+    assert len(recipe.shares) >= 4
 
 
 def test_table_and_verdict_follow_from_the_ledger(folder):
