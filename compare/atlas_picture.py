@@ -14,8 +14,9 @@ import numpy as np
 from cli.console import show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser
+from compare.domains import ATLAS, Domain, Features, read_atlas
 from compare.pictures import COLOURS
-from compare.predict import ATLAS, Domain, Features, Predictor, read_atlas
+from compare.predict import Predictor
 
 POINTS = 120  # of the grid, each way
 MARGIN = 0.25  # of the axes beside the outermost points, in decades

@@ -1,74 +1,29 @@
 """Predict whether training from scratch beats tuning on a corpus, from what two minutes measure.
 
-    python -m compare.predict [benchmarks/studies/atlas] [--out docs/atlas.json]
+    python -m compare.predict [benchmarks/studies/atlas]
 
 Fits a ridge regression to the atlas (compare/atlas.py) and prints how well it predicts domains that it has
-not seen, beside three rules that need no model. `compare.run --corpus X --predict` uses it.
-
-The outcome is log2(bits per byte of the better of LoRA and full fine-tuning / bits per byte from scratch), for
-every size and budget of a domain: above 0 training from scratch is better.
+not seen, beside four rules that need no model. `compare.run --corpus X --predict` uses it.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
-from math import log2, log10
+from math import log10
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cli.atomic import to_json, write_atomically
 from cli.console import show
-from cli.errors import UserError, run_command
+from cli.errors import run_command
 from cli.recipes import Parser
 from compare.analysis.ledger import Ledger
+from compare.domains import ATLAS, Domain, Features, Outcome, measure_features, read_atlas
 
-ATLAS = Path("benchmarks/studies/atlas")
-SHORT = 0.5  # budget factor of the short runs that are features
-TUNED = ("lora", "full")
 LEVEL = 0.8  # of the intervals
 PENALTIES = np.logspace(-2, 3, 11)
 LARGE = 10e6  # bytes; what the primers' prose is taken to mean by a large domain
-MIN_DOMAINS = 4
-
-
-class Features(NamedTuple):
-    """What is measured of a corpus before any decision."""
-
-    ratio: float
-    """log2 of zero-shot bits per byte over those of xz: how far the text is from the foundation."""
-    early: float
-    """log2 of LoRA's bits per byte over those from scratch, after short runs on all of the text."""
-    fertility: float
-    """The foundation's tokens per byte."""
-    overlap: float
-    """Share of the held-out n-grams that occur in the training text: how much it repeats itself."""
-
-
-class Outcome(NamedTuple):
-    """Who won on how much text with how much training, and by how much."""
-
-    bytes: float
-    seconds: float
-    advantage: float
-    """Of training from scratch, in log2 of bits per byte."""
-
-
-class Domain(NamedTuple):
-    """A domain of the atlas."""
-
-    name: str
-    features: Features
-    outcomes: list[Outcome]
-
-    @property
-    def decisive(self) -> Outcome:
-        """The outcome on all of the text with the study's own budget."""
-        largest = max(outcome.bytes for outcome in self.outcomes)
-        seconds = sorted({outcome.seconds for outcome in self.outcomes if outcome.bytes == largest})
-        middle = seconds[len(seconds) // 2]
-        return next(o for o in self.outcomes if (o.bytes, o.seconds) == (largest, middle))
+FAR = 100  # times as much text, or as little: farther than a crossing is predicted
 
 
 class Prediction(NamedTuple):
@@ -78,62 +33,7 @@ class Prediction(NamedTuple):
     low: float
     high: float
     chance: float
-    """That training from scratch is better: the share of the atlas's errors with which it would be."""
-
-
-def measure_features(ledger: Ledger, factor: float) -> Features:
-    """The features of a corpus from its rows; the short runs are those with `factor` times the budget."""
-
-    def bits(method: str) -> float:
-        return ledger.budget_score("text", method, factor).value
-
-    (zero,) = ledger.largest("text", "zero-shot")
-    return Features(
-        log2(ledger.score("text", "zero-shot").value / ledger.score("text", "xz").value),
-        log2(bits("lora") / bits("scratch")),
-        sum(zero["document_tokens"]) / sum(zero["document_bytes"]),
-        statistics.mean(row["overlap"] for row in ledger.largest("text", "xz")),
-    )
-
-
-def measure_outcomes(ledger: Ledger) -> list[Outcome]:
-    """Who won at every size and budget of a study."""
-    methods = [method for method in TUNED if method in ledger.methods("text")]
-    found = []
-    for size in ledger.sizes("text", "scratch"):
-        row, *_ = ledger.at("text", "scratch", size)
-        tuned = min(ledger.score("text", method, size).value for method in methods)
-        advantage = log2(tuned / ledger.score("text", "scratch", size).value)
-        found.append(Outcome(row["seen_bytes"], row["training_seconds"], advantage))
-    for factor in sorted({factor for axis, _, factor in ledger.budgets if axis == "text"}):
-        row, *_ = ledger.budgets["text", "scratch", factor]
-        tuned = min(ledger.budget_score("text", method, factor).value for method in methods)
-        advantage = log2(tuned / ledger.budget_score("text", "scratch", factor).value)
-        found.append(Outcome(row["seen_bytes"], row["training_seconds"], advantage))
-    return found
-
-
-def read_atlas(folder: Path) -> list[Domain]:
-    """All domains whose studies have ended, and those that users have added. Raises UserError if they are too few."""
-    found = []
-    for path in sorted(folder.glob("*/answer.md")):
-        ledger = Ledger.read(path.parent)
-        found.append(Domain(path.parent.name, measure_features(ledger, SHORT), measure_outcomes(ledger)))
-    for path in sorted(folder.glob("*.domain.json")):
-        name, features, outcomes = json.loads(path.read_text(encoding="utf-8"))
-        found.append(Domain(name, Features(*features), [Outcome(*each) for each in outcomes]))
-    if len(found) < MIN_DOMAINS:
-        raise UserError(f"{folder}: {len(found)} finished domains are too few to predict from; run: compare.atlas")
-    return found
-
-
-def add_domain(atlas: Path, name: str, predicted: Path, study: Path) -> Path:
-    """Add a corpus to an atlas: its features from the short runs in `predicted`, its outcomes from a full study."""
-    outcomes = measure_outcomes(Ledger.read(study))
-    domain = Domain(name, measure_features(Ledger.read(predicted), 1.0), outcomes)
-    path = atlas / f"{name}.domain.json"
-    write_atomically(path, to_json(domain) + "\n")
-    return path
+    """That training from scratch is better: the share of the atlas's errors, of either sign, with which it would be."""
 
 
 def describe_prediction(folder: Path, corpus: str, atlas: Path = ATLAS) -> list[str]:
@@ -146,14 +46,18 @@ def describe_prediction(folder: Path, corpus: str, atlas: Path = ATLAS) -> list[
     size = float(ledger.largest("text", "scratch")[0]["seen_bytes"])
     seconds = statistics.median(domain.decisive.seconds for domain in domains)
     now = predictor.predict(features, size, seconds)
-    lines = [f"With {seconds:.0f} s of training on all of the text ({_megabytes(size)}): {_winner(now)}."]
+    lines = [f"With {seconds:.0f} s of training on one core on all of the text ({_megabytes(size)}): {_winner(now)}."]
     more = predictor.predict(features, 10 * size, seconds), predictor.predict(features, size, 10 * seconds)
     lines.append(f"  With ten times the text: {_winner(more[0])}; with ten times the training: {_winner(more[1])}.")
-    if crossing := predictor.crossing(features, size, seconds):
+    longest = max(outcome.seconds for domain in domains for outcome in domain.outcomes)
+    if 10 * seconds > longest:
+        lines.append(f"  The last is extrapolated: the atlas has trainings of at most {longest:.0f} s.")
+    crossing = predictor.crossing(features, size, seconds)
+    if crossing and 1 / FAR <= crossing[0] / size <= FAR:
         at, low, high = map(_megabytes, crossing)
-        lines.append(f"  Training from scratch is likely to be better from {at} of text on [{low}, {high}].")
+        lines.append(f"  The predicted tie is at {at} of text [{low}, {high}]; with more, training from scratch leads.")
     else:
-        lines.append("  In the atlas, more text does not favour training from scratch.")
+        lines.append(f"  No tie is predicted between a {FAR}th of this text and {FAR} times as much.")
     nearest = ", ".join(domain.name for domain in predictor.nearest(features, size))
     lines.append(f"  The corpus resembles {nearest} most.")
     name, right, _, _ = judge(domains)[-1]
@@ -167,8 +71,14 @@ def _winner(found: Prediction) -> str:
     sign = 1 if found.advantage > 0 else -1
     value, *ends = (1 - 2 ** (-sign * each) for each in (found.advantage, found.low, found.high))
     low, high = sorted(ends)
-    name, chance = ("from scratch", found.chance) if sign > 0 else ("tuning", 1 - found.chance)
-    return f"{name}, chance {chance:.0%}, with {value:.0%} [{low:.0%}, {high:.0%}] fewer bits per byte"
+    chance = found.chance if sign > 0 else 1 - found.chance
+    return (
+        f"{_side(found.advantage)}, chance {chance:.0%}, with {value:.0%} [{low:.0%}, {high:.0%}] fewer bits per byte"
+    )
+
+
+def _side(advantage: float) -> str:
+    return "from scratch" if advantage > 0 else "tuning"
 
 
 def _megabytes(size: float) -> str:
@@ -230,17 +140,23 @@ class Predictor:
         self.errors = np.array([error for each in errors for error in each])
         self.weights = np.array([1 / len(each) for each in errors for _ in each]) / len(errors)
 
-    def quantile(self, level: float) -> float:
-        """Of the errors, every domain with the same weight."""
-        order = np.argsort(self.errors)
-        at = min(int(np.searchsorted(np.cumsum(self.weights[order]), level)), len(order) - 1)
-        return float(self.errors[order][at])
+    def half_width(self) -> float:
+        """Half of an interval of LEVEL: a quantile of the absolute errors, every domain with the same weight.
+
+        As a new domain is one more than the domains whose errors are known, the quantile is that of a
+        conformal prediction (Vovk et al. 2005).
+        """
+        count = len(self.domains)
+        order = np.argsort(abs(self.errors))
+        level = min(1.0, LEVEL * (count + 1) / count)
+        at = min(int(np.searchsorted(np.cumsum(self.weights[order]), level - 1e-9)), len(order) - 1)
+        return float(abs(self.errors[order][at]))
 
     def predict(self, features: Features, size: float, seconds: float) -> Prediction:
         """At one size and budget, with the interval of LEVEL."""
-        value = self.model(features, size, seconds)
-        low, high = (value + self.quantile(level) for level in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return Prediction(value, low, high, float(self.weights[value + self.errors > 0].sum()))
+        value, half = self.model(features, size, seconds), self.half_width()
+        chances = [float(self.weights[value + sign * self.errors > 0].sum()) for sign in (1, -1)]
+        return Prediction(value, value - half, value + half, statistics.mean(chances))
 
     def crossing(self, features: Features, size: float, seconds: float) -> tuple[float, float, float] | None:
         """Bytes from which training from scratch is better, with an interval; None if more text does not help it."""
@@ -263,10 +179,11 @@ class Predictor:
         ]
 
 
-RULES: dict[str, Callable[[Features, float], bool]] = {
-    "always tune": lambda features, size: False,
-    "from scratch if zero-shot is worse than xz": lambda features, size: features.ratio > 0,
-    "from scratch if the domain is large and unusual": lambda features, size: features.ratio > 0 and size >= LARGE,
+RULES: dict[str, Callable[[Features, Outcome], bool]] = {
+    "always tune": lambda features, at: False,
+    "from scratch if zero-shot is worse than xz": lambda features, at: at.ratio > 0,
+    "from scratch if the domain is large and unusual": lambda features, at: at.ratio > 0 and at.bytes >= LARGE,
+    "whichever leads after the short runs": lambda features, at: features.early > 0,
 }
 """Whether to train from scratch, without a model. The third is the primers' prose."""
 
@@ -275,7 +192,7 @@ def judge(domains: Sequence[Domain]) -> list[tuple[str, int, int, float]]:
     """How often every rule and the predictor name the winner: (name, domains right, outcomes right, of which share)."""
     errors = left_out_errors(domains)
     calls: dict[str, list[list[bool]]] = {
-        name: [[rule(d.features, o.bytes) == (o.advantage > 0) for o in d.outcomes] for d in domains]
+        name: [[rule(d.features, o) == (o.advantage > 0) for o in d.outcomes] for d in domains]
         for name, rule in RULES.items()
     }
     calls["the predictor, which has not seen the domain"] = [
@@ -290,31 +207,37 @@ def judge(domains: Sequence[Domain]) -> list[tuple[str, int, int, float]]:
     return found
 
 
+def tables(domains: Sequence[Domain]) -> list[str]:
+    """The lines of two Markdown tables: every domain with its winner and what is predicted, and every rule."""
+    found = [
+        "| domain | text | distance | fewer bits per byte | predicted by a model that has not seen the domain |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
+    for number, domain in enumerate(domains):
+        decisive = domain.decisive
+        others = Predictor([*domains[:number], *domains[number + 1 :]])
+        predicted = others.predict(domain.features, decisive.bytes, decisive.seconds)
+        right = "right" if predicted.advantage * decisive.advantage > 0 else "wrong"
+        found.append(
+            f"| {domain.name} | {_megabytes(decisive.bytes)} | {2**domain.features.ratio:.2f} | "
+            f"{_side(decisive.advantage)}, {1 - 2 ** -abs(decisive.advantage):.0%} | {right}: {_winner(predicted)} |"
+        )
+    found += ["", "| rule | domains right | sizes and budgets right |", "| --- | ---: | ---: |"]
+    for name, decided, right_in_all, share in judge(domains):
+        count = sum(len(domain.outcomes) for domain in domains)
+        found.append(f"| {name} | {decided} of {len(domains)} | {right_in_all} of {count}, {share:.0%} |")
+    return found
+
+
 def main() -> None:
     """Entry point of `python -m compare.predict`."""
     parser = Parser(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=ATLAS)
-    parser.add_argument("--out", type=Path, help="write what is printed as JSON")
-    args = parser.parse_args()
-    domains = read_atlas(args.folder)
-    predictor = Predictor(domains)
-    rows = []
-    for domain, errors in zip(domains, left_out_errors(domains), strict=True):
-        decisive = domain.decisive
-        predicted = decisive.advantage - errors[domain.outcomes.index(decisive)]
-        rows.append({"domain": domain.name, **domain.features._asdict(), **decisive._asdict(), "predicted": predicted})
-        show(
-            f"{domain.name:20} {decisive.bytes / 1e6:6.2f} MB, distance {2**domain.features.ratio:.2f}: from scratch "
-            f"{decisive.advantage:+.3f}, predicted {predicted:+.3f}"
-        )
-    for name, decided, right, share in (judged := judge(domains)):
-        show(f"{name}: {decided} of {len(domains)} domains, {share:.0%} of all sizes and budgets ({right})")
+    domains = read_atlas(parser.parse_args().folder)
+    show("\n".join(tables(domains)))
     names = ("log10 bytes", "log10 seconds", *Features._fields)
-    slopes = dict(zip(names, map(float, predictor.model.slopes), strict=True))
-    show("slopes per standard deviation: " + ", ".join(f"{name} {slope:+.3f}" for name, slope in slopes.items()))
-    if args.out:
-        rules = [dict(zip(("rule", "domains", "outcomes", "share"), each, strict=True)) for each in judged]
-        write_atomically(args.out, to_json({"domains": rows, "rules": rules, "slopes": slopes}, 1) + "\n")
+    slopes = dict(zip(names, map(float, Predictor(domains).model.slopes), strict=True))
+    show("\nSlopes per standard deviation: " + ", ".join(f"{name} {slope:+.3f}" for name, slope in slopes.items()))
 
 
 if __name__ == "__main__":

@@ -38,11 +38,12 @@ from cli.atomic import write_atomically
 from cli.console import say, show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
+from compare.domains import ATLAS, add_domain, read_atlas
 from compare.execute import calibrate, run_on_ray, run_sequentially, write_ledger
 from compare.keep import keep_winners
 from compare.own_corpus import describe, recipe_for, short_recipe
 from compare.plan import collect_provenance, estimate_seconds, plan, print_plan, read_measured, shrink
-from compare.predict import ATLAS, add_domain, describe_prediction, read_atlas
+from compare.predict import describe_prediction
 from compare.report import write_report
 from configs.study_recipe import StudyRecipe
 from train.run_directory import (
@@ -87,14 +88,22 @@ def parse_own_corpus(parser: Parser) -> tuple[StudyRecipe, argparse.Namespace]:
     own = parser.parse_args()
     if own.minutes <= 0:
         raise UserError(f"--minutes {own.minutes:g} is not above 0")
-    own.config = Path(own.corpus).stem or "corpus"
+    name = Path(own.corpus).stem or "corpus"
     if own.predict:
         read_atlas(own.atlas or ATLAS)  # before anything is measured
-        own.config += "-predict"
+        if own.quick or own.methods:
+            raise UserError("--predict makes the same short runs as the atlas: leave out --quick and --methods")
+        own.config = f"{name}-predict.toml"
         return short_recipe(own.corpus), own
+    own.config = f"{name}.toml"
     study = recipe_for(own.corpus, own.labels, own.minutes)
     say(describe(study, own.minutes))
     return study, own
+
+
+def is_own_corpus(words: list[str]) -> bool:
+    """Whether a command line has --corpus."""
+    return any(word.partition("=")[0] == "--corpus" for word in words)
 
 
 def show_prediction(folder: Path, own: argparse.Namespace) -> None:
@@ -120,7 +129,7 @@ def main() -> int:
     parser.add_argument("--ray", action="store_true", help="run cells on a Ray cluster")
     parser.add_argument("--keep", action="store_true", help="write the winners as files that other commands load")
     parser.set_defaults(predict=False)
-    study, own = parse_own_corpus(parser) if "--corpus" in sys.argv else parse(StudyRecipe, parser)
+    study, own = parse_own_corpus(parser) if is_own_corpus(sys.argv) else parse(StudyRecipe, parser)
     if own.quick:
         study = shrink(study)
     folder = own.run_dir or Path("runs") / f"study-{Path(own.config).stem}"
@@ -142,7 +151,8 @@ def main() -> int:
         measure = run_on_ray if own.ray and left else run_sequentially
         try:
             if own.predict and left:  # the steps of the atlas
-                shutil.copyfile((own.atlas or ATLAS) / "calibration.json", folder / "calibration.json")
+                shared = [each / "calibration.json" for each in (own.atlas, ATLAS) if each]
+                shutil.copyfile(next(path for path in shared if path.exists()), folder / "calibration.json")
             calibrate(study, folder, left, int(own.ray))
             write_ledger(folder, all_cells, rows)
             seconds = {cell: estimate_seconds(study, cell, list(rows.values())) for cell in left}
