@@ -6,13 +6,13 @@ few designs that is estimated to end in time is taken.
 
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cli.errors import UserError
 from cli.recipes import load
 from compare.context import load_study_task
+from compare.domains import SHORT as SHORT_RUNS
 from compare.plan import estimate_seconds, plan
-from compare.predict import SHORT as SHORT_RUNS
 from configs.schema import DataConfig, TaskConfig, TokenizerConfig
 from configs.study_recipe import ScratchMethod, StudyRecipe
 from data.prepare import prepare
@@ -21,9 +21,12 @@ from data.tasks import read_json_rows
 
 MIN_BYTES = 20_000  # of training text
 MIN_DOCUMENTS, MOST_DOCUMENTS = 5, 64  # held out
+MOST_SCORED_BYTES = 128_000  # of held-out text: what the estimates of time are for
+MIN_SHARE_BYTES = 4_000  # of the smallest size
 MIN_TRAIN_ITEMS, MIN_TEST_ITEMS = 16, 8
 FEW_ITEMS = 500  # below, more of the corpus and of the items is held out
 SHORT = 5.0  # minutes, below which only distance and baselines are measured
+SAFE_LORA_RATE = 2e-3  # as in configs/study/demo.toml
 SPARE = 0.85  # share of the time that is planned
 CALIBRATION_SECONDS = 15.0  # of one kind of training
 BUDGETS = (240.0, 120.0, 60.0, 40.0, 20.0)
@@ -56,7 +59,8 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
     base = StudyRecipe(
         data=data,
         task=task,
-        test_documents=min(documents, MOST_DOCUMENTS),
+        general=general_for(corpus),
+        test_documents=documents,
         text_methods=TEXT,
         task_methods=TASK,
         scratch=ScratchMethod(tokenizer=TokenizerConfig(vocab_size=vocabulary_for(size), sample_megabytes=20)),
@@ -67,14 +71,23 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
         return base.model_copy(update=first | {"labels": [most_labels or 1]})
     for design in DESIGNS:
         for budget in BUDGETS:
-            recipe = with_design(base, design, budget, most_labels)
+            recipe = with_design(base, design, budget, most_labels, size)
             if estimate_minutes(recipe) <= SPARE * minutes:
                 return recipe
-    return with_design(base, DESIGNS[-1], BUDGETS[-1], most_labels)
+    return with_design(base, DESIGNS[-1], BUDGETS[-1], most_labels, size)
+
+
+def general_for(corpus: str) -> str:
+    """The corpus that measures forgetting: the default, unless it is the user's own."""
+    default = StudyRecipe.model_fields["general"].default
+    return "folk-tunes" if corpus == default else default
 
 
 def check_size(data: DataConfig) -> tuple[int, int]:
-    """The bytes of training text and the held-out documents of a corpus. Raises UserError if they are too few."""
+    """The bytes of training text, and the held-out documents to score. Raises UserError if they are too few.
+
+    Of long documents fewer are scored.
+    """
     splits = load_manifest(prepare(data))["splits"]
     size, documents = splits["train"]["bytes"], splits["test"]["documents"]
     if size < MIN_BYTES or documents < MIN_DOCUMENTS:
@@ -82,7 +95,8 @@ def check_size(data: DataConfig) -> tuple[int, int]:
             f"{data.corpus}: {size:,} bytes of training text and {documents} held-out documents are too few to compare "
             f"methods: it takes {MIN_BYTES:,} and {MIN_DOCUMENTS}; add text"
         )
-    return size, documents
+    mean_bytes = splits["test"]["bytes"] / documents
+    return size, min(documents, MOST_DOCUMENTS, max(MIN_DOCUMENTS, int(MOST_SCORED_BYTES / mean_bytes)))
 
 
 def short_recipe(corpus: str) -> StudyRecipe:
@@ -95,12 +109,13 @@ def short_recipe(corpus: str) -> StudyRecipe:
     atlas = load(StudyRecipe, Path(str(files("configs"))) / "study" / "atlas.toml")
     changes = {
         "data": data,
+        "general": general_for(corpus),
         "text_methods": ["xz", "zero-shot", "scratch", "lora"],
         "shares": [1.0],
         "largest_seeds": [],
         "budget_seconds": SHORT_RUNS * atlas.budget_seconds,
         "budget_factors": [],
-        "test_documents": min(documents, MOST_DOCUMENTS),
+        "test_documents": documents,
     }
     return atlas.model_copy(update=changes)
 
@@ -124,11 +139,13 @@ def count_labels(recipe: StudyRecipe) -> int:
     return min(512, len(task.train))
 
 
-def with_design(base: StudyRecipe, design: Design, budget: float, most_labels: int) -> StudyRecipe:
-    """`base` with the sizes, seeds, tries and budget of a design."""
-    shares = [8.0**-i for i in range(design.sizes)]
+def with_design(base: StudyRecipe, design: Design, budget: float, most_labels: int, size: int) -> StudyRecipe:
+    """`base` with the sizes, seeds, tries and budget of a design, for `size` bytes of training text."""
+    shares = [share for i in range(design.sizes) if (share := 8.0**-i) * size >= MIN_SHARE_BYTES]
     labels = sorted({max(MIN_TEST_ITEMS, most_labels // 8**i) for i in range(design.sizes)})
-    changes = {"seeds": list(range(design.seeds)), "tries": design.tries, "budget_seconds": budget}
+    changes: dict[str, Any] = {"seeds": list(range(design.seeds)), "tries": design.tries, "budget_seconds": budget}
+    if design.tries == 1:  # the middle of a search is too high for some corpora
+        changes["lora"] = base.lora.model_copy(update={"text_rate": SAFE_LORA_RATE})
     return base.model_copy(update=changes | {"shares": shares[::-1], "labels": labels})
 
 

@@ -113,9 +113,12 @@ def _advice(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Iterator[str]:
         f", with {'all of the text' if (axis, size) == ('text', 1) else describe_size(axis, size)}" if size else ""
     )
     words = WORDS.get(name_of(choice.method), choice.method) + choice.method.removeprefix(name_of(choice.method))
-    yield f"For the {THINGS[axis]}: {words}{with_data}: {score.estimate} {unit}."
     others = [m for m in ledger.methods(axis) if m != choice.method and (axis == "task" or not is_baseline(m))]
     second = min(others, key=lambda m: (1 if axis == "text" else -1) * ledger.score(axis, m).value, default="")
+    if not second and axis == "text":
+        yield f"For the text: {choice.method} alone was measured beside the baselines: {score.estimate} {unit}."
+        return
+    yield f"For the {THINGS[axis]}: {words}{with_data}: {score.estimate} {unit}."
     if choice.is_sure:
         gap = advantage(axis, score, ledger.score(axis, second)).estimate
         others_are = "every other method that can write" if axis == "text" else "every other method"
@@ -149,6 +152,8 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
                 first, then = (
                     (other, scratch) if advantage(axis, curves[0][0], curves[1][0]).value < 0 else (scratch, other)
                 )
+                if (advantage(axis, curves[0][-1], curves[1][-1]).value > 0) != (then == scratch):
+                    continue  # they cross again
                 yield f"  With less than {value} [{low}, {high}] {first} is better than {then}; with more, {then} is."
                 break
     largest = max((factor for at, _, factor in ledger.budgets if at == axis), default=0.0)
@@ -166,13 +171,14 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
     """Every method at its largest size, the best first, and when to choose it."""
     choice, sign = choose(ledger, recipe, axis), 1 if axis == "text" else -1
     found, cheapest = [], float("inf")
+    is_choice = axis == "task" or sum(not is_baseline(method) for method in ledger.methods(axis)) > 1
     for method in sorted(ledger.methods(axis), key=lambda m: sign * ledger.score(axis, m).value):
         cost = _cost(ledger, axis, method)
         seconds = total_seconds(ledger, axis, method, recipe.requests)
         if choice is None or (axis == "text" and is_baseline(method)):
             when = "a bar to clear: it writes no text"
         elif method == choice.method:
-            when = "first choice"
+            when = "first choice" if is_choice else "measured alone"
         elif method == choice.best:
             when = "only the best score will do"
         elif method in choice.within:
