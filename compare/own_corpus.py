@@ -21,7 +21,7 @@ from data.tasks import read_json_rows
 
 MIN_BYTES = 20_000  # of training text
 MIN_DOCUMENTS, MOST_DOCUMENTS = 5, 64  # held out
-MOST_SCORED_BYTES = 128_000  # of held-out text: what the estimates of time are for
+MOST_SCORED_BYTES, SCORED_BYTES_PER_MINUTE = 128_000, 12_800  # of held-out text
 MIN_SHARE_BYTES = 4_000  # of the smallest size
 MIN_TRAIN_ITEMS, MIN_TEST_ITEMS = 16, 8
 FEW_ITEMS = 500  # below, more of the corpus and of the items is held out
@@ -54,7 +54,7 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
     few = bool(labels) and sum(1 for _ in read_json_rows(Path(labels), "--labels")) < FEW_ITEMS
     validation, test = (0.15, 0.25) if few else (0.05, 0.1)
     data = DataConfig(corpus=corpus, validation_fraction=validation, test_fraction=test)
-    size, documents = check_size(data)
+    size, documents = check_size(data, minutes)
     task = TaskConfig(name=labels, train_items=3000, test_items=150)
     base = StudyRecipe(
         data=data,
@@ -83,10 +83,10 @@ def general_for(corpus: str) -> str:
     return "folk-tunes" if corpus == default else default
 
 
-def check_size(data: DataConfig) -> tuple[int, int]:
+def check_size(data: DataConfig, minutes: float) -> tuple[int, int]:
     """The bytes of training text, and the held-out documents to score. Raises UserError if they are too few.
 
-    Of long documents fewer are scored.
+    Of long documents, or in little time, fewer are scored.
     """
     splits = load_manifest(prepare(data))["splits"]
     size, documents = splits["train"]["bytes"], splits["test"]["documents"]
@@ -95,8 +95,9 @@ def check_size(data: DataConfig) -> tuple[int, int]:
             f"{data.corpus}: {size:,} bytes of training text and {documents} held-out documents are too few to compare "
             f"methods: it takes {MIN_BYTES:,} and {MIN_DOCUMENTS}; add text"
         )
+    scored = min(MOST_SCORED_BYTES, SCORED_BYTES_PER_MINUTE * minutes)
     mean_bytes = splits["test"]["bytes"] / documents
-    return size, min(documents, MOST_DOCUMENTS, max(MIN_DOCUMENTS, int(MOST_SCORED_BYTES / mean_bytes)))
+    return size, min(documents, MOST_DOCUMENTS, max(MIN_DOCUMENTS, int(scored / mean_bytes)))
 
 
 def short_recipe(corpus: str) -> StudyRecipe:
@@ -105,7 +106,7 @@ def short_recipe(corpus: str) -> StudyRecipe:
     Raises UserError as `recipe_for`.
     """
     data = DataConfig(corpus=corpus)
-    _, documents = check_size(data)
+    _, documents = check_size(data, SHORT)
     atlas = load(StudyRecipe, Path(str(files("configs"))) / "study" / "atlas.toml")
     changes = {
         "data": data,

@@ -89,7 +89,14 @@ class Resampled(NamedTuple):
 
     @property
     def estimate(self) -> Estimate:
-        """The value and its interval, clipped to the limits."""
+        """The value and its interval, clipped to the limits.
+
+        Where all items are right, or none, no resample differs: then the exact binomial interval of one seed
+        (Clopper & Pearson 1934).
+        """
+        if self.limits == (0.0, 1.0) and not self.error and self.value in self.limits and self.item_degrees < math.inf:
+            bound = 0.025 ** (1 / (self.item_degrees + 1))
+            return Estimate(1.0, bound, 1.0) if self.value else Estimate(0.0, 0.0, 1 - bound)
         half = float(_student().stdtrit(self.degrees, 0.975)) * self.error if self.error else 0.0
         return Estimate(self.value, max(self.value - half, self.limits[0]), min(self.value + half, self.limits[1]))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compare.analysis.bootstrap import resample
+from compare.analysis.bootstrap import resample, score
 from compare.analysis.significance import detectable_difference, find_claims, holm
 
 ITEMS, SEEDS = 200, 3
@@ -65,3 +65,9 @@ def test_holm_steps_down():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.5]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(1.0, 0.7151, 1.0), (0.0, 0.0, 0.2849)])
+def test_eleven_of_eleven_items_are_no_certainty(right, low, high):
+    found = score([{"id": "x", "correct": [right] * 11}], "task").estimate
+    assert found == pytest.approx((right, low, high), abs=1e-4)
