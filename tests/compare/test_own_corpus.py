@@ -6,8 +6,11 @@ import pytest
 from texts import words
 
 from cli.errors import UserError
-from compare.own_corpus import estimate_minutes, recipe_for, vocabulary_for
+from compare.own_corpus import estimate_minutes, general_for, recipe_for, vocabulary_for
 from compare.plan import plan
+from compare.run import is_own_corpus
+from data.prepare import prepare
+from data.splits import load_manifest
 
 
 @pytest.fixture
@@ -55,6 +58,19 @@ def test_too_little_is_named(own, tmp_path):
         recipe_for(corpus, label(20), 20)
     with pytest.raises(UserError, match=r"--labels: .*No such file"):
         recipe_for(corpus, "nowhere.jsonl", 20)
+
+
+def test_little_text_and_little_time_have_limits(own):
+    corpus, _ = own
+    long, short = recipe_for(corpus, "", 300), recipe_for(corpus, "", 5)
+    size = load_manifest(prepare(long.data))["splits"]["train"]["bytes"]
+    assert min(long.shares) * size >= 4_000
+    assert short.test_documents <= long.test_documents
+    assert short.tries == 1
+    assert short.lora.text_rate < long.lora.text_rate
+    assert general_for("python-stdlib") != "python-stdlib" == general_for(corpus)
+    assert is_own_corpus(["run", "--corpus=notes"])
+    assert not is_own_corpus(["run", "--run-dir", "corpus"])
 
 
 def test_the_vocabulary_grows_with_the_text():
