@@ -7,7 +7,6 @@ outcome, as its runs are features.
 
 import json
 import statistics
-from collections.abc import Sequence
 from math import log2
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +83,7 @@ def measure_outcomes(ledger: Ledger) -> list[Outcome]:
     cases += [(1.0, factor) for axis, method, factor in ledger.budgets if (axis, method) == ("text", "scratch")]
     found = []
     for size, factor in cases:
-        rows = {m: _rows(ledger, m, size, factor) for m in ("scratch", *TUNED)}
+        rows = {m: ledger.measured("text", m, size, factor) for m in ("scratch", *TUNED)}
         tuned = [score(rows[method], "text").value for method in TUNED if rows[method]]
         if factor == SHORT or not tuned:
             continue
@@ -96,12 +95,6 @@ def measure_outcomes(ledger: Ledger) -> list[Outcome]:
     return found
 
 
-def _rows(ledger: Ledger, method: str, size: float, factor: float) -> Sequence[dict]:
-    if factor != 1:
-        return ledger.budgets.get(("text", method, factor), [])
-    return ledger.groups.get(("text", method, size), [])
-
-
 def read_atlas(folder: Path) -> list[Domain]:
     """All domains that have been measured, and those that users have added. Raises UserError if they are too few.
 
@@ -110,9 +103,7 @@ def read_atlas(folder: Path) -> list[Domain]:
     found = []
     for path in sorted(folder.glob("*/answer.md")):
         ledger, name = Ledger.read(path.parent), path.parent.name
-        needed = [
-            _rows(ledger, m, 1.0, f) for m, f in (("scratch", 1.0), ("lora", 1.0), ("scratch", SHORT), ("lora", SHORT))
-        ]
+        needed = [ledger.measured("text", m, factor=f) for m in ("scratch", "lora") for f in (1.0, SHORT)]
         if not all(needed):
             say(f"{path.parent}: left out, as cells are missing; continue it with compare.atlas --domains {name}")
             continue

@@ -152,7 +152,10 @@ def main() -> int:
         try:
             if own.predict and left:  # the steps of the atlas
                 shared = [each / "calibration.json" for each in (own.atlas, ATLAS) if each]
-                shutil.copyfile(next(path for path in shared if path.exists()), folder / "calibration.json")
+                calibration = next((path for path in shared if path.exists()), None)
+                if calibration is None:
+                    raise UserError(f"{shared[0]}: not found; it has the steps of the short runs; run: compare.atlas")
+                shutil.copyfile(calibration, folder / "calibration.json")
             calibrate(study, folder, left, int(own.ray))
             write_ledger(folder, all_cells, rows)
             seconds = {cell: estimate_seconds(study, cell, list(rows.values())) for cell in left}

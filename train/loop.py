@@ -189,7 +189,7 @@ class Trainer:
         if not self.evaluations:
             return step % self.config.eval_every == 0
         n, steps = self.evaluations, self.config.steps
-        return step == 0 or step * n // steps > (step - 1) * n // steps
+        return step * n // steps > (step - 1) * n // steps
 
     def step(self, end: float) -> None:
         """One optimiser step; `end` is the share of the run that will be done after it.

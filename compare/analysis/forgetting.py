@@ -36,12 +36,8 @@ def forgetting_sentences(ledger: Ledger) -> Iterator[Sentence]:
 def _learns_less_and_forgets_less(ledger: Ledger) -> Iterator[Sentence]:
     # "LoRA Learns Less and Forgets Less" (Biderman et al. 2024, arXiv:2405.09673), at every budget. Both halves
     # must hold, so neither needs a correction (Berger 1982).
-    at_size_one = ("text", "lora", 1.0), ("text", "full", 1.0)
-    budgets = {1.0: tuple(ledger.groups.get(key, []) for key in at_size_one)}
-    for axis, method, factor in ledger.budgets:
-        if (axis, method) == ("text", "lora"):
-            budgets[factor] = ledger.budgets[axis, method, factor], ledger.budgets.get((axis, "full", factor), [])
-    for factor, (lora, full) in sorted(budgets.items()):
+    for factor in sorted({1.0, *(factor for axis, _, factor in ledger.budgets if axis == "text")}):
+        lora, full = (ledger.measured("text", method, factor=factor) for method in ("lora", "full"))
         if min(len(general_bits(lora)), len(general_bits(full))) < 2:
             continue
         learned = ledger.budget_score("text", "lora", factor).minus(ledger.budget_score("text", "full", factor))

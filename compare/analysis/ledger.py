@@ -122,6 +122,15 @@ class Ledger:
             self._scores[key] = score(self.groups[key], axis)
         return self._scores[key]
 
+    def measured(self, axis: str, method: str, size: float = 1.0, factor: float = 1.0) -> list[Row]:
+        """The rows of a method at one size with `factor` times the budget, one per seed; empty if there are none.
+
+        Other budgets than the study's own are measured at the largest size alone.
+        """
+        if factor == 1:
+            return self.groups.get((axis, method, size), [])
+        return self.budgets.get((axis, method, factor), [])
+
     def budget_score(self, axis: str, method: str, factor: float) -> Resampled:
         """The score of a method at its largest size with `factor` times the budget."""
         return self.score(axis, method) if factor == 1 else score(self.budgets[axis, method, factor], axis)

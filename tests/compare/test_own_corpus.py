@@ -6,7 +6,7 @@ import pytest
 from texts import words
 
 from cli.errors import UserError
-from compare.own_corpus import estimate_minutes, general_for, recipe_for, vocabulary_for
+from compare.own_corpus import check_size, estimate_minutes, general_for, recipe_for, vocabulary_for
 from compare.plan import plan
 from compare.run import is_own_corpus
 from data.prepare import prepare
@@ -65,7 +65,7 @@ def test_little_text_and_little_time_have_limits(own):
     long, short = recipe_for(corpus, "", 300), recipe_for(corpus, "", 5)
     size = load_manifest(prepare(long.data))["splits"]["train"]["bytes"]
     assert min(long.shares) * size >= 4_000
-    assert short.test_documents <= long.test_documents
+    assert check_size(long.data, 1)[1] < check_size(long.data, 20)[1]
     assert short.tries == 1
     assert short.lora.text_rate < long.lora.text_rate
     assert general_for("python-stdlib") != "python-stdlib" == general_for(corpus)

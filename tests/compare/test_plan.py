@@ -65,7 +65,7 @@ def test_the_plan_states_its_power(tmp_path, capsys):
     assert "8 test items are too few to find any difference" in describe_power(cells, 8)
 
 
-def test_a_budget_is_a_multiple_of_the_evaluations():
+def test_a_budget_is_spent_to_the_nearest_step():
     assert steps_in(30, 0.1) == 300
     assert steps_in(31, 0.1) == 310
     assert steps_in(1, 60.0) == MIN_STEPS
