@@ -112,3 +112,19 @@ def test_compressors_are_no_choice_for_text():
     assert options(alone, RECIPE, "text")[0].choose_when == "a bar to clear: it writes no text"
     table = {option.method: option.choose_when for option in options(Ledger(text()), RECIPE, "text")}
     assert table == {"xz": "a bar to clear: it writes no text", "scratch": "first choice", "lora": "–"}
+
+
+def test_one_method_alone_is_no_recommendation():
+    ledger = Ledger(rows("xz", "text", 1.0, 1.0) + rows("zero-shot", "text", 0.0, 1.5))
+    assert answer(ledger, RECIPE)[0].startswith("For the text: zero-shot alone was measured beside the baselines: 1.49")
+    assert {option.method: option.choose_when for option in options(ledger, RECIPE, "text")} == {
+        "xz": "a bar to clear: it writes no text",
+        "zero-shot": "measured alone",
+    }
+
+
+def test_curves_that_cross_twice_give_no_advice():
+    ledger = []
+    for size, scratch in ((0.01, 3.0), (0.1, 1.0), (1.0, 3.0)):
+        ledger += rows("scratch", "text", size, scratch) + rows("lora", "text", size, 2.0)
+    assert not any("With less than" in line for line in answer(Ledger(ledger), RECIPE))

@@ -1,5 +1,7 @@
 """Cells of a small study, measured in this process."""
 
+import math
+
 import pytest
 from cells import run_cell
 
@@ -12,6 +14,7 @@ from compare.methods import METHODS
 from compare.plan import hash_cells, plan, read_measured
 from model.likelihood import document_bits
 from model.load import load_model
+from train.metrics import read_metrics
 
 
 def test_a_corpus_without_labels_is_measured_on_text_alone(study):
@@ -100,3 +103,12 @@ def test_a_ledger_of_the_first_edition_is_refused(tmp_path):
             UserError, match=r"its ledger is of edition 1 of the protocol.*check out the commit 0123456789"
         ):
             read(tmp_path)
+
+
+def test_a_training_is_evaluated_twelve_times_at_even_distances(study):
+    study.calibration["speeds"]["scratch-text"]["step_seconds"] = 36 / 31  # 31 steps, no multiple of twelve
+    cell = Cell("scratch", "text", 1.0, SEARCH_SEED)
+    run_cell(study, cell)
+    rows = read_metrics(study.folder / "training" / cell.name)  # of the last try
+    steps = [row["step"] for row in rows if "bits_per_byte" in row]
+    assert steps == [math.ceil(31 * part / 12) for part in range(13)]

@@ -1,7 +1,6 @@
 """Evaluation: a cheap subset during a run, the whole split at its end, the same after a resume."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from model.export import _training_facts
 from model.formats.native import checkpoints, read_manifest
 from train.distributed import Ranks
 from train.evaluate import FORWARD_TIME_SHARE, MAX_TIME_SHARE, MIN_TOKENS, evaluate, evaluation_subset
-from train.memory import BestWeights
 from train.metrics import read_metrics
 from train.preflight import MemoryNeeds, find_micro_batch, free_memory, largest_micro_batch
 from train.pretrain import load_data
@@ -163,17 +161,3 @@ def test_too_little_memory_prints_which_settings_to_lower(recipe, monkeypatch, c
 
 def test_free_memory_is_plausible():
     assert 2**28 < free_memory(torch.device("cpu")) < 2**45
-
-
-def test_a_score_that_is_not_finite_never_replaces_the_best_weights():
-    weight = torch.nn.Parameter(torch.ones(2))
-    state = SimpleNamespace(parameters={"w": weight}, ema={}, progress=SimpleNamespace(step=1))
-    best = BestWeights()
-    for step, score in enumerate((2.0, float("nan"), None, 3.0), 1):
-        state.progress.step = step
-        best.save(state, score)
-        with torch.no_grad():
-            weight.add_(1)
-    assert (best.step, best.score) == (1, 2.0)
-    best.restore(state)
-    assert weight.tolist() == [1.0, 1.0]
