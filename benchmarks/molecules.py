@@ -20,6 +20,7 @@ from model.inference import load_for_generation
 from model.sample import sample
 
 MOST_TOKENS = 120
+FIRST_SEED = 10_000  # min-p was chosen on samples of lower seeds
 SAMPLINGS = {"ours": 0.0, "ours, min-p 0.015": 0.015}
 PUBLISHED = {  # MOSES, mean of three runs: valid, unique of 10,000, novel
     "CharRNN": (0.9748, 0.9994, 0.8419),
@@ -34,8 +35,10 @@ def write_molecules(run: Path, count: int, rows: int, min_p: float) -> list[str]
     """`count` sampled strings; "" for one that did not end."""
     model, tokenizer, _ = load_for_generation(str(run), "float32", "auto", rows)
     found: list[str] = []
-    for seed in track(range(-(-count // rows)), "sampling", -(-count // rows)):
-        *_, streams = sample(model, tokenizer, "", max_new_tokens=MOST_TOKENS, num_samples=rows, seed=seed, min_p=min_p)
+    batches = -(-count // rows)
+    for batch in track(range(batches), "sampling", batches):
+        options = {"num_samples": rows, "seed": FIRST_SEED + batch, "min_p": min_p}
+        *_, streams = sample(model, tokenizer, "", max_new_tokens=MOST_TOKENS, **options)
         found += [stream.text.strip() if stream.stopped != "length" else "" for stream in streams]
     return found[:count]
 
