@@ -43,15 +43,14 @@ def say(message: str) -> None:
         console.print(printable(message), markup=False, emoji=False, soft_wrap=not wrap)
 
 
-def bar(*extra: "TextColumn") -> "Progress":
+def bar(*extra: "TextColumn", has_eta: bool = True) -> "Progress":
     """A progress bar with an ETA and `extra` text columns; disabled if not on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        *([MofNCompleteColumn(), TimeRemainingColumn()] if has_eta else []),
         *extra,
         console=console,
         disable=not console.is_terminal,
@@ -62,11 +61,23 @@ def bar(*extra: "TextColumn") -> "Progress":
 class Steps:
     """Long steps of work: on a terminal a progress bar with an ETA, else a line as each starts and ends."""
 
+    TRUSTED = 600.0  # seconds of the estimates: of two short steps alone, hours cannot be told
+
     def __init__(self, total: float):
-        """`total` is the sum of the sizes of the steps, in any unit."""
+        """`total` is the sum of the estimated seconds of the steps."""
         self.total, self.done, self.begun = total, 0.0, time.perf_counter()
-        self.bar = bar() if console.is_terminal else None
-        self.task = self.bar.add_task("", total=100) if self.bar else None
+        self.bar, self.task = None, None
+        if console.is_terminal:
+            from rich.progress import TextColumn
+
+            columns = TextColumn("{task.percentage:.0f}%"), TextColumn("{task.fields[left]}", markup=False)
+            self.bar = bar(*columns, has_eta=False)
+            self.task = self.bar.add_task("", total=total, left=self.left())
+
+    def left(self) -> str:
+        """The time left: what is estimated for the rest, times the pace so far."""
+        pace = (time.perf_counter() - self.begun + self.TRUSTED) / (self.done + self.TRUSTED)
+        return f"about {max(0.0, self.total - self.done) * pace / 60:.0f} minutes left"
 
     def __enter__(self) -> "Steps":
         if self.bar:
@@ -84,14 +95,13 @@ class Steps:
         else:
             say(f"=== {name}")
 
-    def finish(self, name: str, seconds: float, size: float) -> None:
-        """A step of this size has ended, after `seconds`."""
-        self.done += size
+    def finish(self, name: str, seconds: float, estimated: float) -> None:
+        """A step that was `estimated` to take so long has ended, after `seconds`."""
+        self.done += estimated
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=100 * self.done / self.total)
+            self.bar.update(self.task, completed=self.done, left=self.left())
             return
-        left = (time.perf_counter() - self.begun) * max(0.0, self.total / max(self.done, 1e-9) - 1)
-        say(f"=== {name}: {seconds:.0f} s ({self.done / self.total:.0%} done, about {left / 60:.0f} minutes left)")
+        say(f"=== {name}: {seconds:.0f} s ({self.done / self.total:.0%} done, {self.left()})")
 
 
 def track(

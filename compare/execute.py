@@ -119,20 +119,20 @@ def run_sequentially(folder: Path, cells: dict[Cell, float], provenance: Provena
     worker = Worker(folder)
     try:
         with Steps(sum(cells.values())) as steps:
-            for cell, size in cells.items():
+            for cell, seconds in cells.items():
                 steps.start(cell.name)
                 row = run_cell(worker, cell, provenance)
-                yield from report_cell(steps, row, size)
+                yield from report_cell(steps, row, seconds)
     finally:
         worker.close()
 
 
-def report_cell(steps: Steps, row: dict | str, size: float) -> Iterator[dict]:
-    """Show that a cell has ended; yields its row, if it did not fail."""
+def report_cell(steps: Steps, row: dict | str, seconds: float) -> Iterator[dict]:
+    """Show that a cell, estimated to take `seconds`, has ended; yields its row, if it did not fail."""
     if isinstance(row, str):
         say(row)
     else:
-        steps.finish(row["id"], row["wall_seconds"], size)
+        steps.finish(row["id"], row["wall_seconds"], seconds)
         yield row
 
 
