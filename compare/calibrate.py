@@ -6,9 +6,10 @@ calibration too: threads, precision, and the size of a micro-batch.
 """
 
 import json
-import os
 import statistics
 from itertools import pairwise
+
+import psutil
 
 from adapt.methods import prepare_model
 from cli.console import say
@@ -21,7 +22,7 @@ from train.preflight import uses_bfloat16
 WARM_UP, MIN_TIMED = 2, 4  # steps that are not counted; least number of steps that are
 SECONDS = 5.0  # of fast training that is timed
 CHECKED_ITEMS, CHECKED_BYTES = 1, 64  # for the validation of a run that is only timed
-BUSY = 0.5  # load average per core above which the machine is not idle
+BUSY = 25.0  # percent of all cores above which the machine is not idle
 
 
 def measure_speed(study: Study, cell: Cell) -> dict:
@@ -53,8 +54,9 @@ def measure_speed(study: Study, cell: Cell) -> dict:
 
 def warn_if_busy() -> None:
     """Print a warning if other work would slow the calibration down."""
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
+    busy = psutil.cpu_percent(interval=1)  # now: the load average remembers the set-up
+    if busy > BUSY:
         say(
-            f"WARNING: the load average is {os.getloadavg()[0]:.1f}: the speeds that are measured now, and with "
+            f"WARNING: other programs use {busy:.0f} % of the processors: the speeds that are measured now, and with "
             "them the steps of every budget, will be too low; wait until the machine is idle"
         )

@@ -23,6 +23,8 @@ from compare.plan import Provenance
 from compare.rows import CALIBRATION, EDITION, read_rows
 from configs.study_recipe import StudyRecipe
 
+LEAST_STRETCH = 1.25  # of the smallest budget, by the least number of steps: above, a warning
+
 
 class Worker:
     """A process that measures cells, and logs to log.txt; another one replaces it if it dies."""
@@ -90,7 +92,7 @@ def calibrate(study: StudyRecipe, folder: Path, cells: list[Cell], threads: int 
                 raise UserError(f"the calibration of {key} failed: {failure} (more in {worker.log})")
             found["speeds"][key] = speed = json.loads(result.read_text(encoding="utf-8"))
             least = MIN_STEPS * speed["step_seconds"]
-            if least > study.budget_seconds * min([1.0, *study.budget_factors]):
+            if least > LEAST_STRETCH * study.budget_seconds * min([1.0, *study.budget_factors]):
                 say(
                     f"WARNING: {key} needs {least:.0f} s for the {MIN_STEPS} steps that every training has, more than "
                     "the smallest budget: raise budget_seconds, or lower the batch size"

@@ -7,7 +7,7 @@ import torch
 
 from cli.errors import UserError
 from compare.context import VALIDATION_BYTES, Cell, Study, text_bytes
-from compare.method import Forgets, Learned, Setting, TaskModel, TextModel, Writer
+from compare.method import Forgets, Learned, Setting, TaskModel, TextModel, Writer, is_base
 from compare.methods import METHODS
 from compare.methods.prompted import LanguageModel
 from compare.rows import read_rows
@@ -106,11 +106,6 @@ def learn(study: Study, cell: Cell, setting: Setting) -> Learned:
     """Train the cell's method."""
     torch.manual_seed(cell.seed)
     return METHODS[cell.method].learn(study, cell, setting)
-
-
-def is_base(cell: Cell) -> bool:
-    """Whether other methods may start from the cell's model."""
-    return cell.axis == "text" and cell.size == cell.factor == 1.0
 
 
 def general_bits(study: Study, cell: Cell, model: Forgets) -> float:

@@ -115,6 +115,11 @@ def score_labels(items: Sequence[Item], chosen: Iterable[str], confidence: Itera
     return {"correct": correct, "confidence": [float(x) for x in confidence]}
 
 
+def is_base(cell: Cell) -> bool:
+    """Whether other methods may start from the cell's model."""
+    return cell.axis == "text" and cell.size == cell.factor == 1.0
+
+
 def models_folder(study: Study, cell: Cell) -> Path:
     """Where the model of a cell lies, for the methods that start from it."""
     return study.folder / "models" / cell.name
@@ -123,4 +128,5 @@ def models_folder(study: Study, cell: Cell) -> Path:
 def replace_folder(source: Path, target: Path) -> None:
     """Rename `source` to `target`, in place of what is there."""
     shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
     source.rename(target)

@@ -1,5 +1,6 @@
 """Methods that tune the foundation model, its adapters or a head, on the text or on labelled items."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from adapt.adapter import load_adapter, save_adapter
 from adapt.features import Classifier, extract_features, fit_head
 from adapt.methods import METHODS, merge_model, prepare_model
 from compare.context import Cell, Study, prepare_inference
-from compare.method import Learned, Setting, models_folder, replace_folder, score_labels
+from compare.method import Learned, Setting, is_base, models_folder, replace_folder, score_labels
 from compare.methods.prompted import FoundationText, PromptedFoundation
 from compare.methods.train import recipe_table, text_training, train_on_items, train_within_budget
 from data.items import Item
@@ -39,10 +40,13 @@ def learn_tuned(study: Study, cell: Cell, setting: Setting) -> Learned:
     costs["stored_bytes"] = 4 * costs["trained_parameters"]
     save = None
     if METHODS[table].has_adapter:
-        tried = models_folder(study, cell).with_suffix(".tried")
-        save_adapter(model, tried, study.foundation_name(cell))  # now: a merged model has no adapter left
-        costs["stored_bytes"] = sum(p.stat().st_size for p in tried.iterdir())
-        save = partial(replace_folder, tried, models_folder(study, cell))
+        adapter = study.folder / "training" / cell.name / "adapter"
+        save_adapter(model, adapter, study.foundation_name(cell))  # now: a merged model has no adapter left
+        costs["stored_bytes"] = sum(p.stat().st_size for p in adapter.iterdir())
+        if is_base(cell):
+            save = partial(replace_folder, adapter, models_folder(study, cell))
+        else:
+            shutil.rmtree(adapter)
     merge_model(model)
     text = FoundationText(prepare_inference(model), tokenizer)
     return Learned(text, seen_texts, costs, save=save)

@@ -1,6 +1,9 @@
 """Cells of a small study, measured in this process."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 from cells import run_cell
@@ -8,6 +11,7 @@ from cells import run_cell
 from cli.errors import UserError
 from cli.recipes import to_toml
 from compare.analysis.ledger import Ledger, cost_of
+from compare.calibrate import warn_if_busy
 from compare.context import SEARCH_SEED, Cell, Study, prepare_inference
 from compare.measure import measure
 from compare.methods import METHODS
@@ -112,3 +116,14 @@ def test_a_training_is_evaluated_twelve_times_at_even_distances(study):
     rows = read_metrics(study.folder / "training" / cell.name)  # of the last try
     steps = [row["step"] for row in rows if "bits_per_byte" in row]
     assert steps == [math.ceil(31 * part / 12) for part in range(13)]
+
+
+def test_a_calibration_beside_other_work_warns(capsys):
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        warn_if_busy()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert "WARNING: other programs use" in capsys.readouterr().err
