@@ -52,7 +52,7 @@ docs: setup
 
 # What needs a GPU is tested; kernels and a training step are timed and recorded.
 gpu-check: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 15 -m gpu tests/kernels/test_gpu.py tests/train/test_loop.py tests/model/test_graphs.py
+	$(BIN)/python -m pytest -n auto --maxprocesses 15 -m gpu tests/kernels/test_gpu.py tests/train/test_loop.py tests/train/test_late.py tests/model/test_graphs.py
 	$(BIN)/python -m kernels.bench --out kernels/results
 	$(BIN)/python -m benchmarks.mfu --group anatomy
 	$(BIN)/python -m benchmarks.gpu_training

@@ -64,6 +64,25 @@ def test_a_step_has_no_host_sync(fit, host_reads, changes):
     assert host_reads == []
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "ema": 0.9}, {"document_mask": True}])
+def test_a_step_on_a_gpu_has_no_host_sync(fit, monkeypatch, changes):
+    step = loop.Trainer.step
+
+    def watched(self, end):
+        if self.progress.step > 1:  # the first steps compile
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(self, end)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop.Trainer, "step", watched)
+    result, *_ = fit(steps=6, device="cuda", **changes)
+    assert result.progress.step == 6
+
+
 def test_a_host_sync_in_a_step_is_found(fit, host_reads, monkeypatch):
     clip = loop.clip_gradients
 
