@@ -4,6 +4,7 @@ Looks at the corpus and the labels, and picks methods, sizes, seeds and the budg
 few designs that is estimated to end in time is taken.
 """
 
+import statistics
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,14 @@ from compare.plan import estimate_seconds, plan
 from configs.schema import DataConfig, TaskConfig, TokenizerConfig
 from configs.study_recipe import ScratchMethod, StudyRecipe
 from data.prepare import prepare
-from data.splits import load_manifest
+from data.splits import load_manifest, read_shuffled
 from data.tasks import read_json_rows
+from model.load import load_model
 
 MIN_BYTES = 20_000  # of training text
 MIN_DOCUMENTS, MOST_DOCUMENTS = 5, 64  # held out
-MOST_SCORED_BYTES, SCORED_BYTES_PER_MINUTE = 128_000, 12_800  # of held-out text
+MOST_SCORED_TOKENS, SCORED_TOKENS_PER_MINUTE = 32_000, 3_200  # of held-out text, by the foundation's tokenizer
+SAMPLED_CHARS = 200_000  # of held-out text, whose tokens are counted
 MIN_SHARE_BYTES = 4_000  # of the smallest size
 MIN_TRAIN_ITEMS, MIN_TEST_ITEMS = 16, 8
 FEW_ITEMS = 500  # below, more of the corpus and of the items is held out
@@ -86,18 +89,30 @@ def general_for(corpus: str) -> str:
 def check_size(data: DataConfig, minutes: float) -> tuple[int, int]:
     """The bytes of training text, and the held-out documents to score. Raises UserError if they are too few.
 
-    Of long documents, or in little time, fewer are scored.
+    Of long documents, or in little time, fewer are scored; also of text with many tokens per byte.
     """
-    splits = load_manifest(prepare(data))["splits"]
+    folder = prepare(data)
+    splits = load_manifest(folder)["splits"]
     size, documents = splits["train"]["bytes"], splits["test"]["documents"]
     if size < MIN_BYTES or documents < MIN_DOCUMENTS:
         raise UserError(
             f"{data.corpus}: {size:,} bytes of training text and {documents} held-out documents are too few to compare "
             f"methods: it takes {MIN_BYTES:,} and {MIN_DOCUMENTS}; add text"
         )
-    scored = min(MOST_SCORED_BYTES, SCORED_BYTES_PER_MINUTE * minutes)
-    mean_bytes = splits["test"]["bytes"] / documents
-    return size, min(documents, MOST_DOCUMENTS, max(MIN_DOCUMENTS, int(scored / mean_bytes)))
+    scored = min(MOST_SCORED_TOKENS, SCORED_TOKENS_PER_MINUTE * minutes)
+    return size, min(documents, MOST_DOCUMENTS, max(MIN_DOCUMENTS, int(scored / mean_tokens(folder))))
+
+
+def mean_tokens(folder: Path) -> float:
+    """Tokens of a held-out document by the default foundation's tokenizer, the mean of a sample."""
+    _, tokenizer = load_model(StudyRecipe.model_fields["foundations"].default[0])
+    chars, counts = 0, []
+    for row in read_shuffled(folder, "test"):
+        counts.append(len(tokenizer.encode(row["text"])))
+        chars += len(row["text"])
+        if chars > SAMPLED_CHARS:
+            break
+    return statistics.mean(counts)
 
 
 def short_recipe(corpus: str) -> StudyRecipe:

@@ -1,6 +1,7 @@
 """A study of a user's own corpus without a recipe."""
 
 import json
+import random
 
 import pytest
 from texts import words
@@ -9,6 +10,7 @@ from cli.errors import UserError
 from compare.own_corpus import check_size, estimate_minutes, general_for, recipe_for, vocabulary_for
 from compare.plan import plan
 from compare.run import is_own_corpus
+from configs.schema import DataConfig
 from data.prepare import prepare
 from data.splits import load_manifest
 
@@ -71,6 +73,18 @@ def test_little_text_and_little_time_have_limits(own):
     assert general_for("python-stdlib") != "python-stdlib" == general_for(corpus)
     assert is_own_corpus(["run", "--corpus=notes"])
     assert not is_own_corpus(["run", "--run-dir", "corpus"])
+
+
+def test_fewer_documents_are_scored_of_text_with_more_tokens(tmp_path, cache):
+    draw, documents = random.Random(0), {}
+    for name, alphabet in (("latin", "etaoin shrdlu "), ("chinese", "".join(map(chr, range(0x4E00, 0x5E00))))):
+        (tmp_path / name).mkdir()
+        for number in range(400):
+            text = "".join(draw.choices(alphabet, k=3000 // len(alphabet[0].encode())))
+            (tmp_path / name / f"{number}.txt").write_text(text)
+        data = DataConfig(corpus=str(tmp_path / name), test_fraction=0.1, cache_dir=str(cache))
+        _, documents[name] = check_size(data, 5)
+    assert 5 <= documents["chinese"] < documents["latin"] / 1.5
 
 
 def test_the_vocabulary_grows_with_the_text():
