@@ -19,7 +19,8 @@ from configs.study_recipe import ScratchMethod, StudyRecipe
 from data.prepare import prepare
 from data.splits import load_manifest, read_shuffled
 from data.tasks import read_json_rows
-from model.load import load_model
+from model.formats.gguf import gguf_tokenizer
+from model.load import foundation_file
 
 MIN_BYTES = 20_000  # of training text
 MIN_DOCUMENTS, MOST_DOCUMENTS = 5, 64  # held out
@@ -105,7 +106,7 @@ def check_size(data: DataConfig, minutes: float) -> tuple[int, int]:
 
 def mean_tokens(folder: Path) -> float:
     """Tokens of a held-out document by the default foundation's tokenizer, the mean of a sample."""
-    _, tokenizer = load_model(StudyRecipe.model_fields["foundations"].default[0])
+    tokenizer = gguf_tokenizer(foundation_file(StudyRecipe.model_fields["foundations"].default[0]))
     chars, counts = 0, []
     for row in read_shuffled(folder, "test"):
         counts.append(len(tokenizer.encode(row["text"])))

@@ -24,33 +24,30 @@ def document_bits(
 ) -> list[float]:
     """Negative log2-likelihood of each text in bits, given the documents of `prefix`.
 
-    A document separator precedes each text. A text longer than the context is scored in windows
-    that overlap by half: each token is scored once, with at least half a context before it. Raises
-    UserError if the tokenizer does not round-trip a text (its bits would be too low), or if the
-    prefix does not fit the context.
+    A document separator precedes each text. A text longer than the context, less the prefix, is scored in
+    windows that overlap by half, each after the prefix: every token is scored once, with at least half a window
+    before it. Raises UserError if the tokenizer does not round-trip a text (its bits would be too low), or if
+    the prefix fills the context.
     """
     separator = tokenizer.separator_id
     encoded = tokenizer.encode_batch(texts)
     for text, ids in zip(texts, encoded, strict=True):
         if tokenizer.decode(ids) != text:
             raise UserError(f"the tokenizer loses characters of the document {text[:60]!r}…; use another tokenizer")
-    context = model.config.context
     cache = None
     head = [token for ids in tokenizer.encode_batch(prefix) for token in (separator, *ids)]
+    window = model.config.context - len(head)
+    if window < 2:
+        raise UserError(f"a prefix of {len(head)} tokens fills the context of {model.config.context}; shorten it")
     if head:
-        longest = max(map(len, encoded))
-        if len(head) + longest + 1 > context:
-            raise UserError(
-                f"a prefix of {len(head)} tokens and a text of {longest} do not fit {context}; shorten the prefix"
-            )
         cache = KVCache(len(head))
         model.features(torch.tensor([head], device=model.device), cache)
     pieces = []  # (document index, ids, number of scored targets at the end)
     for number, ids in enumerate(encoded):
         row, scored = [separator, *ids], 1
         while scored < len(row):
-            start = 0 if scored == 1 else scored - context // 2
-            piece = row[start : start + context + 1 if cache is None else len(row)]
+            start = 0 if scored == 1 else scored - window // 2
+            piece = row[start : start + window + 1]
             pieces.append((number, piece, start + len(piece) - scored))
             scored = start + len(piece)
     pieces.sort(key=lambda piece: len(piece[1]))

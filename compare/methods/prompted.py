@@ -102,15 +102,25 @@ def learn_shots(study: Study, cell: Cell, setting: Setting) -> Learned:
     count = {"zero-shot": 0, "one-shot": 1, "few-shot": study.recipe.shots}[cell.method]
     texts = study.training_texts(cell, 1.0) if count else []
     prefix = random.Random(cell.seed).sample(texts, min(count, len(texts)))
-
-    def token_lengths(texts: Sequence[str]) -> list[int]:
-        return [1 + len(ids) for ids in tokenizer.encode_batch(texts)]  # with the separator before each
-
-    longest = max(token_lengths([*study.test, *study.general_texts]))
-    while prefix and sum(token_lengths(prefix)) + longest > model.config.context:
-        prefix.pop()  # leave out documents that do not fit, as for shots that do not fit
+    context = model.config.context
+    longest = max(token_lengths(tokenizer, [*study.test, *study.general_texts]))
+    prefix = fit_documents(tokenizer, prefix, max(context - longest, context // 2))
     costs = {"stored_bytes": text_bytes(prefix), "shots_left_out": count - len(prefix)}
     return Learned(FoundationText(model, tokenizer, prefix), prefix, costs)
+
+
+def token_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, with the separator before it."""
+    return [1 + len(ids) for ids in tokenizer.encode_batch(texts)]
+
+
+def fit_documents(tokenizer: Tokenizer, documents: list[str], room: int) -> list[str]:
+    """The first of the documents that fit into `room` tokens; if not even one does, its start."""
+    while len(documents) > 1 and sum(token_lengths(tokenizer, documents)) > room:
+        documents = documents[:-1]
+    while documents and sum(token_lengths(tokenizer, documents)) > room:
+        documents = [documents[0][: len(documents[0]) * 9 // 10]]
+    return documents
 
 
 def learn_retrieval(study: Study, cell: Cell, setting: Setting) -> Learned:

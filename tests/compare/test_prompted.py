@@ -9,6 +9,7 @@ from texts import words
 
 from cli.errors import UserError
 from compare.methods.baselines import TfIdf, compressor_bits, xz, zstd
+from compare.methods.prompted import fit_documents, token_lengths
 from compare.ngram import NGram
 from configs.schema import ModelConfig, TokenizerConfig
 from data.items import Item, Task
@@ -52,19 +53,39 @@ def test_a_prefix_is_read_but_not_scored(small):
     assert document_bits(model, tokenizer, texts, prefix) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_long_document_is_scored_once_in_overlapping_windows(small):
+@pytest.mark.parametrize("prefix", [[], [words(50, 1)]])
+def test_a_long_document_is_scored_once_in_overlapping_windows(small, prefix):
     model, tokenizer = small
     text = words(3, 60)
-    ids = [tokenizer.separator_id, *tokenizer.encode(text)]
-    assert len(ids) > 3 * 48
+    head = [i for each in prefix for i in (tokenizer.separator_id, *tokenizer.encode(each))]
+    ids, window = [tokenizer.separator_id, *tokenizer.encode(text)], 48 - len(head)
+    assert len(ids) > 3 * window > 30
     total, scored = 0.0, 1
     while scored < len(ids):
-        start = 0 if scored == 1 else scored - 24
-        piece = ids[start : start + 49]
+        start = 0 if scored == 1 else scored - window // 2
+        piece = ids[start : start + window + 1]
         new = start + len(piece) - scored
-        total += nats(model, piece, new)
+        total += nats(model, [*head, *piece], new)
         scored += new
-    assert document_bits(model, tokenizer, [text]) == pytest.approx([total / math.log(2)], rel=1e-4)
+    assert document_bits(model, tokenizer, [text], prefix) == pytest.approx([total / math.log(2)], rel=1e-4)
+
+
+def test_a_prefix_that_fills_the_context_is_refused(small):
+    model, tokenizer = small
+    with pytest.raises(UserError, match=r"a prefix of \d+ tokens fills the context of 48; shorten it"):
+        document_bits(model, tokenizer, ["a"], [words(3, 60)])
+
+
+def test_documents_of_a_prompt_are_left_out_or_truncated_to_fit(small):
+    _, tokenizer = small
+    documents = [words(n, 4) for n in range(3)]
+    lengths = token_lengths(tokenizer, documents)
+    assert fit_documents(tokenizer, documents, sum(lengths)) == documents
+    assert fit_documents(tokenizer, documents, sum(lengths) - 1) == documents[:2]
+    (start,) = fit_documents(tokenizer, documents, lengths[0] // 2)
+    assert documents[0].startswith(start)
+    assert 0.6 * (lengths[0] // 2) < token_lengths(tokenizer, [start])[0] <= lengths[0] // 2
+    assert fit_documents(tokenizer, [], 10) == []
 
 
 def test_text_that_the_tokenizer_cannot_encode_is_refused(foundation):
