@@ -1,13 +1,14 @@
-"""Ablation of the speedrun recipe: remove one part at a time, with three or six seeds.
+"""Ablation of the speedrun recipe: remove one part at a time, with three seeds.
 
     python -m benchmarks.ablation [--minutes 60] [--jobs 2]
 
 Setup: size 1m, python-stdlib, an eighth of the baseline's steps, the recipe's learning rate. The
 score is the loss on the validation split, which was also used to choose the parts. Its difference to
 the full recipe is paired by seed (same data, same data order), with the confidence interval of a
-paired t-test. A part whose interval over three seeds includes zero gets three more seeds. Cells (see
-benchmarks/grid.py) in the ledger, results/DEVICE/ablation.jsonl, are not run again. The step time
-without each part is measured separately, in turn, on all cores. Writes results/DEVICE/ablation.json.
+paired t-test and p-values corrected by Holm over the table. Cells (see benchmarks/grid.py) in the
+ledger, results/DEVICE/ablation.jsonl, are not run again; its rows of further seeds are of an earlier
+version and not used. The step time without each part is measured separately, in turn, on all cores.
+Writes results/DEVICE/ablation.json.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from scipy.stats import ttest_rel
 from benchmarks.grid import Cell, measure_step_seconds, read_ledger, run_cells
 from benchmarks.record import record, results_folder
 from cli.recipes import load
+from compare.analysis.significance import holm
 from configs.schema import Recipe
 
 RECIPE = "configs/speedrun-1m.toml"
 SEEDS = (0, 1, 2)
-MORE_SEEDS = (3, 4, 5)  # for parts without a significant difference over SEEDS
 # The ablated recipe has all parts; this restores a part without gain, since removed from the recipe.
 REMOVED = ["--model.tie-embeddings=false"]
 PARTS = {
@@ -44,20 +45,14 @@ WITHOUT = {part: REMOVED + overrides for part, overrides in PARTS.items()}
 
 
 def plan_cells(rows: list[Cell]) -> list[Cell]:
-    """All cells to run: SEEDS for every part, MORE_SEEDS for parts whose `rows` are inconclusive."""
+    """All cells to run: every part with every seed, whatever `rows` have ended."""
     rate = load(Recipe, RECIPE).train.learning_rate
     shared = {"size": "1m", "corpus": "python-stdlib", "share": 0.125, "learning_rate": rate}
-
-    def cells(seeds: tuple[int, ...], parts: list[str]) -> list[Cell]:
-        return [
-            shared | {"way": f"without {part}", "seed": seed, "overrides": WITHOUT[part]}
-            for seed in seeds
-            for part in parts
-        ]
-
-    first = [row for row in rows if row["seed"] in SEEDS]
-    unclear = [p["part"] for p in compute_gains(first) if p["interval"][0] <= 0]
-    return cells(SEEDS, list(WITHOUT)) + cells(MORE_SEEDS, ["nothing", *unclear] * bool(unclear))
+    return [
+        shared | {"way": f"without {part}", "seed": seed, "overrides": overrides}
+        for seed in SEEDS
+        for part, overrides in WITHOUT.items()
+    ]
 
 
 def compute_gains(rows: list[Cell]) -> list[dict]:
@@ -67,10 +62,9 @@ def compute_gains(rows: list[Cell]) -> list[dict]:
         losses[row["way"].removeprefix("without ")][row["seed"]] = row["validation_loss"]
     whole, found = losses.pop("nothing"), []
     for part, without in losses.items():
-        seeds = sorted(without.keys() & whole.keys())
-        if not {*SEEDS} <= {*seeds}:
+        if not {*SEEDS} <= without.keys() & whole.keys():
             continue
-        pairs = [without[seed] for seed in seeds], [whole[seed] for seed in seeds]
+        pairs = [without[seed] for seed in SEEDS], [whole[seed] for seed in SEEDS]
         test = ttest_rel(*pairs)
         low, high = test.confidence_interval()
         found.append(
@@ -82,6 +76,8 @@ def compute_gains(rows: list[Cell]) -> list[dict]:
                 "p": float(test.pvalue),
             }
         )
+    for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+        row["p"] = p
     return sorted(found, key=lambda row: -row["gain"])
 
 
@@ -106,8 +102,7 @@ def main() -> None:
     for row in parts:
         low, high = row["interval"]
         print(
-            f"{row['part']:30} {row['gain']:+.4f} ({low:+.4f} to {high:+.4f})  p {row['p']:.1g}, "
-            f"{len(row['losses'])} seeds  "
+            f"{row['part']:30} {row['gain']:+.4f} ({low:+.4f} to {high:+.4f})  p {row['p']:.1g}  "
             f"{row['step_without']:.2f} ({row['step_range'][0]:.2f} to {row['step_range'][1]:.2f})"
         )
     print(f"written: {record('ablation', {'parts': parts})}")
