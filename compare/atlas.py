@@ -23,14 +23,17 @@ from cli.console import say, show
 from cli.errors import UserError, nearest, run_command
 from cli.recipes import Parser, load
 from compare.execute import calibrate
+from compare.own_corpus import count_scored
 from compare.plan import estimate_seconds, plan
 from compare.rows import read_rows
 from compare.run import prepare_folder
 from configs.atlas_recipe import AtlasDomain
 from configs.study_recipe import StudyRecipe
+from data.prepare import prepare
 
 DOMAINS, STUDY = Path("configs/atlas"), Path("configs/study/atlas.toml")
 CACHE = Path("cache/atlas")
+SCORED_TOKENS, LEAST_DOCUMENTS = 8_000, 12  # held-out text of a domain
 
 
 def domain_names() -> list[str]:
@@ -110,13 +113,14 @@ def study_of(name: str) -> StudyRecipe:
     if domain.package:
         read = {"document": "section"} if domain.pattern else {}  # `extract` has made documents of the files
         data = data.model_copy(update={"corpus": str(fetch(name, domain)), **read})
-    return load(StudyRecipe, STUDY).model_copy(update={"data": data, "test_documents": domain.test_documents})
+    documents = count_scored(prepare(data), SCORED_TOKENS, LEAST_DOCUMENTS)
+    return load(StudyRecipe, STUDY).model_copy(update={"data": data, "test_documents": documents})
 
 
 def hours_left(study: StudyRecipe, folder: Path) -> float:
     """Estimated hours of the cells that are not measured, in one thread."""
     rows = read_rows(folder) if folder.exists() else {}
-    return sum(estimate_seconds(study, cell) for cell in plan(study) if cell.name not in rows) / 3600
+    return sum(estimate_seconds(study, cell, threads=1) for cell in plan(study) if cell.name not in rows) / 3600
 
 
 def prepare_all(studies: dict[str, StudyRecipe], folder: Path) -> None:

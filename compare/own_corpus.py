@@ -23,7 +23,7 @@ from model.formats.gguf import gguf_tokenizer
 from model.load import foundation_file
 
 MIN_BYTES = 20_000  # of training text
-MIN_DOCUMENTS, MOST_DOCUMENTS = 5, 64  # held out
+MIN_DOCUMENTS, MOST_DOCUMENTS = 5, 400  # held out
 MOST_SCORED_TOKENS, SCORED_TOKENS_PER_MINUTE = 32_000, 3_200  # of held-out text, by the foundation's tokenizer
 SAMPLED_CHARS = 200_000  # of held-out text, whose tokens are counted
 MIN_SHARE_BYTES = 4_000  # of the smallest size
@@ -100,12 +100,15 @@ def check_size(data: DataConfig, minutes: float) -> tuple[int, int]:
             f"{data.corpus}: {size:,} bytes of training text and {documents} held-out documents are too few to compare "
             f"methods: it takes {MIN_BYTES:,} and {MIN_DOCUMENTS}; add text"
         )
-    scored = min(MOST_SCORED_TOKENS, SCORED_TOKENS_PER_MINUTE * minutes)
-    return size, min(documents, MOST_DOCUMENTS, max(MIN_DOCUMENTS, int(scored / mean_tokens(folder))))
+    return size, count_scored(folder, min(MOST_SCORED_TOKENS, SCORED_TOKENS_PER_MINUTE * minutes))
 
 
-def mean_tokens(folder: Path) -> float:
-    """Tokens of a held-out document by the default foundation's tokenizer, the mean of a sample."""
+def count_scored(folder: Path, tokens: float, least: int = MIN_DOCUMENTS) -> int:
+    """Number of held-out documents of a prepared corpus with about so many tokens, at least `least`.
+
+    Tokens of the default foundation, from a sample.
+    """
+    held_out = load_manifest(folder)["splits"]["test"]["documents"]
     tokenizer = gguf_tokenizer(foundation_file(StudyRecipe.model_fields["foundations"].default[0]))
     chars, counts = 0, []
     for row in read_shuffled(folder, "test"):
@@ -113,7 +116,7 @@ def mean_tokens(folder: Path) -> float:
         chars += len(row["text"])
         if chars > SAMPLED_CHARS:
             break
-    return statistics.mean(counts)
+    return min(held_out, MOST_DOCUMENTS, max(least, int(tokens / statistics.mean(counts))))
 
 
 def short_recipe(corpus: str) -> StudyRecipe:

@@ -28,7 +28,7 @@ from data.splits import load_manifest
 from model.load import model_version
 
 AXES = ("text", "task")
-# Estimates for a cell, or for a tried setting, beside training, on two cores.
+# Estimates for a cell, or for a tried setting, beside training, in two threads.
 PROMPTED_SECONDS = 20.0  # score the foundation model
 TUNED_SECONDS = 45.0  # and evaluate it thirteen times
 OTHER_SECONDS = 2.0
@@ -78,8 +78,11 @@ def cells_of(
     return {Cell(name, axis, size, seed, factor, each) for seed in (*search, *seeds) for each in foundations}
 
 
-def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) -> float:
-    """Estimated seconds of a cell: from the rows of its method on the axis, or from the budget."""
+def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = (), threads: int = 0) -> float:
+    """Estimated seconds of a cell: from the rows of its method on the axis, or from the budget.
+
+    `threads`: those of a cell; 0: of this process.
+    """
     method = METHODS[cell.method]
     tries = len(method.settings(study, cell.axis)) if cell.is_search else 1
     budget = study.budget_seconds * cell.factor * method.is_trained
@@ -94,6 +97,7 @@ def estimate_seconds(study: StudyRecipe, cell: Cell, rows: Sequence[dict] = ()) 
         beside = statistics.mean(known)
     elif method.uses_foundation:
         beside = TUNED_SECONDS if method.is_trained else PROMPTED_SECONDS
+        beside *= 2 / min(4, threads or torch.get_num_threads())
     return tries * (budget + beside)
 
 

@@ -19,7 +19,5 @@ class AtlasDomain(Section):
     file are one document, otherwise each is a line of one text. Empty: files as they are."""
     licence: str = Field(min_length=1)
     """As the package states it."""
-    test_documents: int = Field(64, ge=1)
-    """Held-out documents that are scored; more where documents are short."""
     data: DataConfig = DataConfig()
     """How the text is read; `corpus` is set if there is a package."""

@@ -11,7 +11,7 @@ from cli.recipes import load
 from compare.context import SEARCH_SEED, Cell
 from compare.methods import METHODS
 from compare.methods.train import MIN_STEPS, steps_in
-from compare.plan import describe_power, hash_cells, plan, print_plan, read_measured, shrink
+from compare.plan import describe_power, estimate_seconds, hash_cells, plan, print_plan, read_measured, shrink
 from compare.rows import EDITION
 from compare.sources import ROOT, source_files
 from configs.study_recipe import StudyRecipe
@@ -150,3 +150,11 @@ def test_further_seeds_are_of_the_largest_size_alone():
     assert {c.seed for c in plan(shrink(study))} <= {SEARCH_SEED, 0}
     with pytest.raises(UserError, match="holds a value twice"):
         load(StudyRecipe, DEMO, ["--seeds", "0", "--largest-seeds", "0"])
+
+
+def test_one_thread_takes_longer_beside_the_budget():
+    study = load(StudyRecipe, DEMO, ["--budget-seconds", "60"])
+    one, two = (estimate_seconds(study, Cell("lora", "text", 1.0, 0), threads=threads) for threads in (1, 2))
+    assert one - 60 == 2 * (two - 60) > 0
+    row = {"method": "lora", "axis": "text", "wall_seconds": 100.0, "factor": 1.0}
+    assert estimate_seconds(study, Cell("lora", "text", 1.0, 0), [row], threads=1) == 100
