@@ -30,6 +30,7 @@ MIN_SHARE_BYTES = 4_000  # of the smallest size
 MIN_TRAIN_ITEMS, MIN_TEST_ITEMS = 16, 8
 FEW_ITEMS = 500  # below, more of the corpus and of the items is held out
 SHORT = 5.0  # minutes, below which only distance and baselines are measured
+PREDICTION = 2.0  # minutes of --predict
 SAFE_LORA_RATE = 2e-3  # as in configs/study/demo.toml
 SPARE = 0.85  # share of the time that is planned
 CALIBRATION_SECONDS = 15.0  # of one kind of training
@@ -106,7 +107,7 @@ def check_size(data: DataConfig, minutes: float) -> tuple[int, int]:
 def count_scored(folder: Path, tokens: float, least: int = MIN_DOCUMENTS) -> int:
     """Number of held-out documents of a prepared corpus with about so many tokens, at least `least`.
 
-    Tokens of the default foundation, from a sample.
+    The tokens are those of the default foundation, counted in a sample.
     """
     held_out = load_manifest(folder)["splits"]["test"]["documents"]
     tokenizer = gguf_tokenizer(foundation_file(StudyRecipe.model_fields["foundations"].default[0]))
@@ -125,7 +126,7 @@ def short_recipe(corpus: str) -> StudyRecipe:
     Raises UserError as `recipe_for`.
     """
     data = DataConfig(corpus=corpus)
-    _, documents = check_size(data, SHORT)
+    _, documents = check_size(data, PREDICTION)
     atlas = load(StudyRecipe, Path(str(files("configs"))) / "study" / "atlas.toml")
     changes = {
         "data": data,
