@@ -9,8 +9,6 @@ import json
 import statistics
 from itertools import pairwise
 
-import psutil
-
 from adapt.methods import prepare_model
 from cli.console import say
 from compare.context import Cell, Study
@@ -54,6 +52,8 @@ def measure_speed(study: Study, cell: Cell) -> dict:
 
 def warn_if_busy() -> None:
     """Print a warning if other work would slow the calibration down."""
+    import psutil
+
     busy = psutil.cpu_percent(interval=1)  # now: the load average remembers the set-up
     if busy > BUSY:
         say(
