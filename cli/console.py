@@ -44,7 +44,10 @@ def say(message: str) -> None:
 
 
 def bar(*extra: "TextColumn", has_eta: bool = True) -> "Progress":
-    """A progress bar with an ETA and `extra` text columns; disabled if not on a terminal."""
+    """A progress bar with `extra` text columns; disabled if not on a terminal.
+
+    `has_eta`: count and ETA stand before `extra`, from the pace of the last 30 seconds.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(

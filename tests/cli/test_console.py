@@ -1,5 +1,6 @@
 """Progress lines: in a pipe plain lines, on a terminal a bar; the ETA of long steps."""
 
+import errno
 import os
 import pty
 import subprocess
@@ -26,8 +27,9 @@ def on_terminal(code: str) -> str:
         try:
             while part := os.read(main, 4096):
                 found += part
-        except OSError:  # Linux: the other end is closed
-            pass
+        except OSError as error:
+            if error.errno != errno.EIO:  # which Linux raises when the other end is closed
+                raise
     os.close(main)
     return found.decode()
 
