@@ -74,9 +74,10 @@ def main() -> None:
     model = build_model(config, vocab_size).init_weights(0).to(device, torch.bfloat16).eval()
     theirs = transformers_llama(config, model.state_dict()).eval().to(device, torch.bfloat16)
     bandwidth = measure_ceilings(device, torch.bfloat16)[1]
+    about = {"recipe": args.recipe, "prompt": args.prompt, "new": args.new, "bytes_per_second": bandwidth}
     rows = []
     for batch in args.batch:
-        prompts = torch.randint(0, vocab_size, (batch, args.prompt), device=device)
+        prompts = torch.randint(1, vocab_size, (batch, args.prompt), device=device)  # 0 is padding
         engines = {
             name: start(model, prompts, args.new, captures)
             for name, captures in (("captured graph", True), ("kernel by kernel", False))
@@ -105,8 +106,8 @@ def main() -> None:
                 f"{row['share_of_bandwidth_bound']:.0%} of the bound"
             )
             rows.append(row)
-    about = {"recipe": args.recipe, "prompt": args.prompt, "new": args.new, "bytes_per_second": bandwidth}
-    print(f"written: {record('gpu-generation', about | {'rows': rows})}")
+        path = record("gpu-generation", about | {"rows": rows})
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ Every variant takes the same steps (forward, backward, gradient clipping, fused 
 batch in bfloat16 autocast, in turn within every round. The baseline is our step: our attention and
 loss, the whole model compiled. A variant differs from it in what its name says; "torch" is the same
 model with SDPA and torch's loss. `--group` selects variants (see mfu_variants.py). nanoGPT's model is added
-with `--nanogpt FOLDER`, litgpt's if it is installed. First losses must agree, except of those two.
+with `--nanogpt FOLDER`, litgpt's if it is installed. First losses must agree, except of those two. A variant that
+fails is recorded with its error, and the others go on.
 
 Per variant: tokens per second, MFU (of the vendor's peak, if known), the time over the baseline's
 (median and range over rounds), and on a GPU, from torch's profiler: the share of the time in which
 the GPU works, launches and host syncs per step, and the time until the host has enqueued a step.
-Writes benchmarks/results/DEVICE/mfu-GROUP.json.
+Writes benchmarks/results/DEVICE/mfu-GROUP.json, after every round.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import copy
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.mfu_variants import GROUPS, VARIANTS, Variant, applied
+from benchmarks.mfu_variants import GROUPS, VARIANTS, Variant, applied, prepare_mask
 from benchmarks.peers import LitGPT, NanoGPT
 from benchmarks.record import record, time_in_turn
 from cli.recipes import load
@@ -50,13 +51,21 @@ class Implementation:
 
     def __init__(self, net: torch.nn.Module, variant: Variant, recipe: Recipe):
         self.net, self.variant = copy.deepcopy(net), variant
+        # torch.compile guards the class of a model but not the methods that a variant patches: with a class
+        # of its own, a variant does not run the code that was compiled for another.
+        self.net.__class__ = type(type(net).__name__, (type(net),), {})
         self.parameters = dict(self.net.named_parameters())
         self.optimizer = build_adamw(self.parameters, recipe.train)
+        if variant.attention == "flex":
+            prepare_mask(recipe.model.max_seq_len, next(iter(self.parameters.values())).device)
         if isinstance(net, Transformer) and not variant.graph:
             set_forward(self.net, compiled=variant.extent)
         elif variant.extent:
             self.net.forward = torch.compile(
-                self.net.forward, dynamic=False, mode="reduce-overhead" if variant.graph else None
+                self.net.forward,
+                dynamic=False,
+                fullgraph=isinstance(net, Transformer),
+                mode="reduce-overhead" if variant.graph else None,
             )
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -101,8 +110,8 @@ def anatomy(step: Callable[[], object], device: torch.device) -> dict:
         "enqueue_seconds": enqueued / STEPS,
         "gpu_busy_seconds": busy / STEPS / 1e6,
         "gpu_busy_share": busy / 1e6 / wall,
-        "launches": sum("LaunchKernel" in name for name in names) / STEPS,
-        "syncs": sum("Synchronize" in name for name in names) / STEPS,
+        "launches": sum("LaunchKernel" in name or "GraphLaunch" in name for name in names) / STEPS,
+        "syncs": max(0, sum("Synchronize" in name for name in names) - 1) / STEPS,  # one is ours
         "kernels": dict(sorted(by_kernel.items(), key=lambda item: -item[1])[:25]),
     }
 
@@ -122,48 +131,67 @@ def build(recipe: Recipe, vocab_size: int, names: list[str], nanogpt: Path | Non
 
 def measure(
     recipe: Recipe, vocab_size: int, rows: int, rounds: int, implementations: dict[str, Implementation]
-) -> list[dict]:
-    """One result per variant. Raises SystemExit if first losses differ by more than LOSS_TOLERANCE."""
+) -> Iterator[list[dict]]:
+    """One result per variant: all of them after every round, and at last with their anatomy."""
     device = next(iter(next(iter(implementations.values())).parameters.values())).device
-    length = recipe.model.max_seq_len
     most = round(rows * max(each.variant.rows_factor for each in implementations.values()))
-    x, y = torch.randint(0, vocab_size, (2, most, length), device=device)
-    steps, first, peaks = {}, {}, {}
+    x, y = torch.randint(0, vocab_size, (2, most, recipe.model.max_seq_len), device=device)
+    steps: dict[str, Callable[[], torch.Tensor]] = {}
+    results: dict[str, dict] = {}
     for name, each in implementations.items():
         count = round(rows * each.variant.rows_factor)
-        steps[name] = partial(each.step, x[:count], y[:count])
+        step = partial(each.step, x[:count], y[:count])
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        first[name] = steps[name]().item()
-        steps[name]()
-        peaks[name] = peak_memory(device)
-    same = [first[name] for name, each in implementations.items() if name in VARIANTS and each.variant.rows_factor == 1]
-    if not max(same) - min(same) <= LOSS_TOLERANCE:
-        raise SystemExit(f"the variants are not the same model: first losses are {first}")
-    times = time_in_turn(steps, rounds, STEPS, partial(synchronized_clock, device))
-    peak, results = peak_flops(device, True), []
-    baseline = times[next(iter(times))]
-    for name, seconds in times.items():
-        factor = implementations[name].variant.rows_factor
-        tokens = round(rows * factor) * length
-        net = next(each.net for each in implementations.values() if isinstance(each.net, Transformer))
-        flops = training_flops(net, tokens, tokens, length)
-        median = statistics.median(seconds)
-        ratios = sorted(b / a / factor for a, b in zip(baseline, seconds, strict=True))
-        results.append(
-            {
-                "variant": name,
-                "tokens_per_second": tokens / median,
-                "mfu": peak and flops / median / peak,
-                "time_over_baseline": statistics.median(ratios),
-                "ratios": ratios,
-                "seconds": seconds,
-                "peak_bytes": peaks[name],
-                "first_loss": first[name],
-                **anatomy(steps[name], device),
-            }
-        )
-    return results
+        try:
+            first = step().item()
+            step()
+        except Exception as error:
+            results[name] = {"variant": name, "error": f"{type(error).__name__}: {error}"[:500]}
+            continue
+        results[name] = {"variant": name, "first_loss": first, "peak_bytes": peak_memory(device), "seconds": []}
+        steps[name] = step
+    for _ in range(rounds):
+        for name, seconds in time_in_turn(steps, 1, STEPS, partial(synchronized_clock, device)).items():
+            results[name]["seconds"] += seconds
+        for name in steps:
+            results[name] |= compare(recipe, rows, implementations, results, name)
+        yield list(results.values())
+    for name, step in steps.items():
+        results[name] |= anatomy(step, device)
+    yield list(results.values())
+
+
+def compare(
+    recipe: Recipe, rows: int, implementations: dict[str, Implementation], results: dict[str, dict], name: str
+) -> dict:
+    """The speed of a variant, and its time per token over that of the first one that ran."""
+    factor, length = implementations[name].variant.rows_factor, recipe.model.max_seq_len
+    tokens = round(rows * factor) * length
+    net = next(each.net for each in implementations.values() if isinstance(each.net, Transformer))
+    seconds, peak = results[name]["seconds"], peak_flops(net.tok_embeddings.weight.device, True)
+    baseline = next(row["seconds"] for row in results.values() if "seconds" in row)
+    median = statistics.median(seconds)
+    ratios = sorted(b / a / factor for a, b in zip(baseline, seconds, strict=True))
+    return {
+        "tokens_per_second": tokens / median,
+        "mfu": peak and training_flops(net, tokens, tokens, length) / median / peak,
+        "time_over_baseline": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def find_faults(results: list[dict]) -> list[str]:
+    """What is wrong with a measurement: variants that failed, and first losses that differ too much."""
+    faults = [f"{row['variant']}: {row['error']}" for row in results if "error" in row]
+    first = {
+        row["variant"]: row["first_loss"]
+        for row in results
+        if "first_loss" in row and row["variant"] in VARIANTS and VARIANTS[row["variant"]].rows_factor == 1
+    }
+    if first and not max(first.values()) - min(first.values()) <= LOSS_TOLERANCE:
+        faults.append(f"the variants are not the same model: first losses are {first}")
+    return faults
 
 
 def main() -> None:
@@ -179,22 +207,34 @@ def main() -> None:
     names = [
         name for name in GROUPS[args.group] if torch.cuda.is_available() or ("Flex" not in name and "cuDNN" not in name)
     ]
+    torch._dynamo.config.recompile_limit = 64  # variants share the code of Transformer.forward
     implementations = build(recipe, recipe.tokenizer.vocab_size, names, args.nanogpt)
-    results = measure(recipe, recipe.tokenizer.vocab_size, args.rows, args.rounds, implementations)
-    for row in results:
-        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%} MFU, "
-        busy = (
-            f", GPU busy {row['gpu_busy_share']:.0%}, {row['launches']:.0f} launches, {row['syncs']:.1f} syncs"
-            if "syncs" in row
-            else ""
-        )
-        low, high = row["ratios"][0], row["ratios"][-1]
-        print(
-            f"{row['variant']:32}{row['tokens_per_second']:10,.0f} tokens/s, {mfu}time per token over the first "
-            f"{row['time_over_baseline']:.3f} ({low:.3f} to {high:.3f}){busy}"
-        )
     about = {"group": args.group, "recipe": args.recipe, "rows_per_pass": args.rows, "triton": version("triton")}
-    print(f"written: {record(f'mfu-{args.group}', about | {'variants': results})}")
+    results: list[dict] = []
+    for results in measure(recipe, recipe.tokenizer.vocab_size, args.rows, args.rounds, implementations):
+        faults = find_faults(results)
+        path = record(f"mfu-{args.group}", about | {"faults": faults, "variants": results})
+    for row in results:
+        if "error" not in row:
+            print(describe(row))
+    print(f"written: {path}")
+    if faults:
+        raise SystemExit("\n".join(faults))
+
+
+def describe(row: dict) -> str:
+    """The line of a variant on the terminal."""
+    mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%} MFU, "
+    busy = (
+        f", GPU busy {row['gpu_busy_share']:.0%}, {row['launches']:.0f} launches, {row['syncs']:.1f} syncs"
+        if "syncs" in row
+        else ""
+    )
+    low, high = row["ratios"][0], row["ratios"][-1]
+    return (
+        f"{row['variant']:32}{row['tokens_per_second']:10,.0f} tokens/s, {mfu}time per token over the first "
+        f"{row['time_over_baseline']:.3f} ({low:.3f} to {high:.3f}){busy}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 import kernels.linear_cross_entropy.ops
 import model.transformer
@@ -55,8 +56,17 @@ GROUPS = {  # each takes 5 to 7 minutes on an H100
     "anatomy": ["ours", "ours, blocks", "ours, masked loss", "torch", "torch, blocks", "torch, masked loss"],
     "attention": ["ours", "ours, SDPA", "ours, cuDNN", "ours, FlexAttention", "torch", "torch, cuDNN"],
     "graph": ["ours", "ours, graph", "ours, eager", "torch", "torch, graph"],
-    "changes": ["ours", "ours, torch's loss", "torch", *list(VARIANTS)[-6:]],
+    "changes": [
+        "ours",
+        "ours, torch's loss",
+        "torch",
+        "ours, one product for q, k, v",
+        "ours, bfloat16 residual stream",
+    ],
+    "sizes": ["ours", "ours, half the rows", "ours, twice the rows", "ours, chunks of 64 MiB", "ours, chunks of 1 GiB"],
 }
+
+MASKS: dict[int, BlockMask] = {}  # of `flex`, by length
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
@@ -65,14 +75,21 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch
     return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
-def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
-    """Same as `sdpa`, with FlexAttention (no training on a CPU)."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def cudnn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
+    """Same as `sdpa`, by cuDNN. The choice is part of the compiled code, as torch.compile guards no choice outside."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa(q, k, v)
 
-    T = q.shape[1]
-    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device=q.device)
-    o = flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask, enable_gqa=True)
-    return o.transpose(1, 2)
+
+def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
+    """Same as `sdpa`, with FlexAttention (no training on a CPU); the mask is made by `prepare_mask`."""
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    return flex_attention(*heads, block_mask=MASKS[q.shape[1]], enable_gqa=True).transpose(1, 2)
+
+
+def prepare_mask(length: int, device: torch.device) -> None:
+    """Make the causal mask that `flex` uses at this length."""
+    MASKS[length] = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=device)
 
 
 def torch_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -108,9 +125,8 @@ def applied(variant: Variant) -> Iterator[None]:
     transformer, ours = model.transformer, model.transformer.project_and_score
     with ExitStack() as stack:
         if variant.attention != "ours":
-            stack.enter_context(patch.object(transformer, "attend", flex if variant.attention == "flex" else sdpa))
-        if variant.attention == "cudnn":
-            stack.enter_context(sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
+            attend = {"sdpa": sdpa, "cudnn": cudnn, "flex": flex}[variant.attention]
+            stack.enter_context(patch.object(transformer, "attend", attend))
         loss = torch_loss if variant.loss == "torch" else ours
         loss = masked(loss) if variant.masked else loss
         stack.enter_context(patch.object(transformer, "project_and_score", loss))

@@ -146,7 +146,8 @@ def find_micro_batch(
             f"WARNING: this run needs {_size(total)} of memory and {_size(needs.free)} are free: "
             "lower train.micro_batch_size, model.max_seq_len or model.dim, or close other programs"
         )
-    if max(ranks.gather(needs.seconds)) < SLOW_PASS_SECONDS:  # the first pass includes one-time set-up
+    # The first pass includes one-time set-up, which on a GPU compiles kernels.
+    if ranks.device.type == "cuda" or max(ranks.gather(needs.seconds)) < SLOW_PASS_SECONDS:
         needs = dry_run(model, train_set, size, ranks, autocast)
     return size, max(ranks.gather(needs.seconds))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import mfu
+from benchmarks import mfu, mfu_variants
 from benchmarks.mfu_variants import GROUPS, VARIANTS, applied
 from configs.schema import ModelConfig, Recipe
 from model.build import build_model
@@ -36,10 +36,43 @@ def test_every_variant_belongs_to_a_group():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["anatomy", "changes"])
-def test_a_group_is_timed(group):
-    recipe = Recipe(model=SHAPE)
-    implementations = mfu.build(recipe, 300, GROUPS[group], None)
-    rows = mfu.measure(recipe, 300, 2, 1, implementations)
-    assert [row["variant"] for row in rows][: len(GROUPS[group])] == GROUPS[group]
-    assert all(row["tokens_per_second"] > 0 for row in rows)
+def test_every_variant_of_a_group_is_compiled_and_timed(group, monkeypatch):
+    """A variant that ran another's compiled code would compile nothing of its own."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
+    recipe, compiled = Recipe(model=SHAPE), {}
+    for name, each in mfu.build(recipe, 300, GROUPS[group], None).items():
+        if name in VARIANTS:
+            torch._dynamo.utils.counters.clear()
+            *_, rows = mfu.measure(recipe, 300, 2, 1, {name: each})
+            assert mfu.find_faults(rows) == []
+            compiled[name] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert all(compiled[name] > 0 for name in compiled if VARIANTS[name].extent == "model"), compiled
+
+
+def test_a_variant_that_fails_does_not_stop_the_others(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr(mfu_variants, "sdpa", fail)
+    recipe, names = Recipe(model=SHAPE), ["ours, eager", "torch, eager"]
+    monkeypatch.setitem(VARIANTS, names[1], mfu_variants.Variant("sdpa", "torch", extent=""))
+    after_round, rows = mfu.measure(recipe, 300, 2, 1, mfu.build(recipe, 300, names, None))
+    assert [row["variant"] for row in after_round][:2] == [row["variant"] for row in rows][:2] == names
     assert rows[0]["time_over_baseline"] == 1
+    assert rows[0]["tokens_per_second"] > 0
+    assert mfu.find_faults(rows) == ["torch, eager: RuntimeError: no kernel for this device"]
+    rows[1] = {"variant": "torch", "first_loss": rows[0]["first_loss"] + 1}
+    assert "not the same model" in mfu.find_faults(rows)[0]
+
+
+def test_the_backend_of_attention_is_part_of_the_compiled_graph():
+    """torch.compile guards no backend that is chosen outside of it."""
+
+    def attend(q):
+        with mfu_variants.sdpa_kernel(mfu_variants.SDPBackend.MATH):
+            return mfu_variants.sdpa(q, q, q)
+
+    q = torch.randn(1, 8, 2, 16)
+    found = torch.compile(attend, fullgraph=True, backend="eager")(q)
+    torch.testing.assert_close(found, mfu_variants.sdpa(q, q, q))

@@ -61,7 +61,7 @@ CONFIG = ModelConfig(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_captured_step_gives_the_tokens_of_the_cpu_with_one_sync():
     network = build_model(CONFIG, 500).init_weights(1).eval()
-    samplings = [Sampling(0), Sampling(0.8, top_k=20), Sampling(1.0, top_p=0.9)]
+    samplings = [Sampling(0), Sampling(0.8, top_k=20), Sampling(1.0, top_p=0.3)]  # within FIRST ids
 
     def texts(device):
         engine = Engine(network.to(device), 4, 60)
