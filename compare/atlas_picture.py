@@ -28,10 +28,11 @@ def border(domains: Sequence[Domain], ratios: np.ndarray, sizes: np.ndarray) -> 
 
     `ratios` are log2 as in Features, `sizes` are bytes; the budget is the median of the domains' own.
     """
-    plane = [domain._replace(features=Features(domain.features.ratio, 0, 0, 0)) for domain in domains]
+    pace = float(np.median([domain.features.pace for domain in domains]))
+    plane = [domain._replace(features=Features(domain.features.ratio, 0, 0, 0, pace)) for domain in domains]
     predictor = Predictor(plane)
     seconds = float(np.median([domain.decisive.seconds for domain in domains]))
-    found = [[predictor.predict(Features(ratio, 0, 0, 0), size, seconds) for ratio in ratios] for size in sizes]
+    found = [[predictor.predict(Features(ratio, 0, 0, 0, pace), size, seconds) for ratio in ratios] for size in sizes]
     advantage = np.array([[each.advantage for each in row] for row in found])
     return advantage, np.array([[each.low <= 0 <= each.high for each in row] for row in found])
 

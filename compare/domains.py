@@ -1,8 +1,8 @@
 """The domains of an atlas: what is known of a corpus before a decision, and who won on it.
 
-The outcome is log2(bits per byte of the better of LoRA and full fine-tuning / bits per byte from scratch), for
-every size and budget of a domain: above 0 training from scratch is better. The shortest budget is not an
-outcome, as its runs are features.
+The outcome is log2(bits per byte of the tuned foundation / bits per byte from scratch), for every size and budget
+of a domain: above 0 training from scratch is better. Validation chooses between LoRA and full fine-tuning. The
+shortest budget is not an outcome, as its runs are features.
 """
 
 import json
@@ -14,8 +14,12 @@ from typing import NamedTuple
 from cli.atomic import to_json, write_atomically
 from cli.console import say
 from cli.errors import UserError
+from cli.recipes import load
 from compare.analysis.bootstrap import score
 from compare.analysis.ledger import Ledger
+from compare.plan import plan
+from compare.rows import read_rows
+from configs.study_recipe import StudyRecipe
 
 ATLAS = Path("benchmarks/studies/atlas")
 SHORT = 0.5  # budget factor of the short runs that are features
@@ -34,6 +38,8 @@ class Features(NamedTuple):
     """The foundation's tokens per byte."""
     overlap: float
     """Share of the held-out n-grams that occur in the training text: how much it repeats itself."""
+    pace: float
+    """Bytes of text that a second of training from scratch reads, on one core: it learns no more text than that."""
 
 
 class Outcome(NamedTuple):
@@ -60,6 +66,11 @@ class Domain(NamedTuple):
         """The outcome on all of the text with the study's own budget, the least after that of the short runs."""
         return min(self.outcomes, key=lambda outcome: (-outcome.bytes, outcome.seconds))
 
+    @property
+    def longest(self) -> Outcome:
+        """The outcome on all of the text with the largest budget."""
+        return max(self.outcomes, key=lambda outcome: (outcome.bytes, outcome.seconds))
+
 
 def measure_features(ledger: Ledger, factor: float) -> Features:
     """The features of a corpus from its rows; the short runs are those with `factor` times the budget."""
@@ -68,28 +79,34 @@ def measure_features(ledger: Ledger, factor: float) -> Features:
         return ledger.budget_score("text", method, factor).value
 
     (zero,) = ledger.largest("text", "zero-shot")
+    (short, *_), timed = ledger.measured("text", "scratch", factor=factor), ledger.calibration
+    # `compare.run --predict` takes the steps of the atlas, but may use more threads.
+    threads = timed.get("timed_threads", timed["threads"])
+    seconds = threads * short["training_steps"] * timed["speeds"]["scratch-text"]["step_seconds"]
     return Features(
         log2(ledger.score("text", "zero-shot").value / ledger.score("text", "xz").value),
         log2(bits("lora") / bits("scratch")),
         sum(zero["document_tokens"]) / sum(zero["document_bytes"]),
         statistics.mean(row["overlap"] for row in ledger.largest("text", "xz")),
+        short["epochs"] * short["seen_bytes"] / seconds,
     )
 
 
 def measure_outcomes(ledger: Ledger) -> list[Outcome]:
     """Who won at every size and budget of a study, but for the budget of the short runs."""
-    zero, threads = ledger.score("text", "zero-shot").value, ledger.calibration.get("threads", 1)
+    zero, threads = ledger.score("text", "zero-shot").value, ledger.calibration["threads"]
     cases = [(size, 1.0) for size in ledger.sizes("text", "scratch")]
     cases += [(1.0, factor) for axis, method, factor in ledger.budgets if (axis, method) == ("text", "scratch")]
     found = []
     for size, factor in cases:
         rows = {m: ledger.measured("text", m, size, factor) for m in ("scratch", *TUNED)}
-        tuned = [score(rows[method], "text").value for method in TUNED if rows[method]]
+        tuned = {m: statistics.mean(row["validation_bits"] for row in rows[m]) for m in TUNED if rows[m]}
         if factor == SHORT or not tuned:
             continue
+        bits = score(rows[min(tuned, key=tuned.__getitem__)], "text").value
         # The seconds of LoRA are steps alone; those from scratch hold its tokenizer's.
         row, *_ = rows["lora"] or rows["full"]
-        advantage = log2(min(tuned) / score(rows["scratch"], "text").value)
+        advantage = log2(bits / score(rows["scratch"], "text").value)
         ratio = log2(zero / ledger.score("text", "xz", size).value)
         found.append(Outcome(row["seen_bytes"], threads * row["training_seconds"], advantage, ratio))
     return found
@@ -98,14 +115,16 @@ def measure_outcomes(ledger: Ledger) -> list[Outcome]:
 def read_atlas(folder: Path) -> list[Domain]:
     """All domains that have been measured, and those that users have added. Raises UserError if they are too few.
 
-    A study without the short runs or without all of the text is left out, with a line.
+    A study that is not finished is left out, with a line.
     """
     found = []
     for path in sorted(folder.glob("*/answer.md")):
         ledger, name = Ledger.read(path.parent), path.parent.name
-        needed = [ledger.measured("text", m, factor=f) for m in ("scratch", "lora") for f in (1.0, SHORT)]
-        if not all(needed):
-            say(f"{path.parent}: left out, as cells are missing; continue it with compare.atlas --domains {name}")
+        rows = read_rows(path.parent)
+        missing = [c.name for c in plan(load(StudyRecipe, path.with_name("config.toml"))) if c.name not in rows]
+        if missing:
+            more = ", …" if len(missing) > 1 else ""
+            say(f"{path.parent}: left out, as {missing[0]}{more} is missing: compare.atlas --domains {name}")
             continue
         found.append(Domain(name, measure_features(ledger, SHORT), measure_outcomes(ledger)))
     for path in sorted(folder.glob("*.domain.json")):

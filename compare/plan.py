@@ -19,7 +19,7 @@ from cli.console import show
 from cli.errors import UserError, nearest
 from compare.analysis.significance import POWER, detectable_difference
 from compare.context import SEARCH_SEED, Cell, load_study_task
-from compare.methods import COMPUTE_METHODS, METHODS
+from compare.methods import COMPUTE_METHODS, METHODS, SHORT_METHODS
 from compare.rows import EDITION, read_rows
 from compare.sources import source_hash
 from configs.study_recipe import StudyRecipe
@@ -59,7 +59,8 @@ def plan(study: StudyRecipe, methods: list[str] | None = None) -> list[Cell]:
                         cells |= cells_of(study, method.base_method, "text", 1.0, more_seeds=more)
                 if axis == "text" and name in COMPUTE_METHODS:
                     for factor in study.budget_factors:
-                        cells |= cells_of(study, name, axis, sizes[-1], factor)
+                        if factor > 1 or name in SHORT_METHODS:
+                            cells |= cells_of(study, name, axis, sizes[-1], factor)
     order = {name: at for at, name in enumerate(METHODS)}
     seeds = [SEARCH_SEED, *study.seeds, *study.largest_seeds]
     return sorted(

@@ -23,7 +23,6 @@ from compare.domains import ATLAS, Domain, Features, Outcome, measure_features, 
 LEVEL = 0.8  # of the intervals
 PENALTIES = np.logspace(-2, 3, 11)
 LARGE = 10e6  # bytes; what the primers' prose is taken to mean by a large domain
-FAR = 100  # times as much text, or as little: farther than a crossing is predicted
 
 
 class Prediction(NamedTuple):
@@ -47,21 +46,37 @@ def describe_prediction(folder: Path, corpus: str, atlas: Path = ATLAS) -> list[
     seconds = statistics.median(domain.decisive.seconds for domain in domains)
     now = predictor.predict(features, size, seconds)
     lines = [f"With {seconds:.0f} s of training on one core on all of the text ({_megabytes(size)}): {_winner(now)}."]
-    more = predictor.predict(features, 10 * size, seconds), predictor.predict(features, size, 10 * seconds)
-    lines.append(f"  With ten times the text: {_winner(more[0])}; with ten times the training: {_winner(more[1])}.")
     longest = max(outcome.seconds for domain in domains for outcome in domain.outcomes)
-    if 10 * seconds > longest:
-        lines.append(f"  The last is extrapolated: the atlas has trainings of at most {longest:.0f} s.")
-    crossing = predictor.crossing(features, size, seconds)
-    if crossing and 1 / FAR <= crossing[0] / size <= FAR:
-        at, low, high = map(_megabytes, crossing)
-        lines.append(f"  The predicted tie is at {at} of text [{low}, {high}]; with more, training from scratch leads.")
+    for name, at, for_seconds in (
+        ("the training", size, 10 * seconds),
+        ("the text", 10 * size, seconds),
+        ("both", 10 * size, 10 * seconds),
+    ):
+        found = _winner(predictor.predict(features, at, for_seconds))
+        lines.append(f"  Ten times {name}: {found}.")
+    lines.append(
+        f"  These three are extrapolated: the atlas has trainings of at most {longest:.0f} s, and tests no corpus that "
+        "is larger than what was measured of it."
+    )
+    read = features.pace * seconds
+    crossing = predictor.crossing(features, seconds)
+    if crossing and crossing[0] <= read:
+        at, low, high = crossing
+        end = _megabytes(high) if high <= read else "never"
+        lines.append(
+            f"  The predicted tie is at {_megabytes(at)} of text [{_megabytes(low)}, {end}] in {seconds:.0f} s."
+        )
     else:
-        lines.append(f"  No tie is predicted between a {FAR}th of this text and {FAR} times as much.")
+        lines.append(
+            f"  More text alone makes no tie: in {seconds:.0f} s the model from scratch reads {_megabytes(read)}."
+        )
     nearest = ", ".join(domain.name for domain in predictor.nearest(features, size))
     lines.append(f"  The corpus resembles {nearest} most.")
-    name, right, _, _ = judge(domains)[-1]
-    lines.append(f"  {name.capitalize()}, named the winner for {right} of {len(domains)} domains.")
+    verdict, count = judge(domains)[-1], len(domains)
+    lines.append(
+        f"  For domains that it had not seen, it named the winner {verdict.decisive} of {count} times, and "
+        f"{verdict.longest} of {count} times with {longest:.0f} s of training."
+    )
     lines.append(f"  To be sure, measure it: python -m compare.run --corpus {corpus} --minutes 20")
     return lines
 
@@ -86,7 +101,8 @@ def _megabytes(size: float) -> str:
 
 
 def _inputs(features: Features, size: float, seconds: float) -> list[float]:
-    return [log10(size), log10(seconds), *features]
+    *others, pace = features
+    return [log10(min(size, pace * seconds)), log10(seconds), *others]
 
 
 class Model:
@@ -113,7 +129,7 @@ class Model:
         return float(self.intercept + z @ self.slopes)
 
     def per_decade(self) -> float:
-        """By how much the advantage rises if there is ten times as much text."""
+        """By how much the advantage rises if ten times as much text is read."""
         return float(self.slopes[0] / self.scale[0])
 
 
@@ -158,21 +174,26 @@ class Predictor:
         chances = [float(self.weights[value + sign * self.errors > 0].sum()) for sign in (1, -1)]
         return Prediction(value, value - half, value + half, statistics.mean(chances))
 
-    def crossing(self, features: Features, size: float, seconds: float) -> tuple[float, float, float] | None:
-        """Bytes from which training from scratch is better, with an interval; None if more text does not help it."""
-        slope, found = self.model.per_decade(), self.predict(features, size, seconds)
+    def crossing(self, features: Features, seconds: float) -> tuple[float, float, float] | None:
+        """Bytes from which training from scratch is better, with an interval; None if more text does not help it.
+
+        They may be more than training from scratch reads in `seconds`: then no amount of text is enough.
+        """
+        read = features.pace * seconds
+        slope, found = self.model.per_decade(), self.predict(features, read, seconds)
         if slope <= 0:
             return None
-        at, low, high = (size * 10 ** min(9.0, max(-9.0, -value / slope)) for value in found[:3])
+        at, low, high = (read * 10 ** min(9.0, max(-9.0, -value / slope)) for value in found[:3])
         return at, high, low
 
     def nearest(self, features: Features, size: float, count: int = 3) -> list[Domain]:
         """The domains of the atlas that resemble a corpus most, by its features and its size."""
 
         def place(features: Features, size: float) -> np.ndarray:
-            z = (np.array(_inputs(features, size, 1.0)) - self.model.mean) / self.model.scale
+            z = (np.array(_inputs(features, size, seconds)) - self.model.mean) / self.model.scale
             return np.delete(z, 1)
 
+        seconds = self.domains[0].decisive.seconds
         own = place(features, size)
         return sorted(self.domains, key=lambda d: float(np.linalg.norm(place(d.features, d.decisive.bytes) - own)))[
             :count
@@ -188,8 +209,20 @@ RULES: dict[str, Callable[[Features, Outcome], bool]] = {
 """Whether to train from scratch, without a model. The third is the primers' prose."""
 
 
-def judge(domains: Sequence[Domain]) -> list[tuple[str, int, int, float]]:
-    """How often every rule and the predictor name the winner: (name, domains right, outcomes right, of which share)."""
+class Verdict(NamedTuple):
+    """How often a rule or the predictor names the winner."""
+
+    name: str
+    decisive: int
+    """Domains, with all of the text and the study's own budget."""
+    longest: int
+    """Domains, with all of the text and the largest budget."""
+    outcomes: int
+    """Sizes and budgets of all domains."""
+
+
+def judge(domains: Sequence[Domain]) -> list[Verdict]:
+    """How often every rule and, as the last, the predictor name the winner."""
     errors = left_out_errors(domains)
     calls: dict[str, list[list[bool]]] = {
         name: [[rule(d.features, o) == (o.advantage > 0) for o in d.outcomes] for d in domains]
@@ -201,9 +234,15 @@ def judge(domains: Sequence[Domain]) -> list[tuple[str, int, int, float]]:
     ]
     found = []
     for name, right in calls.items():
-        decided = sum(each[d.outcomes.index(d.decisive)] for d, each in zip(domains, right, strict=True))
-        every = [call for each in right for call in each]
-        found.append((name, decided, sum(every), sum(every) / len(every)))
+        pairs = list(zip(domains, right, strict=True))
+        found.append(
+            Verdict(
+                name,
+                sum(each[d.outcomes.index(d.decisive)] for d, each in pairs),
+                sum(each[d.outcomes.index(d.longest)] for d, each in pairs),
+                sum(map(sum, right)),
+            )
+        )
     return found
 
 
@@ -222,10 +261,18 @@ def tables(domains: Sequence[Domain]) -> list[str]:
             f"| {domain.name} | {_megabytes(decisive.bytes)} | {2**domain.features.ratio:.2f} | "
             f"{_side(decisive.advantage)}, {1 - 2 ** -abs(decisive.advantage):.0%} | {right}: {_winner(predicted)} |"
         )
-    found += ["", "| rule | domains right | sizes and budgets right |", "| --- | ---: | ---: |"]
-    for name, decided, right_in_all, share in judge(domains):
-        count = sum(len(domain.outcomes) for domain in domains)
-        found.append(f"| {name} | {decided} of {len(domains)} | {right_in_all} of {count}, {share:.0%} |")
+    budgets = [
+        statistics.median(each.seconds for each in group)
+        for group in ([d.decisive for d in domains], [d.longest for d in domains])
+    ]
+    heads = [f"domains right, {seconds:.0f} s" for seconds in budgets]
+    found += ["", f"| rule | {heads[0]} | {heads[1]} | sizes and budgets right |", "| --- | ---: | ---: | ---: |"]
+    count = sum(len(domain.outcomes) for domain in domains)
+    for name, decisive_right, longest_right, right_in_all in judge(domains):
+        found.append(
+            f"| {name} | {decisive_right} of {len(domains)} | {longest_right} of {len(domains)} | "
+            f"{right_in_all} of {count}, {right_in_all / count:.0%} |"
+        )
     return found
 
 

@@ -30,11 +30,13 @@ prompting.evaluate and serve.
 """
 
 import argparse
-import shutil
+import json
 import sys
 from pathlib import Path
 
-from cli.atomic import write_atomically
+import torch
+
+from cli.atomic import to_json, write_atomically
 from cli.console import say, show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser, parse
@@ -155,7 +157,9 @@ def main() -> int:
                 calibration = next((path for path in shared if path.exists()), None)
                 if calibration is None:
                     raise UserError(f"{shared[0]}: not found; it has the steps of the short runs; run: compare.atlas")
-                shutil.copyfile(calibration, folder / "calibration.json")
+                timed = json.loads(calibration.read_text(encoding="utf-8"))
+                threads = {"timed_threads": timed["threads"], "threads": torch.get_num_threads()}
+                write_atomically(folder / "calibration.json", to_json(timed | threads, 2) + "\n")
             calibrate(study, folder, left, int(own.ray))
             write_ledger(folder, all_cells, rows)
             seconds = {cell: estimate_seconds(study, cell, list(rows.values())) for cell in left}

@@ -99,3 +99,4 @@ METHODS: dict[str, Method] = {
 }
 
 COMPUTE_METHODS = ("scratch", "full", "lora")  # measured with other budgets too
+SHORT_METHODS = ("scratch", "lora")  # with less than the study's own: full fine-tuning has hardly fewer steps then

@@ -114,6 +114,7 @@ def train_within_budget(
         "training_steps": steps,
         "epochs": steps * trainer.config.batch_size / len(sets[0]),
         "kept_step": best.step,
+        "validation_bits": best.score,
         "evaluations": EVALUATIONS + 1,
         "trained_parameters": model.num_parameters(trainable=True),
     }

