@@ -6,8 +6,8 @@
     python -m compare.run --corpus FILE|FOLDER --predict
 
 The second form needs no recipe: it picks methods, sizes and budget that fit the minutes; below 5 it
-measures the distance to the foundation and the baselines alone. --predict makes short runs and says which method
-would win, from what other domains have shown; it needs an atlas that has been measured (compare/atlas.py). A full
+measures the distance to the foundation and the baselines alone. --predict makes short runs and predicts the
+best method from results on other domains; it needs a measured atlas (compare/atlas.py). A full
 study of the same corpus then shows the prediction; with --atlas FOLDER it is added to an atlas of yours.
 
 First prints the plan and an estimate of the time. A calibration then measures the speed of every

@@ -4,7 +4,7 @@
 
 A model is a run directory, a fine-tuned run's merged/, smollm2-135m, a .gguf file or a Hugging Face
 folder; its id is the last part of its name. An adapter is a LoRA adapter of the first model, served
-unmerged under its own name. Texts share the steps of a model (continuous batching). Only this machine
+unmerged under its own name. Concurrent requests are decoded in one batch (continuous batching). Only this machine
 can connect unless --host says otherwise. SIGTERM and Ctrl-C finish running requests first.
 """
 
