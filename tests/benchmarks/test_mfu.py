@@ -36,10 +36,10 @@ def test_every_variant_belongs_to_a_group():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["anatomy", "changes"])
-def test_every_variant_of_a_group_is_compiled_and_timed(group, monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=64)  # pytest's monkeypatch would delete the setting at its end
+def test_every_variant_of_a_group_is_compiled_and_timed(group):
     """A variant that ran another's compiled code would compile nothing of its own."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
     recipe, compiled = Recipe(model=SHAPE), {}
     for name, each in mfu.build(recipe, 300, GROUPS[group], None).items():
         if name in VARIANTS:
