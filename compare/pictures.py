@@ -8,9 +8,9 @@ import numpy as np
 
 from cli.errors import UserError
 from compare.analysis.bootstrap import calibration_error
+from compare.analysis.comparisons import is_baseline, is_constant
 from compare.analysis.forgetting import general_bits
 from compare.analysis.ledger import Ledger, name_of
-from compare.analysis.verdict import is_baseline, is_constant
 from compare.methods import METHODS
 
 Point = dict[str, Any]

@@ -3,17 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from compare.analysis.comparisons import advantage, comparisons, is_baseline, split
 from compare.analysis.curves import find_crossing
 from compare.analysis.ledger import Cost, Ledger, name_of
-from compare.analysis.verdict import (
-    FROM_SCRATCH,
-    advantage,
-    claims_of,
-    describe_data,
-    describe_size,
-    distance,
-    is_baseline,
-)
+from compare.analysis.verdict import FROM_SCRATCH, describe_data, describe_size, distance
 from configs.study_recipe import StudyRecipe
 
 MOST_LINES = 12
@@ -76,8 +69,7 @@ def choose(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Choice | None:
     margin = recipe.text_margin * scores[best].value if axis == "text" else recipe.task_margin
     within = [m for m in scores if m == best or advantage(axis, scores[best], scores[m]).estimate.high <= margin]
     chosen = min(within, key=lambda m: total_seconds(ledger, axis, m, recipe.requests))
-    claims = claims_of(ledger, axis)
-    largest = claims[max(claims)]
+    *_, largest = (each.claims for each in comparisons(ledger, axis) if each.factor == 1)
     beats_baselines = chosen in largest.better or not any(map(is_baseline, scores))  # "best" leaves them out
     return Choice(chosen, best, largest.best == chosen and beats_baselines, within)
 
@@ -156,11 +148,16 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
                     continue  # they cross again
                 yield f"  With less than {value} [{low}, {high}] {first} is better than {then}; with more, {then} is."
                 break
-    largest = max((factor for at, _, factor in ledger.budgets if at == axis), default=0.0)
-    if largest > 1:
-        scores = {m: ledger.budget_score(axis, m, largest) for at, m, f in ledger.budgets if (at, f) == (axis, largest)}
-        best = min(scores, key=lambda m: scores[m].value)
-        yield f"  With {largest:g} times the training, {best} has the fewest bits per byte: {scores[best].estimate}."
+    *_, longest = comparisons(ledger, axis)
+    trained, _ = split(longest.scores)
+    if longest.factor > 1 and len(trained) > 1:
+        sign = 1 if axis == "text" else -1
+        best, second, *_ = sorted(trained, key=lambda method: sign * trained[method].value)
+        lead = advantage(axis, trained[best], trained[second]).estimate
+        is_best = f"has the best score, {trained[best].estimate}; no significant difference to {second} was found"
+        if longest.claims.best:
+            is_best = f"is best: {trained[best].estimate}; the next, {second}, is {lead} behind"
+        yield f"  With {longest.factor:g} times the budget, {best} {is_best}."
 
 
 def _cost(ledger: Ledger, axis: str, method: str) -> Cost:

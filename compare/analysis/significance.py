@@ -1,8 +1,8 @@
 """Claims of a study about differences, corrected for their number.
 
 All claims on one axis are one family, corrected by Holm (1979): the chance that any of them is wrong is
-at most 5 %. Two kinds are in it, at every size: a method is better, or worse, than the baselines; and a
-method is better than all others. "Better than all" needs every single difference, so its p-value is
+at most 5 %. Two kinds are in it, at every size and budget: a method is better, or worse, than the
+baselines; and a method is better than all others. "Better than all" needs every single difference, so its p-value is
 the largest of them (an intersection-union test; Berger 1982). "Worse than the best baseline" needs
 only one, so its p-value is the smallest, times their number (Bonferroni).
 """
@@ -21,7 +21,7 @@ Advantage = Callable[[Score, Score], Score]
 
 
 class Claims(NamedTuple):
-    """Which claims about the methods at one size hold, by name of the method."""
+    """Which claims about the methods of one comparison hold, by name of the method."""
 
     better: set[str]
     """Than every baseline."""
@@ -41,34 +41,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def find_claims(sizes: Mapping[float, tuple[Mapping[str, Score], Mapping[str, Score]]], advantage: Advantage) -> dict:
-    """`Claims` by size, of the methods and the baselines measured at each size, as one family."""
-    claims: list[tuple[float, str, str]] = []
+def find_claims(
+    comparisons: Sequence[tuple[Mapping[str, Score], Mapping[str, Score]]], advantage: Advantage
+) -> list[Claims]:
+    """The `Claims` of each comparison, of its methods and its baselines, all as one family."""
+    claims: list[tuple[int, str, str]] = []
     p_values: list[float] = []
 
-    def add(size: float, kind: str, method: str, p: float) -> None:
-        claims.append((size, kind, method))
+    def add(number: int, kind: str, method: str, p: float) -> None:
+        claims.append((number, kind, method))
         p_values.append(p)
 
-    for size, (methods, baselines) in sizes.items():
+    for number, (methods, baselines) in enumerate(comparisons):
         for name, score in methods.items():
             if baselines:
                 ahead = [advantage(score, each).p_above() for each in baselines.values()]
                 behind = [advantage(each, score).p_above() for each in baselines.values()]
-                add(size, "better", name, max(ahead))
-                add(size, "worse", name, min(1.0, len(behind) * min(behind)))
+                add(number, "better", name, max(ahead))
+                add(number, "worse", name, min(1.0, len(behind) * min(behind)))
             others = [advantage(score, other).p_above() for each, other in methods.items() if each != name]
             if others:
-                add(size, "best", name, max(others))
+                add(number, "best", name, max(others))
     held = {claim for claim, p in zip(claims, holm(p_values), strict=True) if p <= LEVEL}
-    return {
-        size: Claims(
-            {name for name in methods if (size, "better", name) in held},
-            {name for name in methods if (size, "worse", name) in held},
-            next((name for name in methods if (size, "best", name) in held), ""),
+    return [
+        Claims(
+            {name for name in methods if (number, "better", name) in held},
+            {name for name in methods if (number, "worse", name) in held},
+            next((name for name in methods if (number, "best", name) in held), ""),
         )
-        for size, (methods, _) in sizes.items()
-    }
+        for number, (methods, _) in enumerate(comparisons)
+    ]
 
 
 def detectable_difference(items: int, methods: int, baselines: int, sizes: int = 1) -> float:

@@ -1,16 +1,15 @@
 """The verdict: plain sentences, each with the ledger rows that support it."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 
-from compare.analysis.bootstrap import Estimate, Resampled
+from compare.analysis.bootstrap import Estimate
+from compare.analysis.comparisons import Comparison, advantage, comparisons, is_baseline, split
 from compare.analysis.costs import break_even_sentences, front_sentences
 from compare.analysis.curves import MIN_RESAMPLES, find_crossing, fit_power_law
 from compare.analysis.forgetting import forgetting_sentences, general_bits
 from compare.analysis.ledger import Ledger, Sentence, name_of, row_ids
-from compare.analysis.significance import Claims, find_claims
 from compare.context import MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import METHODS
@@ -41,15 +40,13 @@ def verdict(
     ]
 
 
-def advantage(axis: str, a: Resampled, b: Resampled) -> Resampled:
-    """By how much `a` is better than `b`: fewer bits per byte, or a larger share of items right."""
-    return b.minus(a) if axis == "text" else a.minus(b)
-
-
-def _with_size(axis: str, size: float) -> str:
+def _describe(axis: str, comparison: Comparison) -> str:
+    size, factor = comparison[:2]
     if axis == "task":
-        return f"With {size:g} labelled items"
-    return "With all of the text" if size == 1 else f"With {100 * size:.3g} % of the text"
+        data = f"With {size:g} labelled items"
+    else:
+        data = "With all of the text" if size == 1 else f"With {100 * size:.3g} % of the text"
+    return data if factor == 1 else f"{data} and {factor:g} times the budget"
 
 
 def describe_size(axis: str, size: float) -> str:
@@ -69,91 +66,44 @@ def describe_data(axis: str, method: str, size: float) -> str:
     return base + describe_size(axis, size)
 
 
-def is_constant(axis: str, method: str) -> bool:
-    """Whether a method has one score instead of a learning curve, since it trains on no share or labels."""
-    return METHODS[name_of(method)].sizes[axis] not in ("share", "labels")
-
-
-def competitors(ledger: Ledger, axis: str) -> list[tuple[float, dict[str, float]]]:
-    """For every size of the learning curves: the methods to compare, with the size of each.
-
-    A prompt with N items is compared at every size of N or more labelled items.
-    """
-    methods = ledger.methods(axis)
-    constant = [method for method in methods if is_constant(axis, method)]
-    with_curve = [method for method in methods if method not in constant]
-    sizes = sorted({size for method in with_curve for size in ledger.sizes(axis, method)})
-    found = []
-    for size in sizes or [0.0]:
-        at = {method: size for method in with_curve if size in ledger.sizes(axis, method)}
-        at |= {
-            method: ledger.sizes(axis, method)[0]
-            for method in constant
-            if axis == "text" or ledger.sizes(axis, method)[0] <= size or not sizes
-        }
-        found.append((size, at))
-    return found
-
-
-def claims_of(ledger: Ledger, axis: str) -> dict[float, Claims]:
-    """The claims that hold on an axis, by size."""
-    sizes = {}
-    for size, at in competitors(ledger, axis):
-        scores = {method: ledger.score(axis, method, own) for method, own in at.items()}
-        sizes[size] = (
-            {method: score for method, score in scores.items() if not is_baseline(method)},
-            {method: score for method, score in scores.items() if is_baseline(method)},
-        )
-    return find_claims(sizes, partial(advantage, axis))
-
-
-def is_baseline(method: str) -> bool:
-    """Whether a method of a ledger is a baseline."""
-    return METHODS[name_of(method)].family == "baseline"
-
-
 def _best_methods(ledger: Ledger, axis: str) -> Iterator[Sentence]:
-    # At every size: the best method that is no baseline, and those not significantly worse.
+    # In every comparison: the best method that is no baseline, and those not significantly worse.
     sign = 1 if axis == "text" else -1
-    claims = claims_of(ledger, axis)
-    for size, at in competitors(ledger, axis):
-        scores = {method: ledger.score(axis, method, own) for method, own in at.items() if not is_baseline(method)}
+    for each in comparisons(ledger, axis):
+        scores, _ = split(each.scores)
         if len(scores) < 2:
             continue
         best, *others = sorted(scores, key=lambda method: sign * scores[method].value)
         gaps = {method: advantage(axis, scores[best], scores[method]).estimate for method in others}
         value = f"({scores[best].estimate} {UNITS[axis]})"
-        if claims[size].best:
+        if each.claims.best:
             second = others[0]
             text = f"{best} is best {value}, {gaps[second]} better than {second} ({scores[second].value:.3f})."
         else:
             close = [method for method in others if gaps[method].low <= 0] or others[:1]
             listed = ", ".join(f"{method} ({scores[method].value:.3f})" for method in close)
             text = f"no significant difference was found between {best} {value} and {listed}."
-        rows = row_ids(*(ledger.at(axis, method, at[method]) for method in (best, *others)))
-        yield Sentence(f"{_with_size(axis, size)}, {text}", rows)
+        yield Sentence(f"{_describe(axis, each)}, {text}", row_ids(*(each.rows[method] for method in (best, *others))))
 
 
 def _baselines(ledger: Ledger, axis: str) -> Iterator[Sentence]:
-    # At every size: the best baseline, and the methods significantly better or worse than it.
+    # In every comparison: the best baseline, and the methods significantly better or worse than it.
     sign = 1 if axis == "text" else -1
-    claims = claims_of(ledger, axis)
-    for size, at in competitors(ledger, axis):
-        scores = {method: ledger.score(axis, method, own) for method, own in at.items()}
-        baselines, methods = [m for m in at if is_baseline(m)], [m for m in at if not is_baseline(m)]
+    for each in comparisons(ledger, axis):
+        methods, baselines = split(each.scores)
         if not baselines or not methods:
             continue
-        baseline = min(baselines, key=lambda method: sign * scores[method].value)
-        better, worse, _ = claims[size]
+        baseline = min(baselines, key=lambda method: sign * baselines[method].value)
+        better, worse, _ = each.claims
         lists = {
             "significantly better": [method for method in methods if method in better],
             "significantly worse": [method for method in methods if method in worse],
             "no significant difference": [method for method in methods if method not in better | worse],
         }
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
-        value = f"({scores[baseline].estimate} {UNITS[axis]})"
-        text = f"{_with_size(axis, size)}, the best baseline is {baseline} {value}; {listed}."
-        yield Sentence(text, row_ids(*(ledger.at(axis, method, own) for method, own in at.items())))
+        value = f"({baselines[baseline].estimate} {UNITS[axis]})"
+        text = f"{_describe(axis, each)}, the best baseline is {baseline} {value}; {listed}."
+        yield Sentence(text, row_ids(*each.rows.values()))
 
 
 def distance(ledger: Ledger) -> tuple[str, Estimate] | None:

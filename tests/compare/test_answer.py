@@ -42,8 +42,23 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     assert "It takes 10 s to build" in lines[2]
     assert "With less than" in lines[3]
     assert "lora is better than scratch; with more, scratch is." in lines[3]
-    assert lines[4].startswith("  With 4 times the training, lora has the fewest bits per byte: 1.09")
+    assert lines[4].startswith("  With 4 times the budget, lora is best: 1.09")
+    assert "the next, scratch, is 0.29" in lines[4]
     assert len(lines) == 5
+
+
+def test_a_small_difference_with_more_budget_is_no_claim():
+    more = rows("scratch", "text", 1.0, 1.4, factor=4.0) + rows("lora", "text", 1.0, 1.4, factor=4.0)
+    (line,) = [line for line in answer(Ledger([*text(), *more]), RECIPE) if "4 times the budget" in line]
+    assert "scratch has the best score" in line
+    assert line.endswith("no significant difference to lora was found.")
+
+
+def test_prompts_are_rivals_with_every_budget():
+    prompted = rows("zero-shot", "text", 0.0, 1.2)
+    more = rows("scratch", "text", 1.0, 1.3, factor=4.0) + rows("lora", "text", 1.0, 1.4, factor=4.0)
+    lines = answer(Ledger([*text(), *more, *prompted]), RECIPE)
+    assert any(line.startswith("  With 4 times the budget, zero-shot is best") for line in lines)
 
 
 def test_a_crossing_names_the_method_that_is_better_before_it():
