@@ -33,7 +33,7 @@ def search_setting(study: Study, cell: Cell) -> dict:
     """Try every setting of the method; validation chooses."""
     search: list[dict] = []
     best = -float("inf")
-    for setting in METHODS[cell.method].settings(study.recipe, cell.axis):
+    for setting in METHODS[cell.method].settings(study.recipe, cell.axis, cell.factor):
         learned = learn(study, cell, setting)
         started = time.perf_counter()
         score, flops = validate(study, cell, learned)
@@ -50,7 +50,7 @@ def search_setting(study: Study, cell: Cell) -> dict:
 
 def chosen_setting(study: Study, cell: Cell) -> Setting:
     """The setting of a cell: the only one, or that of its search cell. Raises UserError if that is missing."""
-    settings = METHODS[cell.method].settings(study.recipe, cell.axis)
+    settings = METHODS[cell.method].settings(study.recipe, cell.axis, cell.factor)
     if len(settings) == 1:
         return settings[0]
     row = read_rows(study.folder).get(cell.search.name)

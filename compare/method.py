@@ -83,13 +83,18 @@ class Method(NamedTuple):
     is_trained: bool = False
     """Whether it spends the budget on steps."""
 
-    def settings(self, recipe: StudyRecipe, axis: str) -> list[Setting]:
-        """The settings to try on an axis: as many as every other method, or one without hyperparameters."""
+    def settings(self, recipe: StudyRecipe, axis: str, factor: float = 1.0) -> list[Setting]:
+        """The settings to try on an axis: as many as every other method, or one without hyperparameters.
+
+        From scratch, `factor` times the budget takes a lower learning rate: divided by the square root of the
+        factor. The best rate falls with the length of pretraining (Bjorck et al. 2024, arXiv:2409.19913).
+        """
         if self.choices:
             return list(self.choices.get(axis, ({},))[: recipe.tries])
         if self.recipe_table:
             middle = getattr(getattr(recipe, self.recipe_table), f"{axis}_rate")
-            return [{"rate": rate} for rate in recipe.rates(middle)]
+            longer = max(1.0, factor) if self.family == "scratch" else 1.0
+            return [{"rate": rate} for rate in recipe.rates(middle / longer**0.5)]
         return [{}]
 
     def sizes_on(self, axis: str, recipe: StudyRecipe) -> list[float]:

@@ -91,6 +91,14 @@ def test_every_method_tries_the_same_number_of_settings_or_has_none():
                 assert rates[2] / rates[1] == pytest.approx(3)
 
 
+def test_only_from_scratch_a_longer_budget_lowers_the_rates():
+    study = load(StudyRecipe, DEMO, ["--tries", "3"])
+    for name, factor in (("scratch", 2), ("lora", 1), ("full", 1)):
+        usual, longer = (METHODS[name].settings(study, "text", factor) for factor in (1.0, 4.0))
+        assert [usual[i]["rate"] / longer[i]["rate"] for i in range(3)] == pytest.approx([factor] * 3)
+        assert METHODS[name].settings(study, "text", 0.5) == usual
+
+
 def test_the_hash_of_a_cell_depends_only_on_its_own_settings_and_data(study):
     def changed(**settings):
         other = StudyRecipe.model_validate(study.recipe.model_dump() | settings)
