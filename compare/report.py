@@ -9,7 +9,7 @@ plots/curves.png.
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -62,21 +62,32 @@ COLUMNS = (
 OPTION_COLUMNS = ("method", "quality", "to build", "1,000 requests", "data it needs", "choose it when")
 
 
+def measured_at(ledger: Ledger) -> Iterator[tuple[str, str, float, float]]:
+    """Axis, method, size and budget of everything measured: by size, then at the largest one by budget."""
+    for axis, method, size in ledger.groups:
+        yield axis, method, size, 1.0
+        if size == ledger.sizes(axis, method)[-1]:
+            for factor in sorted(f for at, name, f in ledger.budgets if (at, name) == (axis, method)):
+                yield axis, method, size, factor
+
+
 def table_rows(ledger: Ledger) -> list[tuple[str, ...]]:
-    """One row of COLUMNS per method, axis and size: means over seeds, scores with intervals."""
+    """One row of COLUMNS per method, axis, size and budget: means over seeds, scores with intervals."""
 
     def show(value: float | None, form: str, empty: float | None = None) -> str:
         return "–" if value is None or value == empty else format(value, form)
 
     table: list[tuple[str, ...]] = []
-    for axis, method, size in ledger.groups:
-        rows = ledger.at(axis, method, size)
-        score = str(ledger.score(axis, method, size).estimate)
-        cost, general = ledger.cost(axis, method, size), general_bits(rows)
+    for axis, method, size, factor in measured_at(ledger):
+        rows = ledger.measured(axis, method, size, factor)
+        score = str(
+            (ledger.score(axis, method, size) if factor == 1 else ledger.budget_score(axis, method, factor)).estimate
+        )
+        cost, general = ledger.cost(axis, method, size, factor), general_bits(rows)
         table.append(
             (
                 method,
-                describe_data(axis, method, size),
+                describe_data(axis, method, size) + (f", {factor:g} times the budget" if factor != 1 else ""),
                 score if axis == "text" else "–",
                 score if axis == "task" else "–",
                 show(calibration_error(rows), ".2f"),

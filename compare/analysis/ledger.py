@@ -77,11 +77,12 @@ class Ledger:
         """The row of the cell that chose the setting; None if there was nothing to choose."""
         return self.searches.get((axis, method, size, factor))
 
-    def cost(self, axis: str, method: str, size: float) -> "Cost":
-        """The cost of a method, with its search and its base method."""
+    def cost(self, axis: str, method: str, size: float, factor: float = 1.0) -> "Cost":
+        """The cost of a method with `factor` times the budget, with its search and its base method."""
         base = self.base_of(method)
         before = self.cost("text", base, 1.0) if base else NO_COST
-        return cost_of(self.at(axis, method, size), self.search_of(axis, method, size), before)
+        rows, search = self.measured(axis, method, size, factor), self.search_of(axis, method, size, factor)
+        return cost_of(rows, search, before)
 
     def base_of(self, method: str) -> str:
         """The method whose model `method` starts from, with the same foundation; "" if there is none."""
