@@ -182,7 +182,9 @@ class Study:
 
     @cached_property
     def general_texts(self) -> list[str]:
-        """Held-out documents of the general corpus, to measure forgetting."""
+        """Held-out documents of the general corpus, to measure forgetting; empty if the study names none."""
+        if not self.recipe.general:
+            return []
         data = self.recipe.data.model_copy(update={"corpus": self.recipe.general, "group_field": ""})
         rows = islice(read_shuffled(prepare(data), "test"), GENERAL_DOCUMENTS)
         return [row["text"][:GENERAL_CHARS] for row in rows]

@@ -85,7 +85,7 @@ def score_held_out(study: Study, cell: Cell) -> dict:
         chooses = len(method.settings(study.recipe, cell.axis)) > 1 or method.is_trained
         task = study.labelled_task(cell, int(cell.size))
         row["labels"] = len(task.train) + chooses * len(task.validation)
-    if isinstance(model, Forgets):
+    if isinstance(model, Forgets) and study.general_texts:
         row["general_bits"] = general_bits(study, cell, model)
         row["general_bytes"] = sum(len(text.encode()) for text in study.general_texts)
     row["peak_bytes"] = study.memory.peak()

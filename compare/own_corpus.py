@@ -57,8 +57,7 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
     Raises UserError, saying what is missing, if the corpus or the labels are too few.
     """
     few = bool(labels) and sum(1 for _ in read_json_rows(Path(labels), "--labels")) < FEW_ITEMS
-    validation, test = (0.15, 0.25) if few else (0.05, 0.1)
-    data = DataConfig(corpus=corpus, validation_fraction=validation, test_fraction=test)
+    data = data_of(corpus, validation_fraction=0.15, test_fraction=0.25) if few else data_of(corpus)
     size, documents = check_size(data, minutes)
     task = TaskConfig(name=labels, train_items=3000, test_items=150)
     base = StudyRecipe(
@@ -80,6 +79,11 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
             if estimate_minutes(recipe) <= SPARE * minutes:
                 return recipe
     return with_design(base, DESIGNS[-1], BUDGETS[-1], most_labels, size)
+
+
+def data_of(corpus: str, validation_fraction: float = 0.05, test_fraction: float = 0.1) -> DataConfig:
+    """The split of an own corpus: more is held out than by default, as it may be small."""
+    return DataConfig(corpus=corpus, validation_fraction=validation_fraction, test_fraction=test_fraction)
 
 
 def general_for(corpus: str) -> str:
@@ -125,12 +129,11 @@ def short_recipe(corpus: str) -> StudyRecipe:
 
     Raises UserError as `recipe_for`.
     """
-    data = DataConfig(corpus=corpus)
+    data = data_of(corpus)  # that of a full study without labels
     _, documents = check_size(data, PREDICTION)
     atlas = load(StudyRecipe, Path(str(files("configs"))) / "study" / "atlas.toml")
     changes = {
         "data": data,
-        "general": general_for(corpus),
         "text_methods": ["xz", "zero-shot", "scratch", "lora"],
         "shares": [1.0],
         "largest_seeds": [],

@@ -110,8 +110,10 @@ def hash_cells(study: StudyRecipe, cells: Sequence[Cell]) -> dict[Cell, str]:
     """
     task = load_study_task(study)
     items = [(part, [(i.text, i.label) for i in getattr(task, part)]) for part in ("train", "validation", "test")]
-    general = study.data.model_copy(update={"corpus": study.general, "group_field": ""})
-    texts = [load_manifest(prepare(data))["fingerprint"] for data in (study.data, general)]
+    read = [study.data]
+    if study.general:
+        read.append(study.data.model_copy(update={"corpus": study.general, "group_field": ""}))
+    texts = [load_manifest(prepare(data))["fingerprint"] for data in read]
     models = {name: [model_version(name), _files(Path(name))] for name in study.foundations}
 
     def digest(cell: Cell) -> str:

@@ -107,7 +107,7 @@ class StudyRecipe(Section):
     foundations: list[str] = Field(["smollm2-135m"], min_length=1)
     """The pretrained models for prompting and fine-tuning."""
     general: str = "python-stdlib"
-    """A corpus that no method trains on; the rise of its bits per byte measures forgetting."""
+    """A corpus that no method trains on; the rise of its bits per byte measures forgetting. Empty: not measured."""
     text_methods: list[str] = Field([])
     """Methods to measure on held-out text; empty: all that support it."""
     task_methods: list[str] = Field([])

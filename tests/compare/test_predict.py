@@ -1,17 +1,21 @@
 """The predictor on planted atlases: it finds the rule, its intervals hold, and it admits when there is none."""
 
+import argparse
 import json
 
 import numpy as np
 import pytest
+from texts import words
 
 from cli.errors import UserError
 from cli.recipes import to_toml, validate
 from compare.analysis.ledger import Ledger
 from compare.atlas_picture import border, draw
 from compare.domains import Domain, Features, Outcome, add_domain, measure_features, measure_outcomes, read_atlas
+from compare.methods.train import MIN_STEPS
 from compare.plan import plan
 from compare.predict import Predictor, describe_prediction, judge, left_out_errors, tables
+from compare.run import show_prediction
 from configs.study_recipe import StudyRecipe
 
 SIZES, SECONDS = (1 / 64, 1 / 16, 1 / 4, 1), 60.0
@@ -210,6 +214,35 @@ def test_a_corpus_is_predicted_and_added_to_the_atlas(tmp_path):
     ledger.write_text("".join(line for line in ledger.open() if '"xz' in line or "zero" in line or "calib" in line))
     with pytest.raises(UserError, match="there is nothing to add to an atlas"):
         add_domain(tmp_path / "own", "mine", tmp_path / "mine", tmp_path / "mine")
+
+
+@pytest.mark.slow
+def test_the_command_predicts_from_short_runs_of_the_foundation(tmp_path, command, capsys):
+    corpus = tmp_path / "words.txt"
+    corpus.write_text(words(0, 25_000))
+    atlas, run = tmp_path / "atlas", tmp_path / "words-predict"
+    for number in range(6):
+        bits = {(0.25, 1.0): 2.0, (1.0, 1.0): 1.5, (1.0, 0.5): 1.8, (1.0, 4.0): 1.2 + 0.01 * number}
+        write_study(atlas / f"domain-{number}", bits, dict.fromkeys(bits, 1.9 + 0.02 * number))
+    scratch = {"step_seconds": 0.5, "micro_batch_size": 4, "precision": "float32"}
+    speeds = {"scratch-text": scratch, "lora-text-smollm2-135m": scratch | {"micro_batch_size": 1, "step_seconds": 3.0}}
+    args = ("--corpus", str(corpus), "--predict", "--atlas", str(atlas), "--run-dir", str(run))
+    refused = command("compare.run", *args)
+    assert refused.returncode == 2
+    assert f"{atlas / 'calibration.json'}: not found" in refused.stderr
+    (atlas / "calibration.json").write_text(json.dumps({"threads": 1, "speeds": speeds}))
+    done = command("compare.run", *args, "--overwrite", timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "on one core on all of the text (0.1" in done.stdout
+    assert (run / "prediction.md").read_text() in done.stdout
+    rows = {row["method"]: row for row in Ledger.read(run).rows}
+    assert rows["scratch"]["training_steps"] == 60
+    assert rows["lora"]["training_steps"] == MIN_STEPS
+    assert not any("general_bits" in row for row in rows.values())  # a prediction needs no forgetting
+    # A study of the same corpus, in the folder beside it, says what was predicted.
+    show_prediction(tmp_path / "words", argparse.Namespace(predict=False, atlas=None))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "Predicted before: " + (run / "prediction.md").read_text().splitlines()[0]
 
 
 def test_an_unfinished_domain_is_left_out_with_a_line(tmp_path, capsys):
