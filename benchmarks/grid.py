@@ -34,7 +34,7 @@ from model.transformer import Transformer
 from tokenizer.bpe import Tokenizer
 from train.distributed import Ranks
 from train.evaluate import evaluate
-from train.forward import set_forward
+from train.forward import Batch, set_forward, summed_loss
 from train.loop import Trainer, clip_gradients
 from train.metrics import read_metrics
 from train.optim import build_optimizers
@@ -42,6 +42,7 @@ from train.preflight import uses_bfloat16
 
 STEPS = {"1m": 2930, "4m": 3906}  # steps of the baseline: 6 and 8 million tokens
 STEPS_PER_TURN = 4  # when timing steps
+TIMED_DOCUMENT = 100  # tokens of a document, when timing steps
 EVALUATION_WINDOWS = 256  # per held-out split
 RUNS = Path("cache/cells")
 BASELINE = [
@@ -94,6 +95,8 @@ def train_cell(cell: Cell) -> Cell:
     train_set, validation, test = (
         Windows(shards, split, length, tokenizer, limit) for split, limit in zip(SPLITS, limits, strict=True)
     )
+    if recipe.train.document_mask:  # the trainer sets it for the others
+        test.separator = tokenizer.separator_id
     model = build_cell_model(cell, recipe, tokenizer.vocab_size)
     if cell["way"] == "baseline" and cell["size"] != "1m":
         model.compile()  # the longest runs; this takes a quarter off their time
@@ -130,7 +133,8 @@ def measure_step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool
 
     With `compiled`, each cell is also timed with torch.compile, under its name plus COMPILED.
     """
-    x, y = torch.randint(0, 4096, (2, 8, 256))
+    x, y = torch.randint(1, 4096, (2, 8, 256))
+    x[:, ::TIMED_DOCUMENT] = 0
     steps = {}
     for name, cell in cells.items():
         recipe = build_recipe({"learning_rate": 1e-3} | cell)
@@ -142,16 +146,17 @@ def measure_step_seconds(cells: dict[str, Cell], rounds: int = 6, compiled: bool
                 model.compile()
             parameters = dict(model.named_parameters())
             optimizers = build_optimizers(parameters, recipe.train, 1.0, torch.bfloat16)
-            steps[name + suffix] = partial(train_step, model, parameters, optimizers, x, y)
+            separator = 0 if recipe.train.document_mask else -1
+            steps[name + suffix] = partial(train_step, model, parameters, optimizers, (x, y), separator)
     times = time_in_turn(steps, rounds + 1, STEPS_PER_TURN)
     return {name: seconds[1:] for name, seconds in times.items()}  # the first round is a warm-up
 
 
-def train_step(model: nn.Module, parameters: dict, optimizers: list, x: torch.Tensor, y: torch.Tensor) -> None:
-    """One training step on (B, T) ids in bfloat16 autocast."""
+def train_step(model: nn.Module, parameters: dict, optimizers: list, batch: Batch, separator: int) -> None:
+    """One training step in bfloat16 autocast, with a document mask if `separator` is 0 or more."""
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(x, targets=y)
-    (loss / y.numel()).backward()
+        loss = summed_loss(model, batch, separator, torch.device("cpu"))
+    (loss / batch[1].numel()).backward()
     clip_gradients(parameters, 1.0)
     for optimizer in optimizers:
         optimizer.step()

@@ -2,11 +2,12 @@
 
     python -m benchmarks.options [--minutes 60] [--jobs 2] [--ways portable window "document mask"]
 
-Setup: size 1m, a quarter of the speedrun's steps on python-stdlib, and on folk-tunes; equal steps. The
-score is bits per byte of the test split, as tokenizers differ. Differences are paired by seed, with
-the confidence interval of a paired t-test, and p-values corrected by Holm over the table. Cells (see
-benchmarks/grid.py) in the ledger, results/DEVICE/options.jsonl, are not run again. The step time is
-measured separately, in turn, on all cores. Writes results/DEVICE/options.json.
+Setup: size 1m, a quarter of the speedrun's steps on python-stdlib, and on folk-tunes. Windows and document
+masks train for equal seconds: first the times of a step are measured, in turn, on all cores, and the
+number of steps is divided by their ratio. `portable` takes equal steps. The score is bits per byte of
+the test split, as tokenizers differ. Differences are paired by seed, with the confidence interval of a
+paired t-test, and p-values corrected by Holm over the table. Cells (see benchmarks/grid.py) in the
+ledger, results/DEVICE/options.jsonl, are not run again. Writes results/DEVICE/options.json.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from configs.schema import Recipe
 RECIPE = "configs/speedrun-1m.toml"
 CORPORA = ("python-stdlib", "folk-tunes")
 SEEDS = (0, 1, 2)
+SHARE = 0.25  # of the speedrun's steps
+EQUAL_STEPS = ("full", "portable")
 WAYS = {
     "full": [],
     "portable": [
@@ -42,16 +45,35 @@ WAYS = {
 }
 
 
-def plan_cells(ways: list[str]) -> list[Cell]:
-    """All cells of some ways, seed by seed."""
+def make_cell(way: str, share: float = SHARE) -> Cell:
+    """A cell of a way, without corpus and seed."""
     rate = load(Recipe, RECIPE).train.learning_rate
-    shared = {"size": "1m", "share": 0.25, "learning_rate": rate}
-    return [
-        shared | {"way": way, "corpus": corpus, "seed": seed, "overrides": WAYS[way]}
-        for seed in SEEDS
-        for corpus in CORPORA
-        for way in ways
-    ]
+    return {"way": way, "size": "1m", "share": share, "learning_rate": rate, "overrides": WAYS[way]}
+
+
+def shares_of(rows: list[Cell], seconds: dict[str, list[float]]) -> dict[str, float]:
+    """The share of the steps for every way: what its rows have, else what takes the full recipe's seconds.
+
+    `seconds`: of a step, one value per round.
+    """
+    known = {row["way"]: row["share"] for row in rows}
+    found = {}
+    for way, each in seconds.items():
+        ratio = 1.0 if way in EQUAL_STEPS else compare_step_times(seconds["full"], each)[0]
+        found[way] = known.get(way, round(SHARE / ratio, 4))
+    return found
+
+
+def compare_step_times(full: list[float], other: list[float]) -> tuple[float, float, float]:
+    """The median, least and largest ratio of the other's seconds of a step to the full recipe's."""
+    ratios = [b / a for a, b in zip(full, other, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def plan_cells(shares: dict[str, float]) -> list[Cell]:
+    """All cells of the ways in `shares`, seed by seed."""
+    cells = [make_cell(way, share) for way, share in shares.items()]
+    return [cell | {"corpus": corpus, "seed": seed} for seed in SEEDS for corpus in CORPORA for cell in cells]
 
 
 def compare_with_full(rows: list[Cell], way: str, corpus: str) -> dict:
@@ -85,22 +107,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells to run in parallel")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS)[1:], default=list(WAYS)[1:])
     args = parser.parse_args()
-    cells, path = plan_cells(["full", *args.ways]), results_folder() / "options.jsonl"
+    path, ways = results_folder() / "options.jsonl", ["full", *args.ways]
+    seconds = measure_step_seconds({way: make_cell(way) | {"corpus": CORPORA[0], "seed": 0} for way in ways})
+    shares = shares_of(read_ledger(path), seconds)
+    cells = plan_cells(shares)
     run_cells(path, lambda rows: cells, args.jobs, args.minutes)
     rows = read_ledger(path)
     if not all(any(cell.items() <= row.items() for row in rows) for cell in cells):
         return
     found = [compare_with_full(rows, way, corpus) for way in args.ways for corpus in CORPORA]
-    seconds = measure_step_seconds({cell["way"]: cell for cell in cells[: len(CORPORA) * len(WAYS)]})
     for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
-        each["p"] = p
-        ratios = [b / a for a, b in zip(seconds["full"], seconds[each["way"]], strict=True)]
-        each["step_time"] = statistics.median(ratios)
+        each["p"], each["steps"] = p, shares[each["way"]] / shares["full"]
+        each["step_time"], *spread = compare_step_times(seconds["full"], seconds[each["way"]])
         low, high = each["interval"]
         print(
             f"{each['way']:14} {each['corpus']:14} {statistics.mean(each['bits_per_byte']):.4f} bits/byte, "
-            f"{each['price']:+.1%} ({low:+.1%} to {high:+.1%}), p {p:.2g}; a step takes {each['step_time']:.2f} times "
-            f"the full recipe's ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{each['price']:+.1%} ({low:+.1%} to {high:+.1%}), p {p:.2g}, with {each['steps']:.2f} of the steps; a "
+            f"step takes {each['step_time']:.2f} times the full recipe's ({spread[0]:.2f} to {spread[1]:.2f})"
         )
     print(f"written: {record('options', {'rows': found})}")
 
