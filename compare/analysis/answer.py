@@ -10,6 +10,7 @@ from compare.analysis.verdict import FROM_SCRATCH, describe_data, describe_size,
 from configs.study_recipe import StudyRecipe
 
 MOST_LINES = 12
+CHEAPER = 0.9  # of the seconds of every better method, to be worth a lower quality
 WORDS = {
     "scratch": "train a model from scratch",
     "scratch-supervised": "train a model from scratch on the text, then on the labels",
@@ -180,7 +181,7 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
             when = "only the best score will do"
         elif method in choice.within:
             when = "as good within the margin"
-        elif seconds < cheapest:
+        elif seconds < CHEAPER * cheapest:
             when = "cost matters more than quality"
         else:
             when = "–"

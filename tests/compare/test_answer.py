@@ -61,6 +61,14 @@ def test_prompts_are_rivals_with_every_budget():
     assert any(line.startswith("  With 4 times the budget, zero-shot is best") for line in lines)
 
 
+def test_a_few_seconds_less_are_no_reason_for_a_worse_method():
+    best = rows("lora", "text", 1.0, 1.0, training_seconds=100.0)
+    for seconds, reason in ((95.0, "–"), (50.0, "cost matters more than quality")):
+        ledger = Ledger(best + rows("full", "text", 1.0, 1.5, training_seconds=seconds))
+        found = {option.method: option.choose_when for option in options(ledger, RECIPE, "text")}
+        assert found == {"lora": "first choice", "full": reason}
+
+
 def test_a_crossing_names_the_method_that_is_better_before_it():
     ledger = []
     for size, near in ((0.01, 0.7), (0.1, 1.0), (1.0, 1.4)):  # from scratch is better with little text
@@ -85,7 +93,7 @@ def test_the_distance_to_the_foundation_is_stated():
 def test_labels_have_a_cost_for_each_request():
     ledger = rows("tfidf", "task", 512.0, 150, labels=576.0, seconds_per_request=0.001)
     ledger += rows("lora", "task", 512.0, 152, labels=576.0, seconds_per_request=0.1, training_seconds=60.0)
-    ledger += rows("majority", "task", 512.0, 60, labels=512.0)
+    ledger += rows("majority", "task", 512.0, 60, labels=512.0, training_seconds=0.0)
     found = Ledger(ledger)
     lines = answer(found, RECIPE)
     assert lines[0].startswith("For the labels: use logistic regression on character n-grams")
