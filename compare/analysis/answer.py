@@ -179,6 +179,8 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
             when = "first choice" if is_choice else "measured alone"
         elif method == choice.best:
             when = "only the best score will do"
+        elif method == "majority":
+            when = "a bar to clear: the same label for every item"
         elif method in choice.within:
             when = "as good within the margin"
         elif seconds < CHEAPER * cheapest:

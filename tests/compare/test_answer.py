@@ -102,7 +102,7 @@ def test_labels_have_a_cost_for_each_request():
     assert list(table) == ["lora", "tfidf", "majority"]
     assert table["tfidf"].choose_when == "first choice"
     assert table["lora"].choose_when == "only the best score will do"
-    assert table["majority"].choose_when == "cost matters more than quality"
+    assert table["majority"].choose_when == "a bar to clear: the same label for every item"
     assert table["lora"].requests == "100 s"
 
 
