@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import UserError
 from cli.recipes import load
 from compare.analysis.ledger import Ledger
 from compare.analysis.verdict import verdict
@@ -15,9 +14,8 @@ from compare.plan import plan
 from compare.report import markdown
 from configs.study_recipe import StudyRecipe
 
-STUDIES = sorted(p.parent for p in Path("benchmarks/studies").glob("*/verdict.md"))
-FIRST_EDITION = Path("benchmarks/studies/first-edition")
-
+STUDIES_FOLDER = Path("benchmarks/studies")
+STUDIES = sorted(p.parent for p in STUDIES_FOLDER.glob("*/verdict.md"))
 GUIDED = ("folk-tunes", "aws-api")
 
 
@@ -58,15 +56,9 @@ def test_all_methods_had_the_same_tries_budget_and_evaluations(folder):
             assert row["evaluations"] == EVALUATIONS + 1
 
 
-@pytest.mark.parametrize("name", GUIDED)
-def test_a_study_of_the_first_edition_is_refused(name):
-    with pytest.raises(UserError, match="its ledger is of edition 1 of the protocol"):
-        Ledger.read(FIRST_EDITION / name)
-
-
 def test_the_guide_quotes_the_studies():
     """Tables of the guide are rows of the studies' tables, quotations are sentences of their verdicts."""
-    folders = [FIRST_EDITION / name for name in GUIDED]
+    folders = [STUDIES_FOLDER / name for name in GUIDED]
     found: list[dict[str, list[str]]] = []
     for folder in folders:
         rows: dict[str, list[str]] = {}  # a method has a row for text and one for the task
