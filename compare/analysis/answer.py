@@ -147,7 +147,7 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
                 )
                 if (advantage(axis, curves[0][-1], curves[1][-1]).value > 0) != (then == scratch):
                     continue  # they cross again
-                yield f"  With less than {value} [{low}, {high}] {first} is better than {then}; with more, {then} is."
+                yield f"  Below {value} [{low}, {high}] {first} has the better mean, above it {then}."
                 break
     *_, longest = comparisons(ledger, axis)
     trained, _ = split(longest.scores)
@@ -174,13 +174,13 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
         cost = _cost(ledger, axis, method)
         seconds = total_seconds(ledger, axis, method, recipe.requests)
         if choice is None or (axis == "text" and is_baseline(method)):
-            when = "a bar to clear: it writes no text"
+            when = "baseline only: it writes no text"
         elif method == choice.method:
             when = "first choice" if is_choice else "measured alone"
         elif method == choice.best:
             when = "only the best score will do"
         elif method == "majority":
-            when = "a bar to clear: the same label for every item"
+            when = "baseline only: the same label for every item"
         elif method in choice.within:
             when = "as good within the margin"
         elif seconds < CHEAPER * cheapest:

@@ -45,8 +45,9 @@ def _learns_less_and_forgets_less(ledger: Ledger) -> Iterator[Sentence]:
         budget = "the budget" if factor == 1 else f"{factor:g} times the budget"
         yield Sentence(
             "LoRA learns less and forgets less than full fine-tuning (Biderman et al. 2024): "
-            f"{_decide(learned, forgot)} with all of the text and {budget}. Its bits per byte are higher by "
-            f"{learned.estimate} on this text, and lower by {forgot.estimate} on general text.",
+            f"{_decide(learned, forgot)} with all of the text and {budget}. LoRA minus full, bits per byte: "
+            f"{learned.estimate} on this text, {_general_score(lora).minus(_general_score(full)).estimate} on general "
+            "text.",
             row_ids(lora, full),
         )
 

@@ -40,8 +40,8 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     assert lines[0].startswith("For the text: train a model from scratch, with all of the text: 1.49")
     assert "significantly better than every other method that can write; the next, lora, is 0.49" in lines[1]
     assert "It takes 10 s to build" in lines[2]
-    assert "With less than" in lines[3]
-    assert "lora is better than scratch; with more, scratch is." in lines[3]
+    assert "  Below 8.96 % of the text" in lines[3]
+    assert "lora has the better mean, above it scratch." in lines[3]
     assert lines[4].startswith("  With 4 times the budget, lora is best: 1.09")
     assert "the next, scratch, is 0.29" in lines[4]
     assert len(lines) == 5
@@ -73,7 +73,7 @@ def test_a_crossing_names_the_method_that_is_better_before_it():
     ledger = []
     for size, near in ((0.01, 0.7), (0.1, 1.0), (1.0, 1.4)):  # from scratch is better with little text
         ledger += rows("scratch", "text", size, 2.0 * near) + rows("lora", "text", size, 2.1)
-    assert any("scratch is better than lora; with more, lora is." in line for line in answer(Ledger(ledger), RECIPE))
+    assert any("scratch has the better mean, above it lora." in line for line in answer(Ledger(ledger), RECIPE))
 
 
 def test_a_cheaper_method_within_the_margin_is_recommended():
@@ -102,7 +102,7 @@ def test_labels_have_a_cost_for_each_request():
     assert list(table) == ["lora", "tfidf", "majority"]
     assert table["tfidf"].choose_when == "first choice"
     assert table["lora"].choose_when == "only the best score will do"
-    assert table["majority"].choose_when == "a bar to clear: the same label for every item"
+    assert table["majority"].choose_when == "baseline only: the same label for every item"
     assert table["lora"].requests == "100 s"
 
 
@@ -132,16 +132,16 @@ def test_few_seeds_are_an_illustration(seeds):
 def test_compressors_are_no_choice_for_text():
     alone = Ledger(rows("xz", "text", 1.0, 1.2))
     assert "only baselines were measured" in answer(alone, RECIPE)[0]
-    assert options(alone, RECIPE, "text")[0].choose_when == "a bar to clear: it writes no text"
+    assert options(alone, RECIPE, "text")[0].choose_when == "baseline only: it writes no text"
     table = {option.method: option.choose_when for option in options(Ledger(text()), RECIPE, "text")}
-    assert table == {"xz": "a bar to clear: it writes no text", "scratch": "first choice", "lora": "–"}
+    assert table == {"xz": "baseline only: it writes no text", "scratch": "first choice", "lora": "–"}
 
 
 def test_one_method_alone_is_no_recommendation():
     ledger = Ledger(rows("xz", "text", 1.0, 1.0) + rows("zero-shot", "text", 0.0, 1.5))
     assert answer(ledger, RECIPE)[0].startswith("For the text: zero-shot alone was measured beside the baselines: 1.49")
     assert {option.method: option.choose_when for option in options(ledger, RECIPE, "text")} == {
-        "xz": "a bar to clear: it writes no text",
+        "xz": "baseline only: it writes no text",
         "zero-shot": "measured alone",
     }
 
@@ -150,4 +150,4 @@ def test_curves_that_cross_twice_give_no_advice():
     ledger = []
     for size, scratch in ((0.01, 3.0), (0.1, 1.0), (1.0, 3.0)):
         ledger += rows("scratch", "text", size, scratch) + rows("lora", "text", size, 2.0)
-    assert not any("With less than" in line for line in answer(Ledger(ledger), RECIPE))
+    assert not any("has the better mean" in line for line in answer(Ledger(ledger), RECIPE))
