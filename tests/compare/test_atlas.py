@@ -1,6 +1,7 @@
 """Domains of the atlas: text out of packages, and studies that share one calibration."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -65,12 +66,19 @@ def test_the_matches_of_files_can_be_prepared(in_folder, monkeypatch):
     (in_folder / "atlas").mkdir()
     monkeypatch.setattr(atlas, "fetch", fetch)
     monkeypatch.setattr(atlas, "SIZES", (2e3, 4e3, 1e9))
-    study = atlas.study_of("x")
+    studies = atlas.studies_of("x")
+    assert list(studies) == ["x", "x-small"]
+    study, small = studies.values()
     manifest = load_manifest(prepare(study.data))
     assert manifest["counts"]["documents_read"] == 40
-    *smaller, largest = [share * manifest["splits"]["train"]["bytes"] for share in study.shares]
-    assert smaller == pytest.approx([2e3, 4e3], rel=0.01)
-    assert largest == manifest["splits"]["train"]["bytes"]
+    total = manifest["splits"]["train"]["bytes"]
+    assert [share * total for share in study.shares] == pytest.approx([4e3, total], rel=0.01)
+    assert [share * total for share in small.shares] == pytest.approx([2e3], rel=0.01)
+    assert (small.data, small.test_documents) == (study.data, study.test_documents)  # one held-out text
+    short = {cell.method for cell in plan(small) if cell.factor == 0.5}
+    assert short == {cell.method for cell in plan(study) if cell.factor == 0.5} == {"scratch", "lora"}
+    monkeypatch.setattr(atlas, "SIZES", (1e9,))
+    assert [study.shares for study in atlas.studies_of("x").values()] == [[1.0]]
 
 
 def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
@@ -86,7 +94,7 @@ def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
     domain = AtlasDomain(package="pypi:words==1.0", files=["words/*.txt"], licence="MIT")
     folder = atlas.fetch("words", domain)
     assert [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] == [Path("words/a.txt")]
-    assert folder.with_suffix(".archive").read_text() == "words-1.0-py3-none-any.whl\n"
+    assert re.match(r"words-1\.0-py3-none-any\.whl sha256:[0-9a-f]{64}\n$", folder.with_suffix(".archive").read_text())
     assert atlas.fetch("words", domain) == folder
     assert len(calls) == 1
     other = atlas.fetch("words", domain.model_copy(update={"files": ["words/*.py"]}))  # another recipe: other text
@@ -97,8 +105,16 @@ def test_a_package_is_downloaded_once_as_data(in_folder, monkeypatch):
     with pytest.raises(UserError, match=r"no file of pypi:words==1.0 fits files = \['\*.md'\]"):
         atlas.fetch("other", domain.model_copy(update={"files": ["*.md"]}))
     assert not list((in_folder / "atlas").glob("other*"))
+
+
+def test_an_unknown_domain_is_named(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["atlas", "--domains", "moleculs"])
     with pytest.raises(UserError, match='no domain "moleculs"; did you mean "molecules"'):
-        atlas.study_of("moleculs")
+        atlas.main()
+
+
+def refuse(name, command, folder):
+    raise UserError("cannot be downloaded")
 
 
 @pytest.mark.slow
@@ -115,9 +131,10 @@ def test_the_command_measures_new_domains_with_one_calibration_and_continues(in_
     monkeypatch.setattr(atlas, "SIZES", (5e3,))
     monkeypatch.setattr("sys.argv", ["atlas", "--folder", str(in_folder / "measured"), "--domains", "a", "b"])
     assert atlas.main() == 0, (in_folder / "measured" / "a.log").read_text()
-    ledgers = [in_folder / "measured" / name / "ledger.jsonl" for name in ("a", "b")]
+    names = ("a", "a-small", "b", "b-small")
+    ledgers = [in_folder / "measured" / name / "ledger.jsonl" for name in names]
     measured = [ledger.read_bytes() for ledger in ledgers]
-    rows = [json.loads(line) for line in measured[1].splitlines()]
+    rows = [json.loads(line) for line in measured[2].splitlines()]
     assert {(row["method"], row["factor"]) for row in rows if "method" in row} == {
         ("xz", 1),
         ("scratch", 1),
@@ -128,9 +145,19 @@ def test_the_command_measures_new_domains_with_one_calibration_and_continues(in_
     assert "2 domains, 0.0 hours left" in capsys.readouterr().out
     assert atlas.main() == 0  # continues: nothing is left
     assert [ledger.read_bytes() for ledger in ledgers] == measured
+    (in_folder / "study").write_text(small.replace("[4]", "[4, 2]") + tables)  # more cells
+    assert atlas.main() == 0
+    assert all(b'"factor":2' in ledger.read_bytes().replace(b" ", b"") for ledger in ledgers)
     (in_folder / "study").write_text(small.replace("0.5", "0.6") + tables)
-    with pytest.raises(UserError, match="the recipe of a has changed since"):
+    with pytest.raises(UserError, match="the code has changed since cells of a were measured"):
         atlas.main()
+    (in_folder / "study").write_text(small + tables)
+    broken = 'package = "npm:none@1"\nfiles = ["x"]\nlicence = "none"\n'
+    (in_folder / "c.toml").write_text(broken)
+    monkeypatch.setattr(atlas, "_call", refuse)
+    monkeypatch.setattr("sys.argv", ["atlas", "--folder", str(in_folder / "measured"), "--domains", "a", "c"])
+    assert atlas.main() == 1  # the others are measured
+    assert "c: left out: cannot be downloaded" in capsys.readouterr().err
 
 
 @pytest.mark.slow
