@@ -346,6 +346,5 @@ def test_whether_lora_learns_less_and_forgets_less(lora_bits, lora_general, expe
     text = verdict_text(rows)
     for budget in ("the budget", "4 times the budget"):
         assert re.search(rf"Biderman et al\. 2024\): {expected}\w* with all of the text and {budget}\. ", text), text
-    change = f"{'' if lora_general > 30 else '-'}0"
-    assert len(re.findall(rf"on this text, {change}\.\d\S* \[.*\] on general text", text)) == 2
+    assert len(re.findall(rf", {'' if lora_general > 30 else '-'}0\.\d\S* \[.*\] on general text", text)) == 2
     assert "Biderman" not in verdict_text([row for row in rows if row["method"] == "full"])
