@@ -255,7 +255,8 @@ def tables(domains: Sequence[Domain]) -> list[str]:
         predicted = others.predict(view, decisive.bytes, decisive.seconds)
         path = others.sizes(domain.views[0], decisive.seconds)
         at = others.tie(domain.views[0], path)[0]
-        ties = [megabytes(size) if size else "–" for size in (measured_tie(domain), at is not None and path[at][0])]
+        # A path that begins above the tie has none.
+        ties = [megabytes(size) if size else "none" for size in (measured_tie(domain), at and path[at][0])]
         right = "right" if predicted.advantage * decisive.advantage > 0 else "wrong"
         winner = f"{side(decisive.advantage)}, {1 - 2 ** -abs(decisive.advantage):.0%}"
         found.append(
