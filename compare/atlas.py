@@ -190,8 +190,8 @@ def main() -> int:
     for name, left in hours.items():
         show(f"{name:20} {left:5.1f} hours left")
     show(f"{len(args.domains)} domains, {sum(hours.values()):.1f} hours left in one thread, {args.jobs} at a time")
-    if args.dry_run:
-        return 0
+    if args.dry_run or not studies:
+        return int(failed)
 
     prepare_all(studies, args.folder)
 

@@ -11,6 +11,14 @@ from compare.domains import ATLAS, Domain, View, measure_view, read_atlas
 from compare.own_corpus import minutes_for
 from compare.predict import LEVEL, POINTS, Predictor, describe_advantage, megabytes, pairs, side
 
+NAMES = {
+    "ratio": "the distance from the foundation",
+    "early": "the difference after the short runs",
+    "fertility": "the foundation's tokens per byte",
+    "overlap": "the overlap of held-out and training text",
+    "pace": "the bytes that training from scratch reads in a second",
+}
+
 
 def describe_prediction(folder: Path, corpus: str, atlas: Path = ATLAS) -> list[str]:
     """What the atlas predicts for a corpus; `folder` is a study of `own_corpus.short_recipe`.
@@ -43,7 +51,8 @@ def describe_prediction(folder: Path, corpus: str, atlas: Path = ATLAS) -> list[
     nearest = ", ".join(domain.name for domain in predictor.nearest(view))
     lines.append(f"  The corpus resembles {nearest} most.")
     if unlike := predictor.unlike(view):
-        lines.append(f"  No domain of the atlas is like it in {', '.join(unlike)}: the prediction is extrapolated.")
+        names = ", ".join(NAMES[feature] for feature in unlike)
+        lines.append(f"  Outside the range of the atlas: {names}. So the prediction is extrapolated.")
     lines.append("  " + describe_record(predictor, domains, view))
     longest = max(domain.longest.seconds for domain in domains)
     lines.append(f"  The atlas has trainings of at most {longest:.0f} s: ten times the training is extrapolated.")

@@ -3,7 +3,8 @@
     python -m compare.side_by_side STUDY-DIR … [--out docs/studies.png]
 
 A panel per study, far from the foundation's pretraining data first: bits per byte against the share of the
-training text, with 95 % intervals. A hollow mark is the same method with the study's longest budget.
+training text, with 95 % intervals. A hollow mark is the same method with the study's longest budget. Also prints how
+much text was held out, and how much a training reads.
 """
 
 from collections.abc import Sequence
@@ -17,16 +18,12 @@ from cli.errors import UserError, run_command
 from cli.recipes import Parser
 from compare.analysis.comparisons import is_baseline, is_constant
 from compare.analysis.ledger import Ledger, name_of
+from compare.analysis.verdict import distance
 from compare.methods import METHODS
 from compare.pictures import COLOURS
 
 SHOWN = ("zero-shot", "xz", "full", "lora", "scratch")
 MARKS = dict(zip(SHOWN, "_s^ov", strict=True))
-
-
-def distance(ledger: Ledger) -> float:
-    """The bits per byte of the foundation without tuning over those of xz with all of the text."""
-    return ledger.score("text", "zero-shot").value / ledger.score("text", "xz").value
 
 
 def _panel(panel: Any, ledger: Ledger) -> None:
@@ -56,23 +53,39 @@ def _panel(panel: Any, ledger: Ledger) -> None:
 
 
 def draw(folders: Sequence[Path], path: Path) -> None:
-    """Write the picture. Raises UserError without matplotlib, or if a folder has no ledger."""
+    """Write the picture. Raises UserError without matplotlib, or if a study has no ledger or did not measure text."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("the picture needs: pip install -e '.[compare]'") from None
-    studies = sorted(((folder.name, Ledger.read(folder)) for folder in folders), key=lambda each: -distance(each[1]))
+    studies = []
+    for folder in folders:
+        ledger = Ledger.read(folder)
+        if not (far := distance(ledger)):
+            raise UserError(f"{folder}: holds no zero-shot and no baseline on text, which the picture compares")
+        studies.append((folder.name, ledger, *far))
+    studies.sort(key=lambda study: -study[3].value)
     figure = Figure(figsize=(5 * len(studies), 4.6), layout="constrained")
     panels = figure.subplots(1, len(studies), sharey=True, squeeze=False)[0]
-    for panel, (name, ledger) in zip(panels, studies, strict=True):
+    for panel, (name, ledger, baseline, far_by) in zip(panels, studies, strict=True):
         _panel(panel, ledger)
-        panel.set_title(f"{name}: the foundation needs {distance(ledger):.2f} times the bits of xz", fontsize=10)
+        panel.set_title(f"{name}: the foundation needs {far_by.value:.2f} times the bits of {baseline}", fontsize=10)
         panel.set_xlabel("share of the training text")
     panels[0].set_ylabel("bits per byte of held-out text")
     panels[0].plot([], [], "o", color="#555555", markerfacecolor="none", label="the longest budget")
     panels[0].legend(fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def describe_amounts(name: str, ledger: Ledger) -> str:
+    """The held-out text of a study, and what a training on all of the text reads within the budget, in kB."""
+    read = {
+        m: ledger.largest("text", m)[0] for m in ledger.methods("text") if name_of(m) in ("scratch", "lora", "full")
+    }
+    amounts = [f"{method} {row['epochs'] * row['seen_bytes'] / 1e3:,.0f} kB" for method, row in read.items()]
+    held_out = ledger.rows[0]["document_bytes"]
+    return f"{name}: {len(held_out)} documents held out, {sum(held_out) / 1e3:.0f} kB; read: {', '.join(amounts)}"
 
 
 def main() -> None:
@@ -82,6 +95,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/studies.png"))
     args = parser.parse_args()
     draw(args.folders, args.out)
+    for folder in args.folders:
+        show(describe_amounts(folder.name, Ledger.read(folder)))
     show(f"written: {args.out}")
 
 
