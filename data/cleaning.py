@@ -85,6 +85,8 @@ class Piece:
     """uint64 (documents, 2), of the text: exact duplicates have equal ones."""
     group_keys: np.ndarray
     """uint64 (documents,): a random number per group, from `split_seed`."""
+    order_keys: np.ndarray
+    """uint64 (documents,): a random number per sequence, from `split_seed`."""
     characters: np.ndarray
     """int64 (documents,)."""
     bytes: np.ndarray
@@ -109,7 +111,7 @@ def clean_piece(documents: list[Document], path: Path, min_chars: int, by_docume
     Documents of less than `min_chars` characters are dropped. `by_document`: each is its own group.
     """
     counts, changed = Counter(documents_read=len(documents)), Counter[str]()
-    lines, compared, digests, groups, sizes = [], [], [], [], []
+    lines, compared, digests, keys, sizes = [], [], [], [], []
     for document in documents:
         counts["characters_read"] += len(document.text)
         text = clean(document.text, changed)
@@ -122,7 +124,8 @@ def clean_piece(documents: list[Document], path: Path, min_chars: int, by_docume
         lines.append(json.dumps({"id": document.id, "text": text, "group": group}) + "\n")
         compared.append(document.dedup_text or text)
         digests.append(hashlib.blake2b(encoded, digest_size=16).digest())
-        groups.append(hashlib.sha256(f"{split_seed}:{group}".encode()).digest()[:8])
+        drawn = f"{split_seed}:{group}", f"{split_seed}:order:{document.sequence or document.id}"
+        keys += [hashlib.sha256(each.encode()).digest()[:8] for each in drawn]
         sizes.append((len(text), len(encoded), document.source))
     files = {".jsonl": "".join(lines).encode(), ".signatures": sign(compared).tobytes()}
     for suffix, content in files.items():
@@ -135,7 +138,7 @@ def clean_piece(documents: list[Document], path: Path, min_chars: int, by_docume
     np.savez(
         path.with_suffix(".npz"),
         digests=np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2),
-        group_keys=np.frombuffer(b"".join(groups), ">u8").astype("<u8"),
+        keys=np.frombuffer(b"".join(keys), ">u8").astype("<u8").reshape(-1, 2),
         sizes=np.array(sizes, np.int64).reshape(-1, 3),
         about=np.frombuffer(json.dumps(about).encode(), np.uint8),
     )
@@ -146,7 +149,7 @@ def load_piece(path: Path) -> Piece:
     """Load what `clean_piece` wrote. Raises OSError or ValueError if a file is missing or damaged."""
     with np.load(path.with_suffix(".npz")) as arrays:
         about = json.loads(arrays["about"].tobytes())
-        return Piece(arrays["digests"], arrays["group_keys"], *arrays["sizes"].T, **about)
+        return Piece(arrays["digests"], *arrays["keys"].T, *arrays["sizes"].T, **about)
 
 
 def is_whole(path: Path) -> bool:

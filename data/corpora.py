@@ -91,9 +91,10 @@ def _file_corpus(config: DataConfig, root: Path, files: list[Path]) -> Corpus:
     def read() -> Iterator[Document]:
         skipped[:] = broken
         for name, path in zip(names, files, strict=True):
+            sequence = name if config.document == "section" and effective_suffix(path) not in TABLES else ""
             try:
                 for number, (text, group) in enumerate(read_rows(path, config, target)):
-                    yield Document(f"{name}:{number}", text, name if by_file else group)
+                    yield Document(f"{name}:{number}", text, name if by_file else group, sequence=sequence)
             except UserError as error:
                 skip(path, error, skipped)
 

@@ -16,6 +16,8 @@ class Document(NamedTuple):
     """Documents of one group stay in one split; if empty, the document is its own group."""
     dedup_text: str = ""
     """Words that near-duplicate removal compares; if empty, the text."""
+    sequence: str = ""
+    """Documents of one sequence, the sections of a file, stay together and in order; if empty, the document alone."""
     source: int = 0
     """Number of the corpus in a mixture (data.corpora)."""
 

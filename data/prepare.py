@@ -9,9 +9,12 @@
               is high (Broder 1997)
 4. split      assign whole groups to test, validation or train, in an order given by the seed
 5. straddle   drop a held-out document that is still similar to a document of another split
-6. write      `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} per line) and
-              `manifest.json`, which counts the documents read and the documents dropped for each
+6. write      `train.jsonl`, `validation.jsonl`, `test.jsonl` ({"id", "text", "group"} per line), shuffled,
+              and `manifest.json`, which counts the documents read and the documents dropped for each
               reason, with examples, to a cache folder named by a content hash
+
+Neighbours in a corpus are often alike, and a training window with many of them teaches a model to copy.
+So documents are shuffled; the sections of a file stay together and in order.
 
 A second run returns at once. Stages work on files in a work folder: memory holds neither texts nor
 signatures, a killed run continues where it stopped, and the result does not depend on the number of
@@ -42,7 +45,7 @@ from data.documents import Corpus
 from data.splits import SPLITS, load_manifest
 from data.work import work_folder
 
-VERSION = 3  # increase it when the result of a stage changes; this invalidates old caches
+VERSION = 4  # increase it when the result of a stage changes; this invalidates old caches
 DROPPED = -1  # in the array of splits; other values are indices of SPLITS
 FEW_PIECES = 4  # cleaned in this process, before others have started
 EXAMPLES, EXAMPLE_CHARS = 10, 300  # near-duplicates shown in the manifest
@@ -171,43 +174,50 @@ class Stages:
         """Stage 6: write the splits; returns the manifest. Raises UserError if a split is empty."""
         split_of = self.split_of.copy()
         split_of[self.straddling] = DROPPED
-        sizes, digests = {}, {split: hashlib.sha256() for split in SPLITS}
-        columns = [np.concatenate([getattr(piece, name) for piece in self.load()]) for name in ("characters", "bytes")]
+        sizes, digests = {}, []
+        characters, size, keys, sources = (
+            np.concatenate([getattr(piece, name) for piece in self.load()])
+            for name in ("characters", "bytes", "order_keys", "sources")
+        )
+        lengths = self.copy_lines(split_of)
         for number, split in enumerate(SPLITS):
             chosen = split_of == number
-            characters, size = (int(column[chosen].sum()) for column in columns)
-            sizes[split] = {"documents": int(chosen.sum()), "characters": characters, "bytes": size}
+            counts = {"characters": int(characters[chosen].sum()), "bytes": int(size[chosen].sum())}
+            sizes[split] = {"documents": int(chosen.sum()), **counts}
             if not chosen.any():
                 raise UserError(
                     f"every {split} document is similar to one of another split; raise data.straddle_similarity "
                     "or add text"
                 )
-        starts: list[int] = []  # of each corpus of a mixture, in train.jsonl
-        with contextlib.ExitStack() as opened:
-            files = [opened.enter_context(open(folder / f"{split}.jsonl", "wb")) for split in SPLITS]
-            by_piece = np.split(split_of, self.signatures.starts[1:-1])
-            for path, splits in zip(track(self.paths, "writing", len(self.paths)), by_piece, strict=True):
-                sources = load_piece(path).sources.tolist()
-                with open(path.with_suffix(".jsonl"), "rb") as lines:
-                    for split, source, line in zip(splits.tolist(), sources, lines, strict=True):
-                        while len(starts) <= source:
-                            starts.append(files[0].tell())
-                        if split != DROPPED:
-                            files[split].write(line)
-                            digests[SPLITS[split]].update(line)
-        joined = "".join(digests[split].hexdigest() for split in SPLITS)
+            order = np.lexsort((keys[chosen], sources[chosen]))  # the corpora of a mixture one after another
+            digests.append(copy_in_order(self.work / split, folder / f"{split}.jsonl", lengths[chosen], order))
+        of_train = split_of == SPLITS.index("train")
         return {
-            "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
+            "fingerprint": hashlib.sha256("".join(digests).encode()).hexdigest(),
             **self.count(sum(each["documents"] for each in sizes.values())),
             "splits": sizes,
             "near_duplicates": self.examples(),
             "lowest_similarity": float(self.near[:, 2].min(initial=1)),
             "skipped_files": self.skipped,
             "sources": [
-                {"name": name, "start": starts[i] if i < len(starts) else (folder / "train.jsonl").stat().st_size}
-                for i, name in enumerate(self.corpus.sources)
+                {"name": name, "start": int(lengths[of_train & (sources < number)].sum())}
+                for number, name in enumerate(self.corpus.sources)
             ],
         }
+
+    def copy_lines(self, split_of: np.ndarray) -> np.ndarray:
+        """Write the lines of every split to a file of the work folder; int64 (documents,), the lengths of all."""
+        lengths: list[int] = []
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context(open(self.work / split, "wb")) for split in SPLITS]
+            by_piece = np.split(split_of, self.signatures.starts[1:-1])
+            for path, splits in zip(track(self.paths, "writing", len(self.paths)), by_piece, strict=True):
+                with open(path.with_suffix(".jsonl"), "rb") as lines:
+                    for split, line in zip(splits.tolist(), lines, strict=True):
+                        lengths.append(len(line))
+                        if split != DROPPED:
+                            files[split].write(line)
+        return np.array(lengths, np.int64)
 
     def count(self, kept: int) -> dict[str, dict[str, int]]:
         """The documents read, dropped for each reason, and kept; and those that cleaning changed."""
@@ -234,6 +244,19 @@ class Stages:
                 texts[name] = {"id": row["id"], "text": row["text"][:EXAMPLE_CHARS]}
             found.append({"similarity": round(similarity, 3), **texts})
         return found
+
+
+def copy_in_order(source: Path, target: Path, lengths: np.ndarray, order: np.ndarray) -> str:
+    """Copy the lines of `source`, of which `lengths` are the bytes, in another order; the SHA-256 of the copy."""
+    digest, starts = hashlib.sha256(), np.cumsum(lengths) - lengths
+    with open(source, "rb", buffering=0) as lines, open(target, "wb") as out:
+        for row in order:
+            lines.seek(starts[row])
+            line = lines.read(lengths[row])
+            out.write(line)
+            digest.update(line)
+    source.unlink()
+    return digest.hexdigest()
 
 
 def assign_groups(keys: np.ndarray, characters: np.ndarray, config: DataConfig) -> np.ndarray:

@@ -13,7 +13,7 @@ Chem = pytest.importorskip("rdkit.Chem")
 def test_the_corpus_has_one_document_per_molecule():
     documents = molecules().read()
     first = [next(documents) for _ in range(100)]
-    assert first[0] == ("moses/0", "CCCS(=O)c1ccc2[nH]c(=NC(=O)OC)[nH]c2c1", "", "", 0)
+    assert first[0] == ("moses/0", "CCCS(=O)c1ccc2[nH]c(=NC(=O)OC)[nH]c2c1", "", "", "", 0)
     assert all(Chem.MolFromSmiles(document.text) for document in first)
 
 

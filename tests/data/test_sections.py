@@ -2,6 +2,8 @@
 
 import io
 import json
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import pytest
 from texts import words
@@ -9,7 +11,9 @@ from texts import words
 from cli.errors import UserError
 from configs.schema import DataConfig
 from data.corpora import open_corpus
+from data.prepare import prepare
 from data.readers import section_target
+from data.splits import read_documents
 
 
 def read(path, **settings):
@@ -92,3 +96,17 @@ def test_files_larger_than_the_held_out_limit_are_held_out(tmp_path):
     config = DataConfig(corpus=str(tmp_path), document="file", held_out_chars=3000, cache_dir=str(tmp_path / ".cache"))
     splits = json.loads((prepare(config) / "manifest.json").read_text())["splits"]
     assert splits["test"]["documents"] == splits["validation"]["documents"] == 1
+
+
+def test_documents_are_shuffled_but_the_sections_of_a_file_stay_together(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": words(n, 40)}) + "\n" for n in range(300)))
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{words(ord(name) * 1000 + n, 30)}\n" for n in range(200)))
+    folder = prepare(DataConfig(corpus=str(tmp_path), section_chars=400, cache_dir=str(tmp_path / "cache")))
+    places = [row["id"].split(":") for row in read_documents(folder, "train")]
+    rows = [int(number) for name, number in places if name == "rows.jsonl"]
+    assert rows != sorted(rows)
+    assert sum(abs(after - before) == 1 for before, after in pairwise(rows)) < 10
+    runs = [(name, [int(n) for _, n in run]) for name, run in groupby(places, key=itemgetter(0)) if ".txt" in name]
+    assert sorted(name for name, _ in runs) == ["a.txt", "b.txt", "c.txt"]  # one run each
+    assert all(numbers == sorted(numbers) for _, numbers in runs)
