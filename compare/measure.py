@@ -9,7 +9,7 @@ from cli.errors import UserError
 from compare.context import VALIDATION_BYTES, Cell, Study, text_bytes
 from compare.method import Forgets, Learned, Setting, TaskModel, TextModel, Writer, is_base
 from compare.methods import METHODS
-from compare.methods.prompted import LanguageModel
+from compare.methods.prompted import LanguageModel, PromptedModel
 from compare.rows import read_rows
 
 SAMPLES = 2  # held-out prompts that every method continues, for the report
@@ -88,6 +88,8 @@ def score_held_out(study: Study, cell: Cell) -> dict:
     if isinstance(model, Forgets) and study.general_texts:
         row["general_bits"] = general_bits(study, cell, model)
         row["general_bytes"] = sum(len(text.encode()) for text in study.general_texts)
+    if isinstance(model, LanguageModel | PromptedModel):
+        row["inference_precision"] = str(next(model.model.parameters()).dtype).removeprefix("torch.")
     row["peak_bytes"] = study.memory.peak()
     row["overlap"] = study.held_out.overlap(learned.seen_texts)
     row["seen_bytes"] = text_bytes(learned.seen_texts)

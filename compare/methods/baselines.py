@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,6 @@ from prompting.shots import fit_tfidf
 ORDERS: tuple[Setting, ...] = tuple({"order": order} for order in (5, 4, 6, 3))
 STRENGTHS: tuple[Setting, ...] = tuple({"strength": strength} for strength in (10.0, 100.0, 1.0, 1000.0))
 Stream = Any  # a streaming compressor, with the methods compress and flush
-
-
-def compressor_bits(stream: Stream, train: Sequence[str], test: Sequence[str]) -> list[float]:
-    """Bits that each held-out text adds to the archive of the training texts, each text alone."""
-    for text in train:  # one by one: xz delays a single large input until the end
-        stream.compress(f"{text}\n\n".encode())
-    before, *after = [_remaining_bytes(stream, text.encode()) for text in ("", *test)]
-    return [8.0 * (size - before) for size in after]
 
 
 def _remaining_bytes(stream: Stream, data: bytes) -> int:
@@ -65,18 +57,23 @@ def zstd() -> Stream:
 class Compressor:
     """A compressor as a text model."""
 
-    def __init__(self, make_stream: Callable[[], Stream], train: Sequence[str]):
-        self.make_stream, self.train = make_stream, train
+    def __init__(self, stream: Stream, train: Sequence[str]):
+        """Compresses the training texts."""
+        self.stream = stream
+        for text in train:  # one by one: xz delays a single large input until the end
+            stream.compress(f"{text}\n\n".encode())
 
     def bits(self, texts: Sequence[str]) -> list[float]:
-        """See `compressor_bits`."""
-        return compressor_bits(self.make_stream(), self.train, texts)
+        """Bits that each text adds to the archive of the training texts, each text alone."""
+        before, *after = [_remaining_bytes(self.stream, text.encode()) for text in ("", *texts)]
+        return [8.0 * (size - before) for size in after]
 
 
 def learn_compressor(study: Study, cell: Cell, setting: Setting) -> Learned:
     """Xz or zstd, by the method's name: compresses the training text, then one held-out text."""
-    train = study.training_texts(cell)
-    return Learned(Compressor({"xz": xz, "zstd": zstd}[cell.method], train), train)
+    train, started = study.training_texts(cell), time.perf_counter()
+    model = Compressor({"xz": xz, "zstd": zstd}[cell.method](), train)
+    return Learned(model, train, {"training_seconds": time.perf_counter() - started})
 
 
 def learn_ngram(study: Study, cell: Cell, setting: Setting) -> Learned:

@@ -8,7 +8,7 @@ import torch
 from texts import words
 
 from cli.errors import UserError
-from compare.methods.baselines import TfIdf, compressor_bits, xz, zstd
+from compare.methods.baselines import Compressor, TfIdf, xz, zstd
 from compare.methods.prompted import fit_documents, token_lengths
 from compare.ngram import NGram
 from configs.schema import ModelConfig, TokenizerConfig
@@ -98,7 +98,7 @@ def test_a_compressor_is_charged_for_the_held_out_text_only():
     train, test = [words(0, 2000), words(7, 9000)], [words(0, 2000)[:5000], words(9, 200)]
     seen = "".join(f"{text}\n\n" for text in train).encode()
     for stream in (xz, zstd):
-        bits = compressor_bits(stream(), train, test)
+        bits = Compressor(stream(), train).bits(test)
         assert bits[0] < bits[1] / 10  # it is in the training text
         for text, found in zip(test, bits, strict=True):
             # Close to the difference of whole archives, apart from some bytes for block boundaries.

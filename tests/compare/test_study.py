@@ -41,6 +41,8 @@ def check_ledger(ledger, folder):
     for row in ledger.rows:
         assert {"config_hash", "seed", "commit", "device", "versions", "command", "left_out"} <= row.keys()
         assert row["overlap"] <= 0.8
+        if row["method"] in ("zero-shot", "scratch", "lora"):
+            assert row["inference_precision"] in ("float32", "bfloat16")
         if "correct" in row:
             assert row["items"] == asked
             assert len(row["correct"]) == len(asked)
@@ -222,8 +224,10 @@ def test_a_study_killed_during_training_resumes_with_the_same_numbers(command, c
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         (tmp_path / "cut").mkdir()
-        for name in (".homegrown", "config.toml", "calibration.json"):
+        for name in (".homegrown", "config.toml"):
             shutil.copy(tmp_path / "whole" / name, tmp_path / "cut" / name)
+        calibration, *_ = (tmp_path / "whole" / "ledger.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "cut" / "ledger.jsonl").write_text(calibration)
         (tmp_path / "cut" / "cells").mkdir()
         for method in ("scratch-text-1-search", "scratch-supervised-task-16-0"):
             running = command.start("compare.run", *args, "--run-dir", tmp_path / "cut", "--resume")
