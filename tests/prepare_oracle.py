@@ -33,7 +33,7 @@ class Index:
 def prepare_in_memory(config):
     """The lines of each split and the counts of dropped documents."""
     counts, seen, kept = Counter(), set(), Index(config.drop_similarity)
-    groups, sizes, lines = [], [], []
+    groups, sizes, lines, places = [], [], [], []
     for document in open_corpus(config).read():
         text = clean(document.text)
         if len(text) < config.min_chars:
@@ -52,6 +52,8 @@ def prepare_in_memory(config):
         group = "" if config.group_field == "document" else document.group
         groups.append(group or document.id)
         sizes.append(len(text))
+        drawn = f"{config.split_seed}:order:{document.sequence or document.id}"
+        places.append((document.source, hashlib.sha256(drawn.encode()).digest()))
         lines.append(json.dumps({"id": document.id, "text": text, "group": groups[-1]}) + "\n")
     split_of = assign(groups, sizes, config)
     others, dropped = Index(config.straddle_similarity), set()
@@ -63,8 +65,8 @@ def prepare_in_memory(config):
             if number not in dropped:
                 others.add(kept.signatures[number])
     counts["dropped_straddles_split"] = len(dropped)
-    rows = [(split, line) for n, (split, line) in enumerate(zip(split_of, lines, strict=True)) if n not in dropped]
-    return {split: [line for its, line in rows if its == split] for split in SPLITS}, counts
+    order = sorted(set(range(len(lines))) - dropped, key=places.__getitem__)
+    return {split: [lines[n] for n in order if split_of[n] == split] for split in SPLITS}, counts
 
 
 def assign(groups, sizes, config):
