@@ -119,10 +119,19 @@ def describe_study(ledger: Ledger) -> str:
     task = f"task {row['task']}" if row["task"] else "no task"
     seeds = len({r["seed"] for r in ledger.rows})
     commits = ", ".join(dict.fromkeys(r["commit"][:10] for r in ledger.rows))
+    commands = {r["command"] for r in ledger.rows}
+    command = f"`{row['command']}`" if len(commands) == 1 else f"{len(commands)} commands, which the rows name"
     return (
         f"{row['corpus']}, {task}; {documents} held-out documents, {items} held-out "
-        f"items; {seeds} seed(s); {row['device']}; commit {commits}; `{row['command']}`."
+        f"items; {seeds} seed(s); {row['device']}; commit {commits}; {command}."
     )
+
+
+def option_rows(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[list[str]]:
+    """The table to choose from, with its header; without columns that are empty."""
+    found = options(ledger, recipe, axis)
+    filled = [number for number in range(len(OPTION_COLUMNS)) if any(option[number] != "–" for option in found)]
+    return [[row[number] for number in filled] for row in (OPTION_COLUMNS, *found)]
 
 
 def protocol(recipe: StudyRecipe) -> list[str]:
@@ -144,8 +153,9 @@ def protocol(recipe: StudyRecipe) -> list[str]:
         f"least {COPY_SHARE:.0%} of its {NGRAM}-character n-grams. Overlap is the share of all held-out n-grams "
         "that occur anywhere in a method's data.",
         "Confidence intervals: 95 %, by bootstrap over groups of held-out documents or items and within them, with the "
-        "same resamples for every method, and the error over seeds. Claims of a difference on one axis are corrected "
-        "together, by Holm.",
+        "same resamples for every method, and the error over seeds. “Best”, and “significantly better” or “worse” "
+        "than a baseline, are corrected together for each axis, by Holm; crossings, what a prompt is worth, break-even "
+        "and forgetting have uncorrected intervals.",
         "Seconds of training are the steps times the calibrated seconds of a step. They do not count loading, "
         "evaluations or the test. Seconds per request are measured in the cells.",
         "FLOPs count matrix products, those of the optimiser included. On text they do not count the "
@@ -173,7 +183,7 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
         "methods": [{"name": name, "family": METHODS[name_of(name)].family} for name in measured],
         "answer": answer(ledger, recipe),
         "options": [
-            {"caption": CAPTIONS[axis], "rows": [OPTION_COLUMNS, *options(ledger, recipe, axis)]}
+            {"caption": CAPTIONS[axis], "rows": option_rows(ledger, recipe, axis)}
             for axis in AXES
             if ledger.methods(axis)
         ],
@@ -189,7 +199,7 @@ def render_html(ledger: Ledger, recipe: StudyRecipe, sentences: list[Sentence]) 
         "protocol": protocol(recipe),
         "environment": f"{row['device']}; "
         + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        + f"; commit {row['commit']}; {row['command']}",
+        + f"; commit {row['commit']}",
         "price": recipe.price_per_hour,
         "labelPrice": recipe.price_per_label,
         "requests": recipe.requests,
@@ -215,10 +225,11 @@ def write_report(folder: Path) -> None:
     for axis in AXES:
         if ledger.methods(axis):
             table = Table(title=escape(printable(f"{ledger.rows[0]['corpus']}: {CAPTIONS[axis]}")))
-            for number, column in enumerate(OPTION_COLUMNS):
+            columns, *rows = option_rows(ledger, recipe, axis)
+            for number, column in enumerate(columns):
                 table.add_column(column, no_wrap=number == 0)
-            for option in options(ledger, recipe, axis):
-                table.add_row(*(escape(printable(cell)) for cell in option))
+            for cells in rows:
+                table.add_row(*(escape(printable(cell)) for cell in cells))
             screen.print(table)
     show("\n".join(lines))
 
@@ -228,7 +239,8 @@ def answer_markdown(ledger: Ledger, recipe: StudyRecipe, lines: Sequence[str]) -
     parts = ["\n".join(f"- {line}" if not line.startswith("  ") else f"  {line}" for line in lines)]
     for axis in AXES:
         if ledger.methods(axis):
-            rows = (OPTION_COLUMNS, ["---"] * len(OPTION_COLUMNS), *options(ledger, recipe, axis))
+            columns, *others = option_rows(ledger, recipe, axis)
+            rows = (columns, ["---"] * len(columns), *others)
             parts += [CAPTIONS[axis], "\n".join("| " + " | ".join(cells) + " |" for cells in rows)]
     return "\n\n".join([*parts, describe_study(ledger)]) + "\n"
 

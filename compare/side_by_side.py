@@ -18,7 +18,7 @@ from cli.errors import UserError, run_command
 from cli.recipes import Parser
 from compare.analysis.comparisons import is_baseline, is_constant
 from compare.analysis.ledger import Ledger, name_of
-from compare.analysis.verdict import distance
+from compare.analysis.verdict import distances
 from compare.methods import METHODS
 from compare.pictures import COLOURS
 
@@ -61,9 +61,9 @@ def draw(folders: Sequence[Path], path: Path) -> None:
     studies = []
     for folder in folders:
         ledger = Ledger.read(folder)
-        if not (far := distance(ledger)):
+        if not (far := distances(ledger)):
             raise UserError(f"{folder}: holds no zero-shot and no baseline on text, which the picture compares")
-        studies.append((folder.name, ledger, *far))
+        studies.append((folder.name, ledger, *far[0][1:]))
     studies.sort(key=lambda study: -study[3].value)
     figure = Figure(figsize=(5 * len(studies), 4.6), layout="constrained")
     panels = figure.subplots(1, len(studies), sharey=True, squeeze=False)[0]

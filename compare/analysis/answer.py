@@ -1,15 +1,15 @@
 """The answer of a study in a few plain sentences, and a table to choose from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from compare.analysis.comparisons import advantage, comparisons, is_baseline, split
 from compare.analysis.curves import find_crossing
-from compare.analysis.ledger import Cost, Ledger, name_of
-from compare.analysis.verdict import FROM_SCRATCH, describe_data, describe_size, distance
+from compare.analysis.ledger import Cost, Ledger, foundation_of, name_of
+from compare.analysis.verdict import FROM_SCRATCH, describe_data, describe_size, distances
 from configs.study_recipe import StudyRecipe
 
-MOST_LINES = 12
+MOST_LINES, MOST_NAMED = 12, 3
 CHEAPER = 0.9  # of the seconds of every better method, to be worth a lower quality
 WORDS = {
     "scratch": "train a model from scratch",
@@ -122,21 +122,35 @@ def _advice(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Iterator[str]:
     elif is_baseline(choice.method):
         yield "  It is a baseline; no method was measured to be better."
     elif second:
-        value = ledger.score(axis, second).value
-        yield f"  It has the best score; no significant difference to {second} ({value:.3f}) was found."
-    costs = f"  It takes {cost.fixed_seconds:,.0f} s to build, search included"
+        yield f"  It has the best score; {_doubt(ledger, axis, choice.method, others)}."
+    threads = ledger.calibration.get("threads", 1)
+    cores = f" of {'one core' if threads == 1 else f'{threads} cores'}" if cost.fixed_seconds else ""
+    costs = f"  It takes {cost.fixed_seconds:,.0f} s{cores} to build, search included"
     if axis == "task" and cost.request_seconds:
         costs += f", and {1000 * cost.request_seconds:,.0f} s for 1,000 requests"
     yield costs + (f"; {cost.labels:.0f} labels." if cost.labels else ".")
 
 
+def _doubt(ledger: Ledger, axis: str, best: str, others: Sequence[str]) -> str:
+    # Why the method with the best score is not shown to be the best.
+    score, sign = ledger.score(axis, best), 1 if axis == "text" else -1
+    others = sorted(others, key=lambda method: sign * ledger.score(axis, method).value)
+    leads = {method: advantage(axis, score, ledger.score(axis, method)).estimate for method in others}
+    if close := [f"{m} ({ledger.score(axis, m).value:.3f})" for m, lead in leads.items() if lead.low <= 0]:
+        more = f" and {len(close) - MOST_NAMED} more" if len(close) > MOST_NAMED else ""
+        return f"no significant difference to {', '.join(close[:MOST_NAMED])}{more} was found"
+    return f"its lead over {others[0]}, {leads[others[0]]}, is not significant after the correction for all claims"
+
+
 def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
     # How far the text is from the foundation; what would change the answer: less data, more time.
-    if axis == "text" and (far := distance(ledger)):
-        yield f"  Untuned, the foundation model needs {far[1]} times the bits per byte of {far[0]}."
+    for method, baseline, ratio in distances(ledger)[:1] if axis == "text" else ():
+        name = foundation_of(method) or "the foundation model"
+        how = "better than" if ratio.high < 1 else "worse than" if ratio.low > 1 else "about as well as"
+        yield f"  Untuned, {name} predicts the text {how} {baseline}: {ratio} times its bits per byte."
     scratch = FROM_SCRATCH[axis]
     sizes = ledger.sizes(axis, scratch)
-    for other in ("lora", "full"):
+    for other in ledger.variants(axis, "lora", "full"):
         if len(sizes) > 1 and ledger.sizes(axis, other) == sizes:
             curves = ledger.curve(axis, scratch), ledger.curve(axis, other)
             if found := find_crossing(sizes, *curves):
@@ -169,6 +183,7 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
     """Every method at its largest size, the best first, and when to choose it."""
     choice, sign = choose(ledger, recipe, axis), 1 if axis == "text" else -1
     found, cheapest = [], float("inf")
+    costs: dict[str, float] = {}  # of the methods before
     is_choice = axis == "task" or sum(not is_baseline(method) for method in ledger.methods(axis)) > 1
     for method in sorted(ledger.methods(axis), key=lambda m: sign * ledger.score(axis, m).value):
         cost = _cost(ledger, axis, method)
@@ -185,11 +200,16 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
             when = "as good within the margin"
         elif seconds < CHEAPER * cheapest:
             when = "cost matters more than quality"
+        elif seconds >= cheapest:
+            when = f"– ({min(costs, key=costs.__getitem__)} has a better mean and costs less)"
         else:
             when = "–"
+        if not (axis == "text" and is_baseline(method)):
+            costs[method] = seconds
         cheapest = min(cheapest, seconds)
         each = f"{1000 * cost.request_seconds:,.0f} s" if cost.request_seconds else "–"
         data = describe_data(axis, method, ledger.sizes(axis, method)[-1])
         estimate = str(ledger.score(axis, method).estimate)
-        found.append(Option(method, estimate, f"{cost.fixed_seconds:,.0f} s", each, data, when))
+        build = f"{cost.fixed_seconds:,.0f} s" if cost.fixed_seconds else "–"
+        found.append(Option(method, estimate, build, each, data, when))
     return found

@@ -95,6 +95,10 @@ class Ledger:
         """Methods that were measured on an axis, in the order of the ledger."""
         return list(dict.fromkeys(method for group_axis, method, _ in self.groups if group_axis == axis))
 
+    def variants(self, axis: str, *names: str) -> list[str]:
+        """The methods of these names, one per foundation model: "lora", or "lora @ a" and "lora @ b"."""
+        return [method for name in names for method in self.methods(axis) if name_of(method) == name]
+
     def sizes(self, axis: str, method: str) -> list[float]:
         """The sizes at which a method was measured, smallest first."""
         return sorted(size for group_axis, name, size in self.groups if (group_axis, name) == (axis, method))
@@ -170,6 +174,11 @@ NO_COST = Cost(0.0, 0.0, None, None, None, None, 0.0, 0.0, 0.0)
 def name_of(method: str) -> str:
     """The name in METHODS of a ledger's method, without its foundation."""
     return method.partition(" @ ")[0]
+
+
+def foundation_of(method: str) -> str:
+    """The foundation in the name of a ledger's method; "" if the study has only one."""
+    return method.partition(" @ ")[2]
 
 
 def cost_of(rows: Sequence[Row], search: Row | None = None, base: Cost = NO_COST) -> Cost:

@@ -9,7 +9,7 @@ from compare.analysis.comparisons import Comparison, advantage, comparisons, is_
 from compare.analysis.costs import break_even_sentences, front_sentences
 from compare.analysis.curves import MIN_RESAMPLES, find_crossing, fit_power_law
 from compare.analysis.forgetting import forgetting_sentences, general_bits
-from compare.analysis.ledger import Ledger, Sentence, name_of, row_ids
+from compare.analysis.ledger import Ledger, Sentence, foundation_of, name_of, row_ids
 from compare.context import MIN_VALIDATION
 from compare.leaks import COPY_SHARE, NGRAM
 from compare.methods import METHODS
@@ -106,39 +106,41 @@ def _baselines(ledger: Ledger, axis: str) -> Iterator[Sentence]:
         yield Sentence(text, row_ids(*each.rows.values()))
 
 
-def distance(ledger: Ledger) -> tuple[str, Estimate] | None:
-    """How far the text is from the pretraining data of the foundation model.
+def distances(ledger: Ledger) -> list[tuple[str, str, Estimate]]:
+    """How far the text is from the pretraining data of every foundation model, the nearest first.
 
-    The best baseline, and the untuned foundation's bits per byte over its. None if either was not measured.
+    Its untuned method, the best baseline, and its bits per byte over the baseline's. Empty if either was not measured.
     """
     baselines = [method for method in ledger.methods("text") if is_baseline(method)]
-    if "zero-shot" not in ledger.methods("text") or not baselines:
-        return None
+    if not baselines:
+        return []
     baseline = min(baselines, key=lambda method: ledger.score("text", method).value)
-    untuned, trained = ledger.score("text", "zero-shot"), ledger.score("text", baseline)
-    return baseline, Estimate.of(untuned.value / trained.value, untuned.resamples / trained.resamples)
+    trained, found = ledger.score("text", baseline), []
+    for method in ledger.variants("text", "zero-shot"):
+        untuned = ledger.score("text", method)
+        ratio = Estimate.of(untuned.value / trained.value, untuned.resamples / trained.resamples)
+        found.append((method, baseline, ratio))
+    return sorted(found, key=lambda each: each[2].value)
 
 
 def _distance(ledger: Ledger) -> Iterator[Sentence]:
-    if not (found := distance(ledger)):
-        return
-    baseline, ratio = found
-    untuned = ledger.score("text", "zero-shot")
-    rows = ledger.largest("text", "zero-shot")
-    on_general = ""
-    if general := general_bits(rows):
-        on_general = f", and {untuned.value / general[0]:.2f} times its own bits per byte on general text"
-    yield Sentence(
-        f"Without tuning, the foundation model needs {ratio} times the bits per byte of {baseline} with "
-        f"{describe_size('text', ledger.sizes('text', baseline)[-1])}{on_general}.",
-        row_ids(rows, ledger.largest("text", baseline)),
-    )
+    for method, baseline, ratio in distances(ledger):
+        rows, on_general = ledger.largest("text", method), ""
+        if general := general_bits(rows):
+            times = ledger.score("text", method).value / general[0]
+            on_general = f", and {times:.2f} times its own bits per byte on general text"
+        yield Sentence(
+            f"Without tuning, {foundation_of(method) or 'the foundation model'} needs {ratio} "
+            f"times the bits per byte of {baseline} with "
+            f"{describe_size('text', ledger.sizes('text', baseline)[-1])}{on_general}.",
+            row_ids(rows, ledger.largest("text", baseline)),
+        )
 
 
 def _crossings(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # Where the curve of training from scratch crosses those of LoRA and full fine-tuning.
     scratch, sizes = FROM_SCRATCH[axis], ledger.sizes(axis, FROM_SCRATCH[axis])
-    for method in ("lora", "full"):
+    for method in ledger.variants(axis, "lora", "full"):
         if ledger.sizes(axis, method) != sizes or len(sizes) < 2:
             continue
         a, b = ledger.curve(axis, scratch), ledger.curve(axis, method)
@@ -156,19 +158,14 @@ def _crossings(ledger: Ledger, axis: str) -> Iterator[Sentence]:
             best, other = (scratch, method) if gaps[0].low > 0 else (method, scratch)
             text = f"{best} is significantly better than {other} at every size {measured}."
         else:
-            text = (
-                f"Whether the curves of {scratch} and {method} cross {measured} is undecided: neither a "
-                "crossing nor a significant difference at every size was found."
-            )
+            continue  # undecided
         yield Sentence(text, ledger.row_ids(axis, scratch, method))
 
 
 def _extrapolations(ledger: Ledger, axis: str) -> Iterator[Sentence]:
     # The effect of more text or labels, by a power law where one fits the measured sizes.
     under_one_epoch, under_one_epoch_rows = [], []
-    for method in (FROM_SCRATCH[axis], "lora", "full", "features"):
-        if method not in ledger.methods(axis):
-            continue
+    for method in ledger.variants(axis, FROM_SCRATCH[axis], "lora", "full", "features"):
         sizes, rows = ledger.sizes(axis, method), ledger.row_ids(axis, method)
         epochs = np.mean([row.get("epochs", 1.0) for row in ledger.largest(axis, method)])
         if axis == "text" and epochs < 1:
@@ -202,27 +199,27 @@ def _extrapolations(ledger: Ledger, axis: str) -> Iterator[Sentence]:
 
 
 def _prompt_worth(ledger: Ledger) -> Iterator[Sentence]:
-    # How many labelled items a prompt is worth (Le Scao & Rush 2021, arXiv:2103.08493).
-    measured = ledger.methods("task")
-    for prompt in (method for method in ("zero-shot", "few-shot") if method in measured):
-        prompted = ledger.score("task", prompt)
-        for method in ("lora", "full", "scratch-supervised", "features"):
+    # How many labels a prompt is worth (Le Scao & Rush 2021, arXiv:2103.08493); those that choose settings count.
+    for prompt in ledger.variants("task", "zero-shot", "few-shot"):
+        prompted, rows = ledger.score("task", prompt), ledger.largest("task", prompt)
+        for method in ledger.variants("task", "lora", "full", "scratch-supervised", "features"):
             sizes, curve = ledger.sizes("task", method), ledger.curve("task", method)
-            if len(sizes) < 2:
+            if len(sizes) < 2 or (foundation_of(method) and foundation_of(method) != foundation_of(prompt)):
                 continue
-            gaps = {s: point.minus(prompted).estimate for s, point in zip(sizes, curve, strict=True)}
-            least = [f"more than {s:g}" for s in sizes if gaps[s].high < 0][-1:]
-            most = [f"fewer than {s:g}" for s in sizes if gaps[s].low > 0][:1]
-            bounds = " and ".join([*least, *most])
-            if found := find_crossing(sizes, curve, prompted):
-                bounds = f"{found.value:.0f} [{found.low:.0f}, {found.high:.0f}]"
-            own = np.mean([row.get("labels", 0.0) for row in ledger.largest("task", prompt)])
-            text = (
-                f"{prompt}, which used {own:.0f} labels, has the same score as {method} with {bounds} labelled items."
-            )
-            if not bounds:
-                text = f"The number of labelled items with which {method} has the score of {prompt} is undecided."
-            yield Sentence(text, row_ids(ledger.largest("task", prompt)) + ledger.row_ids("task", method))
+            used = [float(np.mean([row["labels"] for row in ledger.at("task", method, size)])) for size in sizes]
+            gaps = [point.minus(prompted).estimate for point in curve]
+            worse = [count for count, gap in zip(used, gaps, strict=True) if gap.high < 0]
+            better = [count for count, gap in zip(used, gaps, strict=True) if gap.low > 0]
+            if found := find_crossing(used, curve, prompted):
+                text = f"{method} reaches its score with {found.value:.0f} [{found.low:.0f}, {found.high:.0f}] labels."
+            elif worse or better:
+                parts = [f"significantly worse with {worse[-1]:.0f}"] if worse else []
+                parts += [f"significantly better with {better[0]:.0f}"] if better else []
+                text = f"{method} is {' and '.join(parts)} labels."
+            else:
+                continue  # undecided
+            own = np.mean([row.get("labels", 0.0) for row in rows])
+            yield Sentence(f"{prompt} uses {own:.0f} labels; {text}", row_ids(rows) + ledger.row_ids("task", method))
 
 
 def _caveats(ledger: Ledger) -> Iterator[Sentence]:

@@ -1,13 +1,17 @@
 """The answer of a study, on ledgers whose best methods are known."""
 
+import re
+
 import numpy as np
 import pytest
 
 from compare.analysis.answer import MOST_LINES, answer, choose, options
 from compare.analysis.ledger import Ledger
+from compare.analysis.verdict import verdict
 from configs.study_recipe import StudyRecipe
 
 RECIPE = StudyRecipe()
+WORSE = "– (scratch has a better mean and costs less)"
 SHARED = {"corpus": "c", "task": "t", "setting": {}, "peak_bytes": 1, "edition": 2, "foundation": ""}
 
 
@@ -39,7 +43,7 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     lines = answer(Ledger([*text(), *more]), RECIPE)
     assert lines[0].startswith("For the text: train a model from scratch, with all of the text: 1.49")
     assert "significantly better than every other method that can write; the next, lora, is 0.49" in lines[1]
-    assert "It takes 10 s to build" in lines[2]
+    assert "It takes 10 s of one core to build" in lines[2]
     assert "  Below 8.96 % of the text" in lines[3]
     assert "lora has the better mean, above it scratch." in lines[3]
     assert lines[4].startswith("  With 4 times the budget, lora is best: 1.09")
@@ -87,7 +91,10 @@ def test_a_cheaper_method_within_the_margin_is_recommended():
 
 def test_the_distance_to_the_foundation_is_stated():
     ledger = Ledger(rows("xz", "text", 1.0, 1.0) + rows("zero-shot", "text", 0.0, 1.5))
-    assert any("the foundation model needs 1.500" in line and "of xz." in line for line in answer(ledger, RECIPE))
+    (line,) = (line for line in answer(ledger, RECIPE) if "Untuned" in line)
+    assert line.startswith("  Untuned, the foundation model predicts the text worse than xz: 1.500 [")
+    near = Ledger(rows("xz", "text", 1.0, 1.0) + rows("zero-shot", "text", 0.0, 0.8))
+    assert any("predicts the text better than xz: 0.800 [" in line for line in answer(near, RECIPE))
 
 
 def test_labels_have_a_cost_for_each_request():
@@ -134,7 +141,7 @@ def test_compressors_are_no_choice_for_text():
     assert "only baselines were measured" in answer(alone, RECIPE)[0]
     assert options(alone, RECIPE, "text")[0].choose_when == "baseline only: it writes no text"
     table = {option.method: option.choose_when for option in options(Ledger(text()), RECIPE, "text")}
-    assert table == {"xz": "baseline only: it writes no text", "scratch": "first choice", "lora": "–"}
+    assert table == {"xz": "baseline only: it writes no text", "scratch": "first choice", "lora": WORSE}
 
 
 def test_one_method_alone_is_no_recommendation():
@@ -151,3 +158,43 @@ def test_curves_that_cross_twice_give_no_advice():
     for size, scratch in ((0.01, 3.0), (0.1, 1.0), (1.0, 3.0)):
         ledger += rows("scratch", "text", size, scratch) + rows("lora", "text", size, 2.0)
     assert not any("has the better mean" in line for line in answer(Ledger(ledger), RECIPE))
+
+
+def test_a_method_that_is_not_shown_to_be_best_is_compared_with_those_that_may_be():
+    sure = rows("lora", "task", 64.0, 160) + rows("full", "task", 64.0, 100)
+    noisy = [row | {"correct": [float(seed == 2)] * 200} for seed, row in enumerate(rows("features", "task", 64.0, 0))]
+    (line,) = (line for line in answer(Ledger(sure + noisy), RECIPE) if "best score" in line)
+    assert line.endswith("It has the best score; no significant difference to features (0.333) was found.")
+    # A lead that suffices for one comparison, but not for as many as were made.
+    others = [
+        row for method in ("full", "features", "top-layers", "tfidf") for row in rows(method, "task", 64.0, 100)
+    ]
+    best = [row | {"correct": [0.0] * 3 + [1.0] * 109 + [0.0] * 88} for row in rows("lora", "task", 64.0, 0)]
+    (line,) = (line for line in answer(Ledger(best + others), RECIPE) if "best score" in line)
+    assert re.match(r"  It has the best score; its lead over full, 0.045 \[0.00\d, 0.08\d\], is not significant", line)
+
+
+def split_names(ledger):
+    """Rows with the foundation out of the name of their method."""
+    named = ((row, *row["method"].partition(" @ ")[::2]) for row in ledger)
+    return [row | {"method": method, "foundation": foundation} for row, method, foundation in named]
+
+
+def test_several_foundations_have_all_sentences():
+    ledger = text()
+    for name, near in (("small", 1.0), ("large", 0.8)):
+        ledger += rows(f"zero-shot @ {name}", "text", 0.0, 2.4 * near, general_bits=8.0, general_bytes=8)
+        for method in ("lora", "full"):
+            forgot = {"general_bits": 8.0 + (method == "lora"), "general_bytes": 8}
+            for size in (0.01, 0.1, 1.0):
+                ledger += rows(f"{method} @ {name}", "text", size, 2.0 * near, training_seconds=30.0, **forgot)
+    ledger = Ledger(split_names([row for row in ledger if row["method"] != "lora"]))
+    sentences = "\n".join(sentence.text for sentence in verdict(ledger))
+    for name, times in (("small", 2.0), ("large", 1.6)):
+        assert f"Without tuning, {name} needs {times:.3f}" in sentences
+        assert f"The curves of scratch and lora @ {name} cross at" in sentences
+        assert f"{name}: LoRA learns less and forgets less than full fine-tuning" in sentences
+        assert f"lora @ {name} +0.125 (" in sentences
+    lines = "\n".join(answer(ledger, RECIPE))
+    assert "Untuned, large predicts the text worse than xz: 1.600 [" in lines
+    assert "lora @ small has the better mean, above it scratch" in lines
