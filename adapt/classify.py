@@ -1,4 +1,4 @@
-"""Label texts with a classifier that was trained with `method = "features"`.
+"""Label texts with a classifier: of `method = "features"`, or one that a study has kept (tf-idf too).
 
     python -m adapt.classify RUN TEXT …
     python -m adapt.classify RUN
@@ -10,6 +10,7 @@ the task.
 from pathlib import Path
 
 from adapt.features import Classifier, extract_features
+from adapt.tfidf import TfIdfClassifier
 from cli.console import show
 from cli.errors import run_command
 from cli.recipes import Parser, load
@@ -26,15 +27,19 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("texts", nargs="*", metavar="TEXT")
     args = parser.parse_args()
-    head = Classifier.load(args.run)
+    is_tfidf = (args.run / "tfidf.json").exists()
+    head = TfIdfClassifier.load(args.run) if is_tfidf else Classifier.load(args.run)
     recipe = load(FinetuneRecipe, args.run / "config.toml")
     assert recipe.task is not None  # checked by the schema
     items = [] if args.texts else load_task(recipe.task, recipe.data).test
-    model, tokenizer = load_model(recipe.base)
-    if uses_bfloat16("auto", model, model.device):  # as in training
-        model.bfloat16()
     texts = args.texts or [item.text for item in items]
-    probabilities = head.probabilities(extract_features(model, tokenizer, texts, head.pooling))
+    if isinstance(head, TfIdfClassifier):
+        probabilities = head.probabilities(texts)
+    else:
+        model, tokenizer = load_model(recipe.base)
+        if uses_bfloat16("auto", model, model.device):  # as in training
+            model.bfloat16()
+        probabilities = head.probabilities(extract_features(model, tokenizer, texts, head.pooling))
     predictions = [(head.labels[row.argmax()], row.max()) for row in probabilities]
     if args.texts:
         for label, probability in predictions:

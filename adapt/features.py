@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -189,25 +189,35 @@ def fit_head(task: Task, train: np.ndarray, layers: list[int], strength: float, 
     `strength` is the inverse L2 regularisation. If all items have the same label, the classifier
     always predicts it. Raises UserError without scikit-learn.
     """
+    x = _flat(train, layers)
+    mean, scale = x.mean(0), x.std(0) + 1e-6
+    # Scaled by the number of features: a strength means the same for one layer and for all.
+    labels = [item.label for item in task.train]
+    labels, weight, bias = fit_linear((x - mean) / scale, labels, strength / x.shape[1], max_iter=300)
+    arrays = (array.astype(np.float32) for array in (mean, scale, weight, bias))
+    return Classifier(labels, pooling, layers, *arrays)
+
+
+def fit_linear(
+    x: Any, labels: Sequence[str], strength: float, max_iter: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Logistic regression: the different labels, (labels, features) weights and (labels,) biases.
+
+    `x` is (N, features), dense or sparse. If all labels are equal, that one is always predicted. Raises UserError
+    without scikit-learn.
+    """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise UserError("method = features needs: pip install -e '.[compare]'") from None
-    x = _flat(train, layers)
-    mean, scale = x.mean(0), x.std(0) + 1e-6
-    labels = [item.label for item in task.train]
-    if len(set(labels)) == 1:
-        zero = np.zeros((1, x.shape[1]), np.float32)
-        return Classifier(labels[:1], pooling, layers, mean, scale, zero, zero[:, 0])
-    # Scaled by the number of features: a strength means the same for one layer and for all.
-    head = LogisticRegression(C=strength / x.shape[1], max_iter=300)
-    head.fit((x - mean) / scale, labels)
+        raise UserError("a classifier needs: pip install -e '.[compare]'") from None
+    if len(set(labels)) == 1:  # scikit-learn refuses that
+        return [labels[0]], np.zeros((1, x.shape[1])), np.zeros(1)
+    head = LogisticRegression(C=strength, max_iter=max_iter)
+    head.fit(x, labels)
     weight, bias = head.coef_, head.intercept_
     if len(head.classes_) == 2:  # scikit-learn stores one row, the log-odds of the second class
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-    labels = list(map(str, head.classes_))
-    arrays = (array.astype(np.float32) for array in (mean, scale, weight, bias))
-    return Classifier(labels, pooling, layers, *arrays)
+    return list(map(str, head.classes_)), weight, bias
 
 
 def _flat(features: np.ndarray, layers: list[int]) -> np.ndarray:

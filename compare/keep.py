@@ -16,6 +16,7 @@ from compare.context import Cell, Study
 from compare.measure import chosen_setting, learn
 from compare.method import Learned
 from compare.methods import METHODS
+from compare.methods.baselines import TfIdf
 from compare.methods.prompted import LanguageModel, PromptedModel
 from compare.methods.tuned import FeatureClassifier
 from compare.plan import AXES
@@ -25,7 +26,7 @@ from train.run_directory import write_config
 
 
 def keep_winners(folder: Path) -> None:
-    """Write kept/AXIS-SIZE-METHOD of the best trained method at each size, and of the best prompt.
+    """Write kept/AXIS-SIZE-METHOD of the best trained method or classifier at each size, and of the best prompt.
 
     What is there already stays. Retrieval is not kept: its store is in the study's folder.
     """
@@ -45,14 +46,14 @@ def keep_winners(folder: Path) -> None:
 
 
 def find_winners(ledger: Ledger) -> list[Cell]:
-    """The cells that are kept: of each axis and size the best trained method, and of each axis the best prompt."""
+    """The cells that are kept: of each axis and size the best trained one, tf-idf included, and the best prompt."""
     found: list[Cell] = []
     for axis in AXES:
         sign = -1.0 if axis == "task" else 1.0  # bits per byte are better if lower
         groups: dict[tuple[str, float], list[tuple[float, Cell]]] = {}
         for method in ledger.methods(axis):
             family = METHODS[name_of(method)].family
-            if family == "baseline" or name_of(method) == "retrieval":
+            if (family == "baseline" and method != "tfidf") or name_of(method) == "retrieval":
                 continue
             for size in ledger.sizes(axis, method):
                 row = ledger.at(axis, method, size)[0]
@@ -68,9 +69,11 @@ def write_model(study: Study, cell: Cell, learned: Learned, target: Path) -> Non
     model, recipe, setting = learned.model, study.recipe, chosen_setting(study, cell)
     is_trained = METHODS[cell.method].is_trained or METHODS[cell.method].base_method != ""
     name = study.foundation_name(cell)
-    if isinstance(model, FeatureClassifier):
-        model.head.save(target)
-        write_config(target, FinetuneRecipe(base=name, method="features", data=recipe.data, task=recipe.task))
+    if isinstance(model, FeatureClassifier | TfIdf):
+        # tf-idf needs no foundation model.
+        head, base = (model.classifier, "") if isinstance(model, TfIdf) else (model.head, name)
+        head.save(target)
+        write_config(target, FinetuneRecipe(base=base, method="features", data=recipe.data, task=recipe.task))
     if isinstance(model, LanguageModel | PromptedModel) and is_trained:
         base = "random weights" if METHODS[cell.method].family == "scratch" else name
         save_merged(target, model.model, model.tokenizer, base)

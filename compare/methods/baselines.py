@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from adapt.features import fit_linear
+from adapt.tfidf import TfIdfClassifier
 from cli.errors import UserError
 from compare.context import Cell, Study
 from compare.method import Learned, Setting, score_labels
@@ -108,28 +110,21 @@ class TfIdf:
     def __init__(self, task: Task, strength: float):
         """Trained on the items of `task`; `strength` is an inverse regularisation strength."""
         started = time.perf_counter()
-        self.vectorizer, train = fit_tfidf(task.train)
-        from sklearn.dummy import DummyClassifier
-        from sklearn.linear_model import LogisticRegression
-
-        labels = [item.label for item in task.train]
-        has_one_label = len(set(labels)) == 1  # logistic regression refuses that
-        self.model = DummyClassifier() if has_one_label else LogisticRegression(C=strength, max_iter=1000)
-        self.model.fit(train, labels)
-        size = 0 if has_one_label else int(self.model.coef_.size)
+        vectorizer, train = fit_tfidf(task.train)
+        labels, weight, bias = fit_linear(train, [item.label for item in task.train], strength, max_iter=1000)
+        self.classifier = TfIdfClassifier(labels, vectorizer.vocabulary_, vectorizer.idf_, weight, bias)
         self.costs = {
             "training_seconds": time.perf_counter() - started,
-            "trained_parameters": size,
-            "stored_bytes": 8 * size + len("".join(self.vectorizer.vocabulary_).encode()),
+            "trained_parameters": weight.size,
+            "stored_bytes": 8 * weight.size + len("".join(vectorizer.vocabulary_).encode()),
         }
 
     def answers(self, items: Sequence[Item]) -> dict:
         """See `TaskModel`; one request at a time, as for prompts."""
         started = time.perf_counter()
-        rows = [self.model.predict_proba(self.vectorizer.transform([item.text])) for item in items]
+        p = np.concatenate([self.classifier.probabilities([item.text]) for item in items])
         seconds = (time.perf_counter() - started) / len(items)
-        p = np.concatenate(rows)
-        scores = score_labels(items, self.model.classes_[p.argmax(1)], p.max(1))
+        scores = score_labels(items, [self.classifier.labels[best] for best in p.argmax(1)], p.max(1))
         return scores | {"seconds_per_request": seconds}
 
 

@@ -166,9 +166,7 @@ def test_a_method_that_is_not_shown_to_be_best_is_compared_with_those_that_may_b
     (line,) = (line for line in answer(Ledger(sure + noisy), RECIPE) if "best score" in line)
     assert line.endswith("It has the best score; no significant difference to features (0.333) was found.")
     # A lead that suffices for one comparison, but not for as many as were made.
-    others = [
-        row for method in ("full", "features", "top-layers", "tfidf") for row in rows(method, "task", 64.0, 100)
-    ]
+    others = [row for method in ("full", "features", "top-layers", "tfidf") for row in rows(method, "task", 64.0, 100)]
     best = [row | {"correct": [0.0] * 3 + [1.0] * 109 + [0.0] * 88} for row in rows("lora", "task", 64.0, 0)]
     (line,) = (line for line in answer(Ledger(best + others), RECIPE) if "best score" in line)
     assert re.match(r"  It has the best score; its lead over full, 0.045 \[0.00\d, 0.08\d\], is not significant", line)

@@ -168,6 +168,11 @@ def check_keep(command, args, folder, ledger):
             break
     else:
         raise AssertionError("no model of the text was kept")
+    assert list((folder / "kept").glob("task-16-*"))  # of the labels, the best that was trained
+    for classifier in (folder / "kept").glob("task-*/tfidf.json"):
+        answers = command("adapt.classify", classifier.parent, timeout=300)
+        assert answers.returncode == 0, answers.stderr
+        assert "test items" in answers.stdout
     prompt = min((folder / "kept").glob("task-*/prompt.toml"))
     answers = command("prompting.evaluate", prompt, timeout=300)
     assert answers.returncode == 0, answers.stderr
