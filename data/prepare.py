@@ -42,12 +42,14 @@ from data.cleaning import Piece, clean_piece, cut_pieces, is_whole, load_piece
 from data.corpora import open_corpus
 from data.dedup import Signatures, exact_duplicates, near_duplicates, straddlers
 from data.documents import Corpus
+from data.external_sort import MOST_PARTS
 from data.splits import SPLITS, load_manifest
 from data.work import work_folder
 
 VERSION = 4  # increase it when the result of a stage changes; this invalidates old caches
 DROPPED = -1  # in the array of splits; other values are indices of SPLITS
 FEW_PIECES = 4  # cleaned in this process, before others have started
+PART_BYTES = 1 << 25  # of text that is shuffled in memory
 EXAMPLES, EXAMPLE_CHARS = 10, 300  # near-duplicates shown in the manifest
 
 
@@ -174,12 +176,9 @@ class Stages:
         """Stage 6: write the splits; returns the manifest. Raises UserError if a split is empty."""
         split_of = self.split_of.copy()
         split_of[self.straddling] = DROPPED
-        sizes, digests = {}, []
-        characters, size, keys, sources = (
-            np.concatenate([getattr(piece, name) for piece in self.load()])
-            for name in ("characters", "bytes", "order_keys", "sources")
-        )
-        lengths = self.copy_lines(split_of)
+        columns = [(piece.characters, piece.bytes, piece.order_keys, piece.sources) for piece in self.load()]
+        characters, size, keys, sources = (np.concatenate(each) for each in zip(*columns, strict=True))
+        sizes = {}
         for number, split in enumerate(SPLITS):
             chosen = split_of == number
             counts = {"characters": int(characters[chosen].sum()), "bytes": int(size[chosen].sum())}
@@ -189,35 +188,58 @@ class Stages:
                     f"every {split} document is similar to one of another split; raise data.straddle_similarity "
                     "or add text"
                 )
-            order = np.lexsort((keys[chosen], sources[chosen]))  # the corpora of a mixture one after another
-            digests.append(copy_in_order(self.work / split, folder / f"{split}.jsonl", lengths[chosen], order))
-        of_train = split_of == SPLITS.index("train")
+        order = np.lexsort((keys, sources, split_of))  # of a split, the corpora of a mixture one after another
+        order = order[(split_of == DROPPED).sum() :]
+        parts = self.write_parts(order, size)
+        starts = [0]  # of each corpus of a mixture in train.jsonl
+        digests = [hashlib.sha256() for _ in SPLITS]
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context(open(folder / f"{split}.jsonl", "wb")) for split in SPLITS]
+            for path, rows in track(parts, "shuffling", len(parts)):
+                with open(path, "rb") as unordered:
+                    lines = unordered.readlines()  # in the order of the corpus
+                for row, at in zip(rows.tolist(), np.searchsorted(np.sort(rows), rows).tolist(), strict=True):
+                    number = split_of[row]
+                    while number == 0 and len(starts) <= sources[row]:
+                        starts.append(files[0].tell())
+                    files[number].write(lines[at])
+                    digests[number].update(lines[at])
+                path.unlink()
+            whole = files[0].tell()
+        joined = "".join(digest.hexdigest() for digest in digests)
         return {
-            "fingerprint": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
             **self.count(sum(each["documents"] for each in sizes.values())),
             "splits": sizes,
             "near_duplicates": self.examples(),
             "lowest_similarity": float(self.near[:, 2].min(initial=1)),
             "skipped_files": self.skipped,
             "sources": [
-                {"name": name, "start": int(lengths[of_train & (sources < number)].sum())}
-                for number, name in enumerate(self.corpus.sources)
+                {"name": name, "start": starts[i] if i < len(starts) else whole}
+                for i, name in enumerate(self.corpus.sources)
             ],
         }
 
-    def copy_lines(self, split_of: np.ndarray) -> np.ndarray:
-        """Write the lines of every split to a file of the work folder; int64 (documents,), the lengths of all."""
-        lengths: list[int] = []
+    def write_parts(self, order: np.ndarray, size: np.ndarray) -> list[tuple[Path, np.ndarray]]:
+        """Distribute the lines to files of consecutive documents in their final `order`.
+
+        Each file fits in memory; its lines are in the order of the corpus. Returns its path and its part of `order`.
+        `size` are the bytes of all documents.
+        """
+        ends = np.cumsum(size[order])
+        count = min(MOST_PARTS, 1 + int(ends[-1]) // PART_BYTES)
+        part_of = np.full(len(size), DROPPED, np.int16)
+        part_of[order] = (ends - 1) * count // ends[-1]
+        paths = [self.work / f"part-{number:03}" for number in range(count)]
         with contextlib.ExitStack() as opened:
-            files = [opened.enter_context(open(self.work / split, "wb")) for split in SPLITS]
-            by_piece = np.split(split_of, self.signatures.starts[1:-1])
-            for path, splits in zip(track(self.paths, "writing", len(self.paths)), by_piece, strict=True):
+            files = [opened.enter_context(open(path, "wb")) for path in paths]
+            by_piece = np.split(part_of, self.signatures.starts[1:-1])
+            for path, parts in zip(track(self.paths, "writing", len(self.paths)), by_piece, strict=True):
                 with open(path.with_suffix(".jsonl"), "rb") as lines:
-                    for split, line in zip(splits.tolist(), lines, strict=True):
-                        lengths.append(len(line))
-                        if split != DROPPED:
-                            files[split].write(line)
-        return np.array(lengths, np.int64)
+                    for part, line in zip(parts.tolist(), lines, strict=True):
+                        if part != DROPPED:
+                            files[part].write(line)
+        return list(zip(paths, np.split(order, np.searchsorted(part_of[order], range(1, count))), strict=True))
 
     def count(self, kept: int) -> dict[str, dict[str, int]]:
         """The documents read, dropped for each reason, and kept; and those that cleaning changed."""
@@ -244,19 +266,6 @@ class Stages:
                 texts[name] = {"id": row["id"], "text": row["text"][:EXAMPLE_CHARS]}
             found.append({"similarity": round(similarity, 3), **texts})
         return found
-
-
-def copy_in_order(source: Path, target: Path, lengths: np.ndarray, order: np.ndarray) -> str:
-    """Copy the lines of `source`, of which `lengths` are the bytes, in another order; the SHA-256 of the copy."""
-    digest, starts = hashlib.sha256(), np.cumsum(lengths) - lengths
-    with open(source, "rb", buffering=0) as lines, open(target, "wb") as out:
-        for row in order:
-            lines.seek(starts[row])
-            line = lines.read(lengths[row])
-            out.write(line)
-            digest.update(line)
-    source.unlink()
-    return digest.hexdigest()
 
 
 def assign_groups(keys: np.ndarray, characters: np.ndarray, config: DataConfig) -> np.ndarray:

@@ -57,7 +57,7 @@ def cached_tokenizer(folder: Path, config: TokenizerConfig) -> Path:
 
 
 def _sample(folder: Path, size: int) -> Iterator[str]:
-    # The training documents, or a random sample of at most `size` bytes, in the order of the corpus.
+    # The training documents, or a random sample of at most `size` bytes, in the order of the file.
     total = load_manifest(folder)["splits"]["train"]["bytes"]
     if total > size:
         say(f"tokenizer: training on a random sample of {size:,} of {total:,} bytes (tokenizer.sample_megabytes)")

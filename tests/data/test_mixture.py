@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import words
 
+import data.prepare as stages
 from cli.errors import UserError
 from configs.schema import CorpusShare, DataConfig, TokenizerConfig
 from data import tokenise
@@ -39,6 +40,23 @@ def test_a_document_of_two_corpora_is_kept_once(mixture):
     assert load_manifest(folder)["counts"]["dropped_exact_duplicate"] == 50
     heavier = [each.model_copy(update={"weight": 9.0}) for each in mixture.corpora]
     assert prepare(mixture.model_copy(update={"corpora": heavier})) == folder  # weights change nothing here
+
+
+@pytest.mark.parametrize("size", [1500, 1 << 27])
+def test_the_corpora_follow_each_other_also_if_one_is_all_copies(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(stages, "PART_BYTES", size)
+    texts = [words(seed, 60) for seed in range(100)]
+    for name, chosen in (("first", texts[:60]), ("copies", texts[:60]), ("third", texts[60:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+    corpora = [CorpusShare(path=str(tmp_path / f"{name}.jsonl"), weight=1) for name in ("first", "copies", "third")]
+    folder = prepare(DataConfig(corpora=corpora, cache_dir=str(tmp_path)))
+    starts = [source["start"] for source in load_manifest(folder)["sources"]]
+    lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
+    ends = np.cumsum([len(line) for line in lines])
+    sources = [(json.loads(line)["id"][0], end - len(line)) for line, end in zip(lines, ends, strict=True)]
+    first_of_third = next(start for source, start in sources if source == "2")
+    assert [source for source, _ in sources] == sorted(source for source, _ in sources)
+    assert starts == [0, first_of_third, first_of_third]
 
 
 @pytest.mark.parametrize("size", [2000, 1 << 27])

@@ -32,6 +32,7 @@ def small(monkeypatch):
     monkeypatch.setattr(external_sort, "PART_BYTES", 600)
     monkeypatch.setattr(dedup, "FEW", 0)
     monkeypatch.setattr(stages, "FEW_PIECES", 0)
+    monkeypatch.setattr(stages, "PART_BYTES", 900)
 
 
 def write_corpus(path, draw, count):
@@ -115,6 +116,7 @@ from cli.errors import run_command
 from data import cleaning, dedup, external_sort, prepare
 if __name__ == "__main__":
     cleaning.PIECE_CHARS, external_sort.PART_BYTES, dedup.FEW, prepare.FEW_PIECES = 3000, 600, 0, 0
+    prepare.PART_BYTES = 900
     pause, track = float(sys.argv.pop()), prepare.track
     slow = lambda *a: (time.sleep(pause / (1 + 9 * (len(a) > 3))) or item for item in track(*a))
     prepare.track = dedup.track = slow
