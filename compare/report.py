@@ -120,7 +120,7 @@ def describe_study(ledger: Ledger) -> str:
     seeds = len({r["seed"] for r in ledger.rows})
     commits = ", ".join(dict.fromkeys(r["commit"][:10] for r in ledger.rows))
     commands = {r["command"] for r in ledger.rows}
-    command = f"`{row['command']}`" if len(commands) == 1 else f"{len(commands)} commands, which the rows name"
+    command = f"`{row['command']}`" if len(commands) == 1 else f"{len(commands)} commands (in ledger.jsonl)"
     return (
         f"{row['corpus']}, {task}; {documents} held-out documents, {items} held-out "
         f"items; {seeds} seed(s); {row['device']}; commit {commits}; {command}."

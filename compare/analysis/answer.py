@@ -1,8 +1,9 @@
 """The answer of a study in a few plain sentences, and a table to choose from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from compare.analysis.bootstrap import Resampled
 from compare.analysis.comparisons import advantage, comparisons, is_baseline, split
 from compare.analysis.curves import find_crossing
 from compare.analysis.ledger import Cost, Ledger, foundation_of, name_of
@@ -122,24 +123,25 @@ def _advice(ledger: Ledger, recipe: StudyRecipe, axis: str) -> Iterator[str]:
     elif is_baseline(choice.method):
         yield "  It is a baseline; no method was measured to be better."
     elif second:
-        yield f"  It has the best score; {_doubt(ledger, axis, choice.method, others)}."
-    threads = ledger.calibration.get("threads", 1)
-    cores = f" of {'one core' if threads == 1 else f'{threads} cores'}" if cost.fixed_seconds else ""
+        yield f"  It has the best score; {_doubt(axis, {m: ledger.score(axis, m) for m in (choice.method, *others)})}."
+    threads = ledger.calibration.get("threads", 0) if "cores" in ledger.rows[0].get("device", "") else 0
+    cores = f" of {'one core' if threads == 1 else f'{threads} cores'}" if threads and cost.fixed_seconds else ""
     costs = f"  It takes {cost.fixed_seconds:,.0f} s{cores} to build, search included"
     if axis == "task" and cost.request_seconds:
         costs += f", and {1000 * cost.request_seconds:,.0f} s for 1,000 requests"
     yield costs + (f"; {cost.labels:.0f} labels." if cost.labels else ".")
 
 
-def _doubt(ledger: Ledger, axis: str, best: str, others: Sequence[str]) -> str:
+def _doubt(axis: str, scores: Mapping[str, Resampled]) -> str:
     # Why the method with the best score is not shown to be the best.
-    score, sign = ledger.score(axis, best), 1 if axis == "text" else -1
-    others = sorted(others, key=lambda method: sign * ledger.score(axis, method).value)
-    leads = {method: advantage(axis, score, ledger.score(axis, method)).estimate for method in others}
-    if close := [f"{m} ({ledger.score(axis, m).value:.3f})" for m, lead in leads.items() if lead.low <= 0]:
+    best, *others = sorted(scores, key=lambda method: (1 if axis == "text" else -1) * scores[method].value)
+    leads = {method: advantage(axis, scores[best], scores[method]) for method in others}
+    if close := [f"{m} ({scores[m].value:.3f})" for m, lead in leads.items() if lead.estimate.low <= 0]:
         more = f" and {len(close) - MOST_NAMED} more" if len(close) > MOST_NAMED else ""
         return f"no significant difference to {', '.join(close[:MOST_NAMED])}{more} was found"
-    return f"its lead over {others[0]}, {leads[others[0]]}, is not significant after the correction for all claims"
+    least_sure = max(leads, key=lambda method: leads[method].p_above())
+    lead = leads[least_sure].estimate
+    return f"its lead over {least_sure}, {lead}, is not significant after the correction for all claims"
 
 
 def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
@@ -147,10 +149,11 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
     for method, baseline, ratio in distances(ledger)[:1] if axis == "text" else ():
         name = foundation_of(method) or "the foundation model"
         how = "better than" if ratio.high < 1 else "worse than" if ratio.low > 1 else "about as well as"
-        yield f"  Untuned, {name} predicts the text {how} {baseline}: {ratio} times its bits per byte."
+        yield f"  Untuned, {name} predicts the text {how} {baseline}: it needs {ratio} times as many bits per byte."
     scratch = FROM_SCRATCH[axis]
     sizes = ledger.sizes(axis, scratch)
-    for other in ledger.variants(axis, "lora", "full"):
+    tuned = ledger.variants(axis, "lora", "full")
+    for other in sorted(tuned, key=lambda m: (1 if axis == "text" else -1) * ledger.score(axis, m).value):
         if len(sizes) > 1 and ledger.sizes(axis, other) == sizes:
             curves = ledger.curve(axis, scratch), ledger.curve(axis, other)
             if found := find_crossing(sizes, *curves):
@@ -169,7 +172,7 @@ def _changes(ledger: Ledger, axis: str) -> Iterator[str]:
         sign = 1 if axis == "text" else -1
         best, second, *_ = sorted(trained, key=lambda method: sign * trained[method].value)
         lead = advantage(axis, trained[best], trained[second]).estimate
-        is_best = f"has the best score, {trained[best].estimate}; no significant difference to {second} was found"
+        is_best = f"has the best score, {trained[best].estimate}; {_doubt(axis, trained)}"
         if longest.claims.best:
             is_best = f"is best: {trained[best].estimate}; the next, {second}, is {lead} behind"
         yield f"  With {longest.factor:g} times the budget, {best} {is_best}."
@@ -182,12 +185,12 @@ def _cost(ledger: Ledger, axis: str, method: str) -> Cost:
 def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
     """Every method at its largest size, the best first, and when to choose it."""
     choice, sign = choose(ledger, recipe, axis), 1 if axis == "text" else -1
-    found, cheapest = [], float("inf")
-    costs: dict[str, float] = {}  # of the methods before
+    found: list[Option] = []
+    costs: dict[str, float] = {}  # of the better methods that could be chosen
     is_choice = axis == "task" or sum(not is_baseline(method) for method in ledger.methods(axis)) > 1
     for method in sorted(ledger.methods(axis), key=lambda m: sign * ledger.score(axis, m).value):
         cost = _cost(ledger, axis, method)
-        seconds = total_seconds(ledger, axis, method, recipe.requests)
+        seconds, least = total_seconds(ledger, axis, method, recipe.requests), min(costs.values(), default=float("inf"))
         if choice is None or (axis == "text" and is_baseline(method)):
             when = "baseline only: it writes no text"
         elif method == choice.method:
@@ -198,15 +201,14 @@ def options(ledger: Ledger, recipe: StudyRecipe, axis: str) -> list[Option]:
             when = "baseline only: the same label for every item"
         elif method in choice.within:
             when = "as good within the margin"
-        elif seconds < CHEAPER * cheapest:
+        elif seconds < CHEAPER * least:
             when = "cost matters more than quality"
-        elif seconds >= cheapest:
-            when = f"– ({min(costs, key=costs.__getitem__)} has a better mean and costs less)"
+        elif seconds >= least:
+            when = f"– ({min(costs, key=costs.__getitem__)} has a better mean and costs no more)"
         else:
             when = "–"
         if not (axis == "text" and is_baseline(method)):
             costs[method] = seconds
-        cheapest = min(cheapest, seconds)
         each = f"{1000 * cost.request_seconds:,.0f} s" if cost.request_seconds else "–"
         data = describe_data(axis, method, ledger.sizes(axis, method)[-1])
         estimate = str(ledger.score(axis, method).estimate)

@@ -206,7 +206,7 @@ def _prompt_worth(ledger: Ledger) -> Iterator[Sentence]:
             sizes, curve = ledger.sizes("task", method), ledger.curve("task", method)
             if len(sizes) < 2 or (foundation_of(method) and foundation_of(method) != foundation_of(prompt)):
                 continue
-            used = [float(np.mean([row["labels"] for row in ledger.at("task", method, size)])) for size in sizes]
+            used = [ledger.cost("task", method, size).labels for size in sizes]
             gaps = [point.minus(prompted).estimate for point in curve]
             worse = [count for count, gap in zip(used, gaps, strict=True) if gap.high < 0]
             better = [count for count, gap in zip(used, gaps, strict=True) if gap.low > 0]

@@ -228,10 +228,9 @@ def test_every_sentence_of_the_verdict_names_its_rows():
         for r in task_rows(method, size, skill, draw, spread=0.005)
     ]
     rows += task_rows("majority", 512, 0.4, draw) + task_rows("few-shot", 4, 0.55, draw)
+    prompt = {"seconds_per_request": 1.0, "training_seconds": 0.0, "labels": 20.0}
     for row in rows:
-        if row["method"] == "few-shot":
-            row |= {"seconds_per_request": 1.0, "training_seconds": 0.0}
-        row["labels"] = 20.0 if row["method"] == "few-shot" else row["size"] + 64
+        row |= prompt if row["method"] == "few-shot" else {"labels": row["size"] + 64}
     sentences = verdict(Ledger(rows))
     text = "\n".join(sentence.text for sentence in sentences)
     assert "With 512 labelled items, scratch-supervised is best" in text

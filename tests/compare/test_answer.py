@@ -8,10 +8,11 @@ import pytest
 from compare.analysis.answer import MOST_LINES, answer, choose, options
 from compare.analysis.ledger import Ledger
 from compare.analysis.verdict import verdict
+from compare.rows import CALIBRATION
 from configs.study_recipe import StudyRecipe
 
 RECIPE = StudyRecipe()
-WORSE = "– (scratch has a better mean and costs less)"
+WORSE = "– (scratch has a better mean and costs no more)"
 SHARED = {"corpus": "c", "task": "t", "setting": {}, "peak_bytes": 1, "edition": 2, "foundation": ""}
 
 
@@ -42,8 +43,11 @@ def test_the_best_method_is_recommended_with_what_would_change_that():
     more = rows("scratch", "text", 1.0, 1.4, factor=4.0) + rows("lora", "text", 1.0, 1.1, factor=4.0)
     lines = answer(Ledger([*text(), *more]), RECIPE)
     assert lines[0].startswith("For the text: train a model from scratch, with all of the text: 1.49")
+    assert not any("of one core" in line for line in lines)  # the ledger has no calibration
     assert "significantly better than every other method that can write; the next, lora, is 0.49" in lines[1]
-    assert "It takes 10 s of one core to build" in lines[2]
+    assert "It takes 10 s to build" in lines[2]
+    timed = [{"id": CALIBRATION, "threads": 1, "speeds": {}}, *(row | {"device": "2 cores, AMD"} for row in text())]
+    assert "  It takes 10 s of one core to build, search included." in answer(Ledger(timed), RECIPE)
     assert "  Below 8.96 % of the text" in lines[3]
     assert "lora has the better mean, above it scratch." in lines[3]
     assert lines[4].startswith("  With 4 times the budget, lora is best: 1.09")
@@ -55,7 +59,7 @@ def test_a_small_difference_with_more_budget_is_no_claim():
     more = rows("scratch", "text", 1.0, 1.4, factor=4.0) + rows("lora", "text", 1.0, 1.4, factor=4.0)
     (line,) = [line for line in answer(Ledger([*text(), *more]), RECIPE) if "4 times the budget" in line]
     assert "scratch has the best score" in line
-    assert line.endswith("no significant difference to lora was found.")
+    assert line.endswith("no significant difference to lora (1.395) was found.")
 
 
 def test_prompts_are_rivals_with_every_budget():
@@ -71,6 +75,13 @@ def test_a_few_seconds_less_are_no_reason_for_a_worse_method():
         ledger = Ledger(best + rows("full", "text", 1.0, 1.5, training_seconds=seconds))
         found = {option.method: option.choose_when for option in options(ledger, RECIPE, "text")}
         assert found == {"lora": "first choice", "full": reason}
+
+
+def test_a_method_is_compared_in_cost_with_those_that_can_be_chosen():
+    ledger = rows("xz", "text", 1.0, 1.7, training_seconds=0.1) + rows("lora", "text", 1.0, 1.0, training_seconds=100.0)
+    ledger += rows("few-shot", "text", 0.0, 2.0, training_seconds=0.0)
+    found = {option.method: option.choose_when for option in options(Ledger(ledger), RECIPE, "text")}
+    assert found["few-shot"] == "cost matters more than quality"  # xz is cheaper, but writes no text
 
 
 def test_a_crossing_names_the_method_that_is_better_before_it():
@@ -92,9 +103,9 @@ def test_a_cheaper_method_within_the_margin_is_recommended():
 def test_the_distance_to_the_foundation_is_stated():
     ledger = Ledger(rows("xz", "text", 1.0, 1.0) + rows("zero-shot", "text", 0.0, 1.5))
     (line,) = (line for line in answer(ledger, RECIPE) if "Untuned" in line)
-    assert line.startswith("  Untuned, the foundation model predicts the text worse than xz: 1.500 [")
+    assert line.startswith("  Untuned, the foundation model predicts the text worse than xz: it needs 1.500 [")
     near = Ledger(rows("xz", "text", 1.0, 1.0) + rows("zero-shot", "text", 0.0, 0.8))
-    assert any("predicts the text better than xz: 0.800 [" in line for line in answer(near, RECIPE))
+    assert any("predicts the text better than xz: it needs 0.800 [" in line for line in answer(near, RECIPE))
 
 
 def test_labels_have_a_cost_for_each_request():
@@ -194,5 +205,5 @@ def test_several_foundations_have_all_sentences():
         assert f"{name}: LoRA learns less and forgets less than full fine-tuning" in sentences
         assert f"lora @ {name} +0.125 (" in sentences
     lines = "\n".join(answer(ledger, RECIPE))
-    assert "Untuned, large predicts the text worse than xz: 1.600 [" in lines
-    assert "lora @ small has the better mean, above it scratch" in lines
+    assert "Untuned, large predicts the text worse than xz: it needs 1.600 [" in lines
+    assert "lora @ large has the better mean, above it scratch" in lines  # the better of both

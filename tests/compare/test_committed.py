@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from cli.recipes import load
+from compare.analysis.answer import answer
 from compare.analysis.ledger import Ledger
 from compare.analysis.verdict import verdict
 from compare.context import Cell
 from compare.methods.train import EVALUATIONS, speed_key, steps_in
 from compare.plan import plan
-from compare.report import markdown
+from compare.report import answer_markdown, markdown
 from configs.study_recipe import StudyRecipe
 
 STUDIES_FOLDER = Path("benchmarks/studies")
@@ -34,13 +35,14 @@ def test_every_cell_is_there_with_one_code_version(folder):
     assert len(recipe.shares) >= 4
 
 
-def test_table_and_verdict_follow_from_the_ledger(folder):
+def test_answer_table_and_verdict_follow_from_the_ledger(folder):
     ledger = Ledger.read(folder)
     recipe = load(StudyRecipe, folder / "config.toml")
     sentences = verdict(ledger, recipe.requests, recipe.price_per_hour, recipe.price_per_label, recipe.task_margin)
     assert (folder / "table.md").read_text() == markdown(ledger)
     text = "".join(f"{number}. {s.text}\n" for number, s in enumerate(sentences, 1))
     assert (folder / "verdict.md").read_text() == text
+    assert (folder / "answer.md").read_text() == answer_markdown(ledger, recipe, answer(ledger, recipe))
 
 
 def test_all_methods_had_the_same_tries_budget_and_evaluations(folder):
@@ -56,8 +58,8 @@ def test_all_methods_had_the_same_tries_budget_and_evaluations(folder):
             assert row["evaluations"] == EVALUATIONS + 1
 
 
-def test_the_guide_quotes_the_studies():
-    """Tables of the guide are rows of the studies' tables, quotations are sentences of their verdicts."""
+def test_the_results_quote_the_studies():
+    """Tables of docs/results.md are rows of the studies' tables, quotations are sentences of their verdicts."""
     folders = [STUDIES_FOLDER / name for name in GUIDED]
     found: list[dict[str, list[str]]] = []
     for folder in folders:
@@ -68,9 +70,9 @@ def test_the_guide_quotes_the_studies():
                 rows.setdefault(f"{method}, {source}", []).extend(cells)
         found.append(rows)
     verdicts = " ".join("".join((folder / "verdict.md").read_text() for folder in folders).split())
-    guide = Path("docs/guide.md").read_text()
+    results = Path("docs/results.md").read_text()
     shown, prose = [], []
-    for paragraph in guide.split("\n\n"):
+    for paragraph in results.split("\n\n"):
         if paragraph.startswith("> "):
             quote = " ".join(paragraph.replace("\n> ", " ").removeprefix("> ").split())
             assert quote in verdicts
