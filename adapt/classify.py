@@ -1,4 +1,4 @@
-"""Label texts with a classifier: of `method = "features"`, or one that a study has kept (tf-idf too).
+"""Label texts with a classifier trained with `method = "features"`, or kept by a study (also tf-idf).
 
     python -m adapt.classify RUN TEXT …
     python -m adapt.classify RUN

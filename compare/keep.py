@@ -26,7 +26,7 @@ from train.run_directory import write_config
 
 
 def keep_winners(folder: Path) -> None:
-    """Write kept/AXIS-SIZE-METHOD of the best trained method or classifier at each size, and of the best prompt.
+    """Write kept/AXIS-SIZE-METHOD of the best network and of tf-idf at each size, and of the best prompt.
 
     What is there already stays. Retrieval is not kept: its store is in the study's folder.
     """
@@ -46,19 +46,20 @@ def keep_winners(folder: Path) -> None:
 
 
 def find_winners(ledger: Ledger) -> list[Cell]:
-    """The cells that are kept: of each axis and size the best trained one, tf-idf included, and the best prompt."""
+    """The cells that are kept: of each axis and size the best network and tf-idf, and of each axis the best prompt."""
     found: list[Cell] = []
     for axis in AXES:
         sign = -1.0 if axis == "task" else 1.0  # bits per byte are better if lower
         groups: dict[tuple[str, float], list[tuple[float, Cell]]] = {}
         for method in ledger.methods(axis):
             family = METHODS[name_of(method)].family
-            if (family == "baseline" and method != "tfidf") or name_of(method) == "retrieval":
+            if (family == "baseline" and name_of(method) != "tfidf") or name_of(method) == "retrieval":
                 continue
             for size in ledger.sizes(axis, method):
                 row = ledger.at(axis, method, size)[0]
                 cell = Cell(row["method"], axis, size, row["seed"], row["factor"], row["foundation"])
-                key = ("prompted", 0.0) if family == "prompted" else ("trained", size)
+                kind = {"prompted": "prompted", "baseline": "tf-idf"}.get(family, "trained")
+                key = kind, 0.0 if family == "prompted" else size
                 groups.setdefault(key, []).append((sign * ledger.score(axis, method, size).value, cell))
         found += [min(group)[1] for group in groups.values()]
     return found

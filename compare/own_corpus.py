@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cli.console import say
 from cli.errors import UserError
 from cli.recipes import load
 from compare.context import load_study_task
 from compare.domains import FEATURE_TOKENS
 from compare.domains import SHORT as SHORT_RUNS
+from compare.methods import METHODS
 from compare.plan import estimate_seconds, plan
 from configs.schema import DataConfig, TaskConfig, TokenizerConfig
 from configs.study_recipe import ScratchMethod, StudyRecipe
@@ -81,7 +83,8 @@ def recipe_for(corpus: str, labels: str, minutes: float) -> StudyRecipe:
             recipe = with_design(base, design, budget, most_labels, size)
             if estimate_minutes(recipe) <= SPARE * minutes:
                 return recipe
-    return with_design(base, DESIGNS[-1], BUDGETS[-1], most_labels, size)
+    say(f"WARNING: the smallest study of {corpus} takes about {estimate_minutes(recipe):.0f} minutes, not {minutes:g}")
+    return recipe
 
 
 def data_of(corpus: str, validation_fraction: float = 0.05, test_fraction: float = 0.1) -> DataConfig:
@@ -195,7 +198,12 @@ def describe(recipe: StudyRecipe, minutes: float) -> str:
     manifest = load_manifest(prepare(recipe.data))["splits"]
     name = Path(recipe.data.corpus).name or recipe.data.corpus
     labels = f", {max(recipe.labels)} labelled items" if recipe.task.name else ""
+    of_what = f"{name}: {manifest['train']['bytes']:,} bytes to learn from{labels}"
+    if not any(METHODS[cell.method].is_trained for cell in plan(recipe)):
+        few = f"{minutes:g} minutes are too few to train"
+        return f"{of_what}; only the distance to the foundation and the baselines are measured: {few}"
+    end = max(minutes, estimate_minutes(recipe))
     return (
-        f"{name}: {manifest['train']['bytes']:,} bytes to learn from{labels}; seeds: {len(recipe.seeds)}, settings "
-        f"tried: {recipe.tries}, training: {recipe.budget_seconds:g} s each, to end in about {minutes:g} minutes"
+        f"{of_what}; seeds: {len(recipe.seeds)}, settings tried: {recipe.tries}, training: {recipe.budget_seconds:g} s "
+        f"each, to end in about {end:.0f} minutes"
     )

@@ -69,7 +69,8 @@ def prepare_folder(folder: Path, study: StudyRecipe, stale: list[str], resume: b
             raise UserError(
                 f"{folder}: {len(stale)} cells were measured with other settings, data or code "
                 f"({', '.join(stale[:3])}…); delete their files in {folder}/cells and their lines in "
-                "ledger.jsonl to measure them again, or start over with --overwrite"
+                "ledger.jsonl to measure them again, check out the commit that their rows name to continue, or start "
+                "over with --overwrite"
             )
         return
     check_run(folder, study, resume, overwrite)

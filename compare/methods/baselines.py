@@ -113,10 +113,11 @@ class TfIdf:
         vectorizer, train = fit_tfidf(task.train)
         labels, weight, bias = fit_linear(train, [item.label for item in task.train], strength, max_iter=1000)
         self.classifier = TfIdfClassifier(labels, vectorizer.vocabulary_, vectorizer.idf_, weight, bias)
+        size = weight.size if len(labels) > 2 else (len(labels) - 1) * weight.shape[1]
         self.costs = {
             "training_seconds": time.perf_counter() - started,
-            "trained_parameters": weight.size,
-            "stored_bytes": 8 * weight.size + len("".join(vectorizer.vocabulary_).encode()),
+            "trained_parameters": size,
+            "stored_bytes": 8 * size + len("".join(vectorizer.vocabulary_).encode()),
         }
 
     def answers(self, items: Sequence[Item]) -> dict:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from cells import run_cell
 
 from cli.errors import UserError
 from cli.recipes import to_toml
+from compare import context
 from compare.analysis.ledger import Ledger, cost_of
 from compare.calibrate import warn_if_busy
 from compare.context import SEARCH_SEED, Cell, Study, prepare_inference
@@ -32,6 +34,18 @@ def test_a_corpus_without_labels_is_measured_on_text_alone(study):
     assert alone.test == study.test
     row = measure(alone, Cell("xz", "text", 1.0, 0))
     assert sum(row["document_bits"]) > 0
+
+
+def test_the_foundation_is_loaded_once_per_process(study, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(context, "load_model", lambda name: loaded.append(name) or load_model(name))
+    first, tokenizer = study.load_foundation(Cell("lora", "text", 1.0, 0))
+    with torch.no_grad():
+        next(first.parameters()).zero_()  # a cell that trains does not change the next cell's
+    second, same = study.load_foundation(Cell("zero-shot", "task", 0.0, 0))
+    assert loaded == [study.recipe.foundations[0]]
+    assert next(second.parameters()).any()
+    assert same is tokenizer
 
 
 def test_a_search_chooses_by_validation_and_keeps_its_model(study):

@@ -2,12 +2,13 @@
 
 import json
 import random
+import re
 
 import pytest
 from texts import words
 
 from cli.errors import UserError
-from compare.own_corpus import check_size, estimate_minutes, general_for, recipe_for, vocabulary_for
+from compare.own_corpus import check_size, describe, estimate_minutes, general_for, recipe_for, vocabulary_for
 from compare.plan import plan
 from compare.run import is_own_corpus
 from configs.schema import DataConfig
@@ -49,6 +50,36 @@ def test_three_minutes_measure_the_distance_and_the_baselines(own):
     corpus, label = own
     cells = plan(recipe_for(corpus, label(60), 3))
     assert {cell.method for cell in cells} == {"xz", "ngram", "zero-shot", "majority", "tfidf"}
+
+
+def test_what_was_chosen_is_said(own, capsys):
+    corpus, label = own
+    assert "only the distance to the foundation and the baselines are measured: 3 minutes" in describe(
+        recipe_for(corpus, "", 3), 3
+    )
+    assert "settings tried: 3, training: " in describe(recipe_for(corpus, "", 300), 300)
+    labels = label(300)
+    assert "WARNING" not in capsys.readouterr().err
+    recipe_for(corpus, labels, 5)
+    assert re.search(
+        r"WARNING: the smallest study of notes\.txt takes about \d+ minutes, not 5", capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+def test_the_command_ends_in_an_answer_or_in_one_line(own, command, tmp_path):
+    corpus, label = own
+    args = ("--corpus", tmp_path / corpus, "--labels", tmp_path / label(60), "--minutes", "0.5")
+    done = command("compare.run", *args, "--run-dir", tmp_path / "run", timeout=600)
+    assert done.returncode == 0, done.stderr
+    for line in ("For the text: ", "  Untuned, the foundation model predicts the text ", "For the labels: "):
+        assert line in done.stdout
+    assert (tmp_path / "run" / "report.html").exists()
+    (tmp_path / "poem.txt").write_text(words(1, 400))
+    poem = command("compare.run", "--corpus", tmp_path / "poem.txt", "--run-dir", tmp_path / "poem")
+    assert poem.returncode == 2
+    assert poem.stderr.splitlines()[-1].startswith("error: ")
+    assert "are too few to compare methods" in poem.stderr
 
 
 def test_too_little_is_named(own, tmp_path):

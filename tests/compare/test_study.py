@@ -165,14 +165,14 @@ def check_keep(command, args, folder, ledger):
             (row,) = (row for row in ledger.rows if (row["method"], row["axis"]) == (cell["method"], "text"))
             model, tokenizer = load_model(str(about.parent))
             assert document_bits(prepare_inference(model), tokenizer, study.test) == row["document_bits"]
+            sampled = command("model.sample", about.parent, "--prompt", "X:1", "--max-new-tokens", "4", timeout=300)
+            assert sampled.returncode == 0, sampled.stderr
             break
     else:
         raise AssertionError("no model of the text was kept")
-    assert list((folder / "kept").glob("task-16-*"))  # of the labels, the best that was trained
-    for classifier in (folder / "kept").glob("task-*/tfidf.json"):
-        answers = command("adapt.classify", classifier.parent, timeout=300)
-        assert answers.returncode == 0, answers.stderr
-        assert "test items" in answers.stdout
+    answers = command("adapt.classify", folder / "kept" / "task-16-tfidf", timeout=300)
+    assert answers.returncode == 0, answers.stderr
+    assert "test items" in answers.stdout
     prompt = min((folder / "kept").glob("task-*/prompt.toml"))
     answers = command("prompting.evaluate", prompt, timeout=300)
     assert answers.returncode == 0, answers.stderr
@@ -180,18 +180,20 @@ def check_keep(command, args, folder, ledger):
 
 
 @pytest.fixture(scope="module")
-def small_foundation(tmp_path_factory):
-    """A random Llama of 0.1 million parameters: what is resumed does not depend on what a cell measures."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def small_foundations(tmp_path_factory):
+    """Random models of 0.1 million parameters, a Llama and a Qwen3: what is measured does not matter."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    out = tmp_path_factory.mktemp("foundation")
-    (out / "tokenizer.json").write_text(
-        train_tokenizer([words(3, 2000)], TokenizerConfig(vocab_size=400)).to_json(), encoding="utf-8"
-    )
+    tokenizer = train_tokenizer([words(3, 2000)], TokenizerConfig(vocab_size=400)).to_json()
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=400, max_position_embeddings=2048, **shape)).save_pretrained(out)
-    return out
+    shape |= {"vocab_size": 400, "max_position_embeddings": 2048, "num_key_value_heads": 4, "head_dim": 16}
+    folders = []
+    for config, kind in ((LlamaConfig, LlamaForCausalLM), (Qwen3Config, Qwen3ForCausalLM)):
+        folders.append(tmp_path_factory.mktemp(config.model_type))
+        torch.manual_seed(0)
+        kind(config(**shape)).save_pretrained(folders[-1])
+        (folders[-1] / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    return folders
 
 
 @pytest.mark.slow
@@ -207,9 +209,9 @@ def test_a_small_study_measures_every_method_and_keeps_the_best(command, cache, 
 
 
 @pytest.mark.slow
-def test_a_study_resumes_and_is_not_run_again(command, cache, small_foundation, tmp_path):
+def test_a_study_resumes_and_is_not_run_again(command, cache, small_foundations, tmp_path):
     folder = tmp_path / "study"
-    shared = ("--run-dir", folder, "--data.cache-dir", cache, "--foundations", small_foundation, *SMALL)
+    shared = ("--run-dir", folder, "--data.cache-dir", cache, "--foundations", small_foundations[0], *SMALL)
     args = (DEMO, *shared, "--methods", *SMALL_METHODS)
     done = command("compare.run", *args, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -218,6 +220,22 @@ def test_a_study_resumes_and_is_not_run_again(command, cache, small_foundation, 
     check_resume(command, args, folder, before, len(ledger.rows) + len(ledger.searches))
     check_failed_cell(command, args, folder, tmp_path, len(ledger.rows))
     check_kills(command, args, folder, before)
+
+
+@pytest.mark.slow
+def test_several_foundations_are_measured_and_compared(command, cache, small_foundations, tmp_path):
+    folder, methods = tmp_path / "study", ("xz", "zero-shot", "scratch", "lora")
+    shared = ("--run-dir", folder, "--data.cache-dir", cache, "--foundations", *small_foundations, *SMALL)
+    done = command("compare.run", DEMO, *shared, "--task.name=", "--tries", "1", "--methods", *methods, timeout=600)
+    assert done.returncode == 0, done.stderr
+    ledger, verdict = Ledger.read(folder), (folder / "verdict.md").read_text()
+    assert len(set(ledger.variants("text", "lora"))) == 2
+    for name in small_foundations:
+        assert f"Without tuning, {name} needs" in verdict
+    advice, *_ = (folder / "answer.md").read_text().split("\n\n")
+    assert (
+        f"Untuned, {small_foundations[0]} predicts" in advice or f"Untuned, {small_foundations[1]} predicts" in advice
+    )
 
 
 @pytest.mark.slow
