@@ -67,7 +67,6 @@ bench: setup
 	$(BIN)/python -m train.pretrain configs/tiny.toml --run-dir runs/bench-tiny --overwrite \
 		--model.hidden-dim 512 --model.qk-norm false
 	$(BIN)/python -m benchmarks.generation --model runs/bench-tiny
-	$(BIN)/python -m benchmarks.speedrun --minutes 3
 	$(BIN)/python -m benchmarks.ablation --minutes 1
 	$(BIN)/python -m benchmarks.picture
 

@@ -6,9 +6,8 @@ Setup: size 1m, python-stdlib, an eighth of the baseline's steps, the recipe's l
 score is the loss on the validation split, which was also used to choose the parts. Its difference to
 the full recipe is paired by seed (same data, same data order), with the confidence interval of a
 paired t-test and p-values corrected by Holm over the table. Cells (see benchmarks/grid.py) in the
-ledger, results/DEVICE/ablation.jsonl, are not run again; its rows of further seeds are of an earlier
-version and not used. The step time without each part is measured separately, in turn, on all cores.
-Writes results/DEVICE/ablation.json.
+ledger, results/DEVICE/ablation.jsonl, are not run again. The step time without each part is measured
+separately, in turn, on all cores. Writes results/DEVICE/ablation.json.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import statistics
 
 from scipy.stats import ttest_rel
 
-from benchmarks.grid import Cell, measure_step_seconds, read_ledger, run_cells
+from benchmarks.grid import DATA_VERSION, Cell, has_all, measure_step_seconds, read_ledger, run_cells
 from benchmarks.record import record, results_folder
 from cli.recipes import load
 from compare.analysis.significance import holm
@@ -47,7 +46,7 @@ WITHOUT = {part: REMOVED + overrides for part, overrides in PARTS.items()}
 def plan_cells(rows: list[Cell]) -> list[Cell]:
     """All cells to run: every part with every seed, whatever `rows` have ended."""
     rate = load(Recipe, RECIPE).train.learning_rate
-    shared = {"size": "1m", "corpus": "python-stdlib", "share": 0.125, "learning_rate": rate}
+    shared = {"data": DATA_VERSION, "size": "1m", "corpus": "python-stdlib", "share": 0.125, "learning_rate": rate}
     return [
         shared | {"way": f"without {part}", "seed": seed, "overrides": overrides}
         for seed in SEEDS
@@ -95,9 +94,12 @@ def main() -> None:
     args = parser.parse_args()
     path = results_folder() / "ablation.jsonl"
     run_cells(path, plan_cells, args.jobs, args.minutes)
+    rows = read_ledger(path)
+    if not has_all(rows, plan_cells(rows)):
+        return
     cells = {c["way"].removeprefix("without "): c for c in plan_cells([])}
     seconds = measure_step_seconds(cells)
-    parts = [row | compare_step_time(row["part"], seconds) for row in compute_gains(read_ledger(path))]
+    parts = [row | compare_step_time(row["part"], seconds) for row in compute_gains(rows)]
     print("without this part               added loss (nats)             relative step time")
     for row in parts:
         low, high = row["interval"]

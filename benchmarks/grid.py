@@ -3,8 +3,8 @@
     python -m benchmarks.grid '{"way": "recipe", "size": "1m", …}'
 
 A cell defines a run: `way` is the method ("baseline", or any name for the recipe with `overrides`),
-then `size` (configs/speedrun-SIZE.toml), `corpus`, `seed`, `learning_rate`, and `share`, the number
-of steps relative to the baseline.
+then `size` (configs/speedrun-SIZE.toml), `corpus`, `seed`, `learning_rate`, `share`, the number of steps
+relative to the baseline, and `data`, the version of data.prepare: a row of another version is of other windows.
 """
 
 import json
@@ -26,6 +26,7 @@ from benchmarks.record import time_in_turn
 from cli.console import say
 from cli.recipes import load
 from configs.schema import Recipe
+from data.prepare import VERSION as DATA_VERSION
 from data.prepare import prepare
 from data.shards import Windows, cached_tokenizer, write_shards
 from data.splits import SPLITS
@@ -164,8 +165,14 @@ def train_step(model: nn.Module, parameters: dict, optimizers: list, batch: Batc
 
 
 def read_ledger(path: Path) -> list[Cell]:
-    """The rows of a ledger; an empty list if the file does not exist."""
-    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+    """The rows of a ledger that trained on the data of this version; an empty list if the file does not exist."""
+    rows = [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+    return [row for row in rows if row.get("data") == DATA_VERSION]
+
+
+def has_all(rows: list[Cell], cells: list[Cell]) -> bool:
+    """Whether the rows of a ledger hold every cell."""
+    return all(any(cell.items() <= row.items() for row in rows) for cell in cells)
 
 
 def run_cells(path: Path, plan: Callable[[list[Cell]], list[Cell]], jobs: int, minutes: float) -> None:

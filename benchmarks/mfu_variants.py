@@ -11,7 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 import kernels.linear_cross_entropy.ops
+import model.norm
 import model.transformer
+from kernels.mlp.reference import swiglu_reference
+from kernels.norm.reference import rms_norm_reference
+from kernels.rope.reference import rope_reference
 from model.transformer import IGNORE, Transformer
 
 
@@ -24,7 +28,9 @@ class Variant:
     masked: bool = False  # scored rows are selected by a boolean index, which is a host sync
     extent: str = "model"  # what is compiled as one graph: model, blocks, "" (nothing)
     graph: bool = False  # torch.compile captures CUDA graphs
-    one_product: bool = False  # one matrix product for q, k and v
+    one_product: bool = False  # one for q, k and v, one for w1 and w3; the weights are joined each time
+    torch_elementwise: bool = False  # norm, rope and SwiGLU in plain torch
+    clip_in_update: bool = False  # AdamW divides the gradients as it reads them
     bfloat16_residual: bool = False
     chunk_bytes: int = 0  # logits of one chunk of the loss; 0 is our default
     rows_factor: float = 1.0  # rows per pass, relative to --rows
@@ -34,7 +40,7 @@ VARIANTS = {
     "ours": Variant(),
     "ours, blocks": Variant(extent="blocks"),
     "ours, eager": Variant(extent=""),
-    "ours, masked loss": Variant(masked=True, extent="blocks"),
+    "ours, masked loss": Variant(masked=True, extent="blocks"),  # compare with "ours, blocks"
     "ours, torch's loss": Variant(loss="torch"),
     "ours, SDPA": Variant("sdpa"),
     "ours, cuDNN": Variant("cudnn"),
@@ -47,7 +53,10 @@ VARIANTS = {
     "ours, graph": Variant(graph=True),
     "ours, half the rows": Variant(rows_factor=0.5),
     "ours, twice the rows": Variant(rows_factor=2),
-    "ours, one product for q, k, v": Variant(one_product=True),
+    "ours, joined products": Variant(one_product=True),
+    "ours, clipping in AdamW": Variant(clip_in_update=True),
+    "ours, torch's norm, rope, SwiGLU": Variant(torch_elementwise=True),
+    "ours, eager, torch's norm, rope, SwiGLU": Variant(torch_elementwise=True, extent=""),
     "ours, bfloat16 residual stream": Variant(bfloat16_residual=True),
     "ours, chunks of 64 MiB": Variant(chunk_bytes=1 << 26),
     "ours, chunks of 1 GiB": Variant(chunk_bytes=1 << 30),
@@ -60,8 +69,15 @@ GROUPS = {  # each takes 5 to 7 minutes on an H100
         "ours",
         "ours, torch's loss",
         "torch",
-        "ours, one product for q, k, v",
+        "ours, joined products",
         "ours, bfloat16 residual stream",
+        "ours, clipping in AdamW",
+    ],
+    "elementwise": [
+        "ours",
+        "ours, torch's norm, rope, SwiGLU",
+        "ours, eager",
+        "ours, eager, torch's norm, rope, SwiGLU",
     ],
     "sizes": ["ours", "ours, half the rows", "ours, twice the rows", "ours, chunks of 64 MiB", "ours, chunks of 1 GiB"],
 }
@@ -114,6 +130,12 @@ def project_at_once(self: model.transformer.Attention, x: torch.Tensor) -> tuple
     return F.linear(x, weight).split([layer.out_features for layer in layers], -1)
 
 
+def activate_at_once(self: model.transformer.FeedForward, x: torch.Tensor) -> torch.Tensor:
+    """`FeedForward.activate` with one matrix product."""
+    weight = torch.cat([self.w1.weight, self.w3.weight])
+    return model.transformer.swiglu(*F.linear(x, weight).chunk(2, -1))
+
+
 def embed_in_bfloat16(self: Transformer, tokens: torch.Tensor, *_: object) -> torch.Tensor:
     """`Transformer.embed` without a soft prompt, in bfloat16, which the residual stream keeps."""
     return self.tok_embeddings(tokens).bfloat16()
@@ -132,6 +154,11 @@ def applied(variant: Variant) -> Iterator[None]:
         stack.enter_context(patch.object(transformer, "project_and_score", loss))
         if variant.one_product:
             stack.enter_context(patch.object(transformer.Attention, "project", project_at_once))
+            stack.enter_context(patch.object(transformer.FeedForward, "activate", activate_at_once))
+        if variant.torch_elementwise:
+            stack.enter_context(patch.object(model.norm, "rms_norm", rms_norm_reference))
+            stack.enter_context(patch.object(transformer, "rope", rope_reference))
+            stack.enter_context(patch.object(transformer, "swiglu", swiglu_reference))
         if variant.bfloat16_residual:
             stack.enter_context(patch.object(Transformer, "embed", embed_in_bfloat16))
         if variant.chunk_bytes:

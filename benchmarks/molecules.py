@@ -18,6 +18,7 @@ from cli.errors import UserError
 from data.molecules import read_smiles
 from model.inference import load_for_generation
 from model.sample import sample
+from train.metrics import read_metrics
 
 MOST_TOKENS = 120
 FIRST_SEED = 20_000  # min-p was chosen on samples of lower seeds
@@ -72,10 +73,12 @@ def main() -> None:
     rows: list[dict] = []
     for name, min_p in SAMPLINGS.items():
         rows.append({"model": name, **score(write_molecules(args.run, args.count, args.rows, min_p))})
+    trained = [row for row in read_metrics(args.run) if "seconds" in row][-1]
+    training = {key: trained[key] for key in ("step", "tokens", "epoch", "seconds")}
     rows += [{"model": name, "valid": v, "unique": u, "novel": n} for name, (v, u, n) in PUBLISHED.items()]
     for row in rows:
         print("  ".join(f"{key} {value:.4f}" if isinstance(value, float) else str(value) for key, value in row.items()))
-    print(f"written: {record('molecules', {'run': str(args.run), 'rows': rows})}")
+    print(f"written: {record('molecules', {'run': str(args.run), 'training': training, 'rows': rows})}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """What options of the recipe gain or cost: `portable`, windows, document masks. Three seeds, two corpora.
 
-    python -m benchmarks.options [--minutes 60] [--jobs 2] [--ways portable window "document mask"]
+    python -m benchmarks.options [--minutes 60] [--jobs 2]
 
 Setup: size 1m, a quarter of the speedrun's steps on python-stdlib, and on folk-tunes. Windows and document
 masks train for equal seconds: first the times of a step are measured, in turn, on all cores, and the
-number of steps is divided by their ratio. `portable` takes equal steps. The score is bits per byte of
-the test split, as tokenizers differ. Differences are paired by seed, with the confidence interval of a
-paired t-test, and p-values corrected by Holm over the table. Cells (see benchmarks/grid.py) in the
-ledger, results/DEVICE/options.jsonl, are not run again. Writes results/DEVICE/options.json.
+number of steps is divided by their ratio; their loss on validation decides. `portable` takes equal steps; its
+price is in bits per byte of the test split, as its tokenizer differs.
+Differences are paired by seed, with the confidence interval of a paired t-test, and p-values corrected by
+Holm over the table. Cells (see benchmarks/grid.py) in the ledger, results/DEVICE/options.jsonl, are not run
+again. Writes results/DEVICE/options.json.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import statistics
 
 from scipy.stats import ttest_rel
 
-from benchmarks.grid import Cell, measure_step_seconds, read_ledger, run_cells
+from benchmarks.grid import DATA_VERSION, Cell, has_all, measure_step_seconds, read_ledger, run_cells
 from benchmarks.record import record, results_folder
 from cli.recipes import load
 from compare.analysis.significance import holm
@@ -48,7 +49,8 @@ WAYS = {
 def make_cell(way: str, share: float = SHARE) -> Cell:
     """A cell of a way, without corpus and seed."""
     rate = load(Recipe, RECIPE).train.learning_rate
-    return {"way": way, "size": "1m", "share": share, "learning_rate": rate, "overrides": WAYS[way]}
+    about = {"way": way, "data": DATA_VERSION, "size": "1m", "share": share}
+    return about | {"learning_rate": rate, "overrides": WAYS[way]}
 
 
 def shares_of(rows: list[Cell], seconds: dict[str, list[float]]) -> dict[str, float]:
@@ -77,24 +79,26 @@ def plan_cells(shares: dict[str, float]) -> list[Cell]:
 
 
 def compare_with_full(rows: list[Cell], way: str, corpus: str) -> dict:
-    """By how much a way's bits per byte are above the full recipe's, as a share of them."""
-    bits = {
+    """By how much a way's loss is above the full recipe's, as a share of it."""
+    key = "test_bits_per_byte" if way == "portable" else "validation_loss"
+    losses = {
         name: [
-            row["test_bits_per_byte"]
+            row[key]
             for row in sorted(rows, key=lambda row: row["seed"])
             if (row["way"], row["corpus"]) == (name, corpus)
         ]
         for name in ("full", way)
     }
-    test = ttest_rel(bits[way], bits["full"])
+    test = ttest_rel(losses[way], losses["full"])
     low, high = test.confidence_interval()
-    whole = statistics.mean(bits["full"])
+    whole = statistics.mean(losses["full"])
     return {
         "way": way,
         "corpus": corpus,
-        "full": bits["full"],
-        "bits_per_byte": bits[way],
-        "price": statistics.mean(bits[way]) / whole - 1,
+        "score": key,
+        "full": losses["full"],
+        "found": losses[way],
+        "price": statistics.mean(losses[way]) / whole - 1,
         "interval": [low / whole, high / whole],
         "p": float(test.pvalue),
     }
@@ -105,23 +109,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what options of the recipe gain or cost")
     parser.add_argument("--minutes", type=float, default=1e4, help="time limit; unfinished cells resume later")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells to run in parallel")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS)[1:], default=list(WAYS)[1:])
     args = parser.parse_args()
-    path, ways = results_folder() / "options.jsonl", ["full", *args.ways]
-    seconds = measure_step_seconds({way: make_cell(way) | {"corpus": CORPORA[0], "seed": 0} for way in ways})
+    path = results_folder() / "options.jsonl"
+    seconds = measure_step_seconds({way: make_cell(way) | {"corpus": CORPORA[0], "seed": 0} for way in WAYS})
     shares = shares_of(read_ledger(path), seconds)
     cells = plan_cells(shares)
     run_cells(path, lambda rows: cells, args.jobs, args.minutes)
     rows = read_ledger(path)
-    if not all(any(cell.items() <= row.items() for row in rows) for cell in cells):
+    if not has_all(rows, cells):
         return
-    found = [compare_with_full(rows, way, corpus) for way in args.ways for corpus in CORPORA]
+    found = [compare_with_full(rows, way, corpus) for way in list(WAYS)[1:] for corpus in CORPORA]
     for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
         each["p"], each["steps"] = p, shares[each["way"]] / shares["full"]
         each["step_time"], *spread = compare_step_times(seconds["full"], seconds[each["way"]])
         low, high = each["interval"]
         print(
-            f"{each['way']:14} {each['corpus']:14} {statistics.mean(each['bits_per_byte']):.4f} bits/byte, "
+            f"{each['way']:14} {each['corpus']:14} {each['score']} {statistics.mean(each['found']):.4f}, "
             f"{each['price']:+.1%} ({low:+.1%} to {high:+.1%}), p {p:.2g}, with {each['steps']:.2f} of the steps; a "
             f"step takes {each['step_time']:.2f} times the full recipe's ({spread[0]:.2f} to {spread[1]:.2f})"
         )

@@ -22,7 +22,7 @@ from functools import partial
 
 from scipy.stats import ttest_ind
 
-from benchmarks.grid import COMPILED, STEPS, Cell, measure_step_seconds, read_ledger, run_cells
+from benchmarks.grid import COMPILED, DATA_VERSION, STEPS, Cell, has_all, measure_step_seconds, read_ledger, run_cells
 from benchmarks.record import record, results_folder
 from compare.analysis.significance import holm
 
@@ -43,6 +43,7 @@ def make_cell(method: str, size: str) -> Cell:
     """A cell of a method and size on TUNING_CORPUS, without a learning rate."""
     return {
         "way": method,
+        "data": DATA_VERSION,
         "size": size,
         "corpus": TUNING_CORPUS,
         "seed": SEEDS[0],
@@ -146,6 +147,8 @@ def main() -> None:
     path = results_folder() / "speedrun.jsonl"
     run_cells(path, partial(plan_cells, sizes=args.sizes), args.jobs, args.minutes)
     rows, results, timings = read_ledger(path), [], {}
+    if not has_all(rows, plan_cells(rows, args.sizes)):
+        return
     for size in args.sizes:
         cells = {method: make_cell(method, size) for method in SHARES}
         timings[size] = measure_step_seconds(cells, compiled=True)

@@ -29,6 +29,35 @@ def test_a_variant_gives_the_same_loss_and_gradients(name):
         assert (ours - theirs).norm() <= (5e-2 if rounds else 1e-4) * ours.norm()
 
 
+def test_clipping_in_the_update_takes_the_same_steps():
+    """The first step of AdamW does not depend on the scale of the gradients, so there are more."""
+    recipe, found = Recipe(model=SHAPE), {}
+    net = build_model(SHAPE, 300).init_weights(0)
+    with torch.no_grad():
+        net.output.weight.mul_(100)
+    batches = torch.randint(0, 300, (4, 2, 3, 32), generator=torch.Generator().manual_seed(0))
+    for number, (_, y) in enumerate(batches):
+        y[:, : 10 * number] = -100  # gradients of different norms
+    for name, clips in (("clipped", False), ("in the update", True)):
+        each = mfu.Implementation(net, mfu_variants.Variant(extent="", clip_in_update=clips), recipe)
+        for x, y in batches:
+            each.step(x, y)
+        found[name] = torch.cat([p.detach().flatten() for p in each.parameters.values()])
+    free = mfu.Implementation(net, mfu_variants.Variant(extent=""), recipe)
+    norms = []
+    for x, y in batches:
+        (free.net(x, targets=y) / y.numel()).backward()
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in free.parameters.values()]).item())
+        free.optimizer.step()
+        free.optimizer.zero_grad()
+    unclipped = torch.cat([p.detach().flatten() for p in free.parameters.values()])
+    assert max(norms) > 1.5 * min(norms) > 1.5
+    start = torch.cat([p.detach().flatten() for p in net.parameters()])
+    moved = (found["clipped"] - start).norm()
+    assert (found["in the update"] - found["clipped"]).norm() < 0.02 * moved
+    assert (unclipped - found["clipped"]).norm() > 0.05 * moved
+
+
 def test_every_variant_belongs_to_a_group():
     assert {name for names in GROUPS.values() for name in names} == set(VARIANTS)
     assert all(names[0] == "ours" for names in GROUPS.values())  # the baseline

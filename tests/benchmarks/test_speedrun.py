@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import grid
 from benchmarks.ablation import WITHOUT, compare_step_time, compute_gains
-from benchmarks.grid import build_recipe, run_cells
+from benchmarks.grid import DATA_VERSION, build_recipe, has_all, read_ledger, run_cells
 from benchmarks.peers import Gpt2
 from benchmarks.speedrun import CORPORA, RATES, SEEDS, SHARES, compare_to_baseline, make_cell, plan_cells
 from configs.schema import ModelConfig
@@ -65,11 +65,15 @@ def test_losses_are_compared_with_a_confidence_interval():
 
 
 def test_cells_in_the_ledger_are_not_run_again(tmp_path):
-    cell = {"way": "recipe", "size": "1m", "share": 0.2}
+    cell = {"way": "recipe", "data": DATA_VERSION, "size": "1m", "share": 0.2}
     path = tmp_path / "ledger.jsonl"
     path.write_text(json.dumps(cell | {"test_loss": 1.0}) + "\n")
     run_cells(path, lambda rows: [cell], jobs=1, minutes=1)  # would raise: this cell is incomplete
     assert len(path.read_text().splitlines()) == 1
+    assert has_all(read_ledger(path), [cell])
+    before = {name: value for name, value in cell.items() if name != "data"} | {"test_loss": 1.0}
+    path.write_text(json.dumps(before) + "\n")  # of data in another order
+    assert not has_all(read_ledger(path), [cell])
 
 
 def test_cell_stops_at_the_time_limit_without_a_ledger_row(tmp_path):
