@@ -71,7 +71,7 @@ class DataConfig(Section):
     held_out_chars: int = Field(2_000_000, ge=1)
     """Maximum characters of each held-out split; more takes longer to score and adds little."""
     split_seed: int = 0
-    """Seed of the held-out split."""
+    """Seed of the held-out split and of the order of the documents."""
     cache_dir: str = "cache"
     """Cache folder for prepared documents, tokenizers and token shards, by content hash."""
 

@@ -1,6 +1,6 @@
 """The cases that `kernels.bench` times: our implementation first, then torch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -125,7 +125,8 @@ def compile_flex(device, causal, window, documents, B, T) -> Implementation:
         return seen
 
     mask = create_block_mask(visible, B, None, T, T, device=device)
-    compiled = torch.compile(flex_attention)
+    torch._dynamo.reset()  # after eight shapes of one function, it would not compile further ones
+    compiled = torch.compile(flex_attention, dynamic=False)
 
     def attend(q, k, v):
         return compiled(
@@ -197,9 +198,15 @@ CASES = [
     elementwise_case("relu2", [ROWS], lambda device: {"ours": relu2, "torch": lambda a: F.relu(a).square()}, 5),
     elementwise_case("rope", [(4, T, 8, 64), (64,)], rope_implementations, 5),
 ]
-if torch.cuda.is_available():  # the shapes of models, at other lengths than that of the tiles' search
-    TOKENS = 32_768
-    LENGTHS = (512, 1024, 2048, 4096, 8192)
-    CASES += [attention_case(f"gpt2-{length}", length, 64, B=TOKENS // length, H=12, K=12) for length in LENGTHS]
-    CASES += [attention_case(f"llama-1b-{length}", length, 64, B=TOKENS // length, H=32, K=8) for length in LENGTHS]
-    CASES += [attention_case("gpt2-window", 8192, 64, B=4, H=12, K=12, window=1024)]
+
+
+def length_cases(tokens: int, lengths: Sequence[int]) -> list[Case]:
+    """Attention in the shapes of models, at other lengths than that of the tiles' search."""
+    cases = [attention_case(f"gpt2-{length}", length, 64, B=tokens // length, H=12, K=12) for length in lengths]
+    cases += [attention_case(f"llama-1b-{length}", length, 64, B=tokens // length, H=32, K=8) for length in lengths]
+    *_, longest = lengths
+    return [*cases, attention_case("gpt2-window", longest, 64, B=tokens // longest, H=12, K=12, window=longest // 8)]
+
+
+if torch.cuda.is_available():
+    CASES += length_cases(32_768, (512, 1024, 2048, 4096, 8192))

@@ -72,6 +72,8 @@ class Batches:
         batches = [self.train_set.batch(indices[i : i + size]) for i in range(0, len(indices), size)]
         tokens = sum(int((targets != IGNORE).sum()) for _, targets in batches)
         padded = sum(inputs.numel() for inputs, _ in batches)
+        # A copy from strided memory goes through memory that is not pinned, and the host waits for it.
+        batches = [(inputs.contiguous(), targets.contiguous()) for inputs, targets in batches]
         if self.ranks.device.type == "cuda":
             batches = [(inputs.pin_memory(), targets.pin_memory()) for inputs, targets in batches]
         return StepBatch(batches, tokens, padded, epoch, loader.state())

@@ -8,7 +8,7 @@ step with a non-finite loss or gradient is skipped; SIGINT and SIGTERM save and 
 A step has no host sync: the device itself skips an update that is not finite, and the host reads
 the loss and the gradient norm when they are there, at the latest during the next step. On a CPU that
 is at once. On a GPU the row of a step is written during the next one, ten skipped steps in a row
-end the run at the eleventh, and a loss spike costs one more step. Before an evaluation or a
+end the run at the eleventh, and a loss spike and the end of `max_seconds` cost one more step. Before an evaluation or a
 checkpoint the last step is read: what is saved does not depend on the late reading.
 """
 

@@ -49,6 +49,21 @@ def test_the_compiled_model_gives_the_same_losses(fit, compiled, checkpointing):
     assert not any("forward" in vars(layer) for layer in model.layers)
 
 
+@pytest.mark.parametrize(("window", "document_mask"), [(8, False), (8, True), (0, True)])
+def test_windows_and_document_masks_compile_to_one_graph(fit, compiled, recipe, window, document_mask):
+    torch.compiler.reset()
+    config = load(Recipe, recipe)
+    tokenizer, *_ = load_data(config)
+    shape = config.model.model_copy(update={"window": window})
+    runs = []
+    for compile in ("never", "always"):
+        model = build_model(shape, tokenizer.vocab_size).init_weights(0)
+        _, run, _ = fit(model=model, name=compile, steps=10, compile=compile, document_mask=document_mask)
+        runs.append(losses(run))
+    assert compiled == ["model"]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+
+
 def test_examples_of_many_lengths_compile_by_block(fit, compiled, recipe):
     torch.compiler.reset()
     tokenizer, *_ = load_data(load(Recipe, recipe))

@@ -12,8 +12,10 @@ from cli.errors import UserError
 from cli.recipes import load
 from configs.schema import Recipe, TrainConfig
 from data.examples import Examples, encode_completions
+from data.loader import build_loader
 from model.build import build_model
 from model.formats.native import checkpoints, latest_checkpoint, load_run, read_manifest
+from train.batches import Batches
 from train.distributed import Ranks
 from train.metrics import read_metrics
 from train.optim import build_adamw, learning_rate
@@ -37,6 +39,31 @@ def test_an_automatic_micro_batch_gives_the_same_losses(fit, capsys):
     found = losses(fit(name="found", micro_batch_size=0, steps=5)[1])
     assert "8 windows/step = 1 ranks x 1 x 8" in capsys.readouterr().err
     assert found == pytest.approx(losses(fit(name="given", micro_batch_size=2, steps=5)[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("pack", [None, False, True])
+def test_batches_are_contiguous(recipe, pack):
+    """Else a copy to a GPU goes through memory that is not pinned."""
+    tokenizer, train_set, _ = load_data(load(Recipe, recipe))
+    if pack is not None:
+        rows = encode_completions([("a b c d " * n, " e f") for n in range(1, 9)], tokenizer)
+        train_set = Examples(rows, 64, tokenizer, pack)
+    with Ranks("cpu") as ranks:
+        batches = Batches(train_set, build_loader(train_set, 4, 0), ranks, 2)
+        loaded = batches.next().micro_batches
+        batches.close()
+    assert len(loaded) == 2
+    assert all(tensor.is_contiguous() for batch in loaded for tensor in batch)
+
+
+@pytest.mark.slow
+def test_windows_of_8192_tokens_train_on_a_cpu_in_two_gigabytes(command, cache, tmp_path):
+    changes = ("--train.steps", "3", "--train.batch-size", "1", "--data.held-out-chars", "40000")
+    recipe = ("configs/long-context.toml", "--data.cache-dir", cache, "--run-dir", tmp_path / "run")
+    done = command("train.pretrain", *recipe, *changes, timeout=600)
+    assert done.returncode == 0, done.stderr
+    peak = max(row.get("memory_bytes", 0) for row in read_metrics(tmp_path / "run"))
+    assert 0.5e9 < peak < 2e9
 
 
 def test_training_overfits_one_batch(fit, recipe):

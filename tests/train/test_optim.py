@@ -11,7 +11,7 @@ from train.optim import build_optimizers, learning_rate
 
 
 def test_muon_matches_torch():
-    shapes = [(16, 48), (48, 16), (32, 32)]
+    shapes = [(16, 48), (48, 16), (32, 32), (16, 48), (32, 32), (32, 32)]  # matrices of one shape are updated at once
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
