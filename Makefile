@@ -35,7 +35,7 @@ demo: .venv/demo
 # Triton's interpreter is chosen when Triton is imported: its tests need a process of their own.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/interpreted
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels/interpreted
 
 test-fast: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
