@@ -49,9 +49,7 @@ class Classifier(NamedTuple):
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """(N, layers, C) features -> (N, labels) probabilities."""
         x = (_flat(features, self.layers) - self.mean) / self.scale
-        logits = x @ self.weight.T + self.bias
-        exponentials = np.exp(logits - logits.max(1, keepdims=True))
-        return exponentials / exponentials.sum(1, keepdims=True)
+        return softmax(x @ self.weight.T + self.bias)
 
     def save(self, folder: Path) -> None:
         """Write classifier.safetensors and classifier.json."""
@@ -196,6 +194,12 @@ def fit_head(task: Task, train: np.ndarray, layers: list[int], strength: float, 
     labels, weight, bias = fit_linear((x - mean) / scale, labels, strength / x.shape[1], max_iter=300)
     arrays = (array.astype(np.float32) for array in (mean, scale, weight, bias))
     return Classifier(labels, pooling, layers, *arrays)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, labels) logits -> probabilities."""
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
 
 
 def fit_linear(

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from adapt.features import softmax
 from cli.atomic import to_json, write_atomically
 
-ORDERS = (1, 2, 3, 4)  # characters of an n-gram
+ORDERS = (1, 2, 3, 4)  # characters of an n-gram, as in prompting.shots.fit_tfidf
 _SPACES = re.compile(r"\s\s+")
 
 
@@ -32,9 +33,7 @@ class TfIdfClassifier(NamedTuple):
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> (N, labels) probabilities, float64."""
-        logits = np.stack([self._logits(text) for text in texts])
-        exponentials = np.exp(logits - logits.max(1, keepdims=True))
-        return exponentials / exponentials.sum(1, keepdims=True)
+        return softmax(np.stack([self._logits(text) for text in texts]))
 
     def _logits(self, text: str) -> np.ndarray:
         text = _SPACES.sub(" ", text)

@@ -10,6 +10,8 @@ from adapt.tfidf import TfIdfClassifier
 from cli.recipes import to_toml
 from configs.finetune_recipe import FinetuneRecipe
 from configs.schema import TaskConfig
+from data.items import Item
+from prompting.shots import fit_tfidf
 
 LETTERS = {"late": "vwxyz", "vowel": "aeiou", "early": "bcdfg"}
 
@@ -21,10 +23,7 @@ def labelled(count, seed, kinds):
 
 
 def fit(texts, labels, strength=10.0):
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, lowercase=False)
-    x = vectorizer.fit_transform(texts)
+    vectorizer, x = fit_tfidf([Item("", text, "") for text in texts])  # as the study does
     own, weight, bias = fit_linear(x, labels, strength, 1000)
     return TfIdfClassifier(own, vectorizer.vocabulary_, vectorizer.idf_, weight, bias), vectorizer, x
 
